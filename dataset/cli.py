@@ -1,0 +1,42 @@
+"""The command line of the builders: one pydantic config, `--help` with every default, one-line errors.
+
+Two properties of argdantic 1.3.3 to mind when declaring options: a list option is *merged into* a non-empty default,
+so lists default to `[]` and the builder fills in its own; and help texts go through `%` formatting, so a literal per
+cent sign is written `%%`.
+"""
+
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from argdantic import ArgParser
+from pydantic import ValidationError
+
+from errors import UserError, one_line_errors
+
+
+def describe_validation_error(error: ValidationError, option: Callable[[str], str]) -> str:
+    """One line for a pydantic error; `option` renders a field's dotted path as the user types it."""
+    parts = []
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        parts.append(f"{option(where)}: {message}" if where else message)
+    return "; ".join(parts)
+
+
+class _BuilderParser(ArgParser):
+    def _format_validation_error(self, exception: ValidationError) -> NoReturn:
+        raise UserError(
+            describe_validation_error(exception, lambda field: "--" + field.replace("_", "-")) + " (see --help)"
+        ) from None
+
+
+def run_builder(build: Callable[[Any], None]) -> None:
+    """Run `build(config)` with its config read from the command line; its docstring heads `--help`."""
+    parser = _BuilderParser()
+    parser.command(singleton=True)(build)
+    parser.entrypoint = parser._build_entrypoint()
+    parser.entrypoint.formatter_class = ArgumentDefaultsHelpFormatter
+    with one_line_errors():
+        parser()

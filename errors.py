@@ -1,0 +1,19 @@
+"""Errors that the person at the keyboard can mend, shown as one line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake outside the code: the message says what is wrong and what to do about it."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a `UserError` into `error: …` on stderr and exit code 2; anything else keeps its traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
