@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from errors import UserError
 
 BLANK_IDENTIFIER = "<blank>"
+IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
 
 # Transform t is undone by DIHEDRAL_INVERSE[t]: the quarter turns 1 and 3 undo each other, the rest are involutions.
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
@@ -177,7 +178,7 @@ class SplitWriter:
         self._labels.close()
         sizes, groups = _concatenate(self._puzzle_sizes), _concatenate(self._group_sizes)
         if self._inputs.rows > np.iinfo(np.int32).max:
-            raise UserError(f"{self.folder.name}: {self._inputs.rows} examples do not fit int32 indices; lower --num-aug")
+            raise UserError(f"{self.folder.name}: {self._inputs.rows} examples are too many for int32; lower --num-aug")
         np.save(self._path("puzzle_identifiers"), _concatenate(self._puzzle_identifiers).astype(np.int32))
         np.save(self._path("puzzle_indices"), _starts(sizes))
         np.save(self._path("group_indices"), _starts(groups))

@@ -1,0 +1,121 @@
+"""Evaluate a checkpoint: python evaluate.py checkpoint=<run>/step_<n> [key=value …], or under torchrun.
+
+    data_path=…            another dataset than the run's          split=test
+    save_outputs=[…]       among inputs, labels, puzzle_identifiers, logits, q_halt_logits, q_continue_logits
+    global_batch_size=…    default: the run's                      max_examples=… a seeded subset
+    device=auto            auto, cuda, mps or cpu                  output_dir=… default: the run folder
+
+Reads `all_config.yaml` beside the checkpoint; prints a table; writes `step_<n>_all_preds.<rank>` where outputs are
+saved. Checkpoints of the original load too.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
+
+from errors import UserError, one_line_errors
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from training.compilation import compile_blocks
+from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_config, validate
+from training.distributed import DEVICES, Ranks, select_device
+from training.evaluation import evaluate_split, save_predictions
+from training.run_folder import load_weights
+
+
+class EvalConfig(StrictModel):
+    checkpoint: str
+    data_path: str | None = None
+    split: str = "test"
+    save_outputs: list[Literal[SAVABLE_OUTPUTS]] = Field(default=list(SAVABLE_OUTPUTS))
+    global_batch_size: int | None = Field(default=None, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
+    device: Literal[DEVICES] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    output_dir: str | None = None
+
+
+def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
+    """-> `eval/…` metrics, on rank 0."""
+    checkpoint = Path(config.checkpoint)
+    run = load_config(str(checkpoint.parent / "all_config.yaml"))
+    dataset = open_split(config, run, ranks)
+    torch.manual_seed(run.seed + ranks.rank)
+    with torch.device(device):
+        head = run.arch.build(
+            batch_size=dataset.local_batch_size,
+            seq_len=dataset.metadata.seq_len,
+            vocab_size=dataset.metadata.vocab_size,
+            num_puzzle_identifiers=dataset.metadata.num_puzzle_identifiers,
+        )
+    load_weights(head, checkpoint, belongs_to=run.data_path)
+    steps = dataset.num_test_batches() * run.arch.halt_max_steps
+    compile_blocks(head, config.compile, device, steps)
+
+    metrics, saved = evaluate_split(head, dataset, ranks, device, config.save_outputs, leave_bar=True)
+    if saved:
+        folder = Path(config.output_dir) if config.output_dir else checkpoint.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        path = save_predictions(folder, checkpoint.name, ranks.rank, saved)
+        if ranks.is_main:
+            print(f"predictions: {path.with_suffix('')}.*")
+    if ranks.is_main:
+        print(table(metrics, dataset))
+    return metrics
+
+
+def open_split(config: EvalConfig, run: PretrainConfig, ranks: Ranks) -> PuzzleDataset:
+    global_batch_size = config.global_batch_size or run.global_batch_size
+    return PuzzleDataset(
+        PuzzleDatasetConfig(
+            seed=run.seed,
+            dataset_path=config.data_path or run.data_path,
+            global_batch_size=global_batch_size,
+            test_set_mode=True,
+            epochs_per_iter=1,
+            rank=ranks.rank,
+            num_replicas=ranks.world_size,
+            max_examples=config.max_examples,
+        ),
+        config.split,
+    )
+
+
+def table(metrics: dict[str, float], dataset: PuzzleDataset) -> str:
+    width = max(map(len, metrics))
+    rows = [f"{key:<{width}}  {value:.4f}" for key, value in metrics.items()]
+    return "\n".join([f"{dataset.config.dataset_path}/{dataset.split}: {dataset.num_examples()} examples", *rows])
+
+
+def config_from_cli(args: list[str]) -> EvalConfig:
+    if not args or {"-h", "--help"} & set(args):
+        print(__doc__)
+        raise SystemExit(0 if args else 2)
+    wrong = [arg for arg in args if "=" not in arg]
+    if wrong:
+        raise UserError(f"'{wrong[0]}' is not of the form key=value (see python evaluate.py --help)")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_cli(args))
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot read the arguments: {error}") from None
+    return validate(EvalConfig, values)
+
+
+def main() -> None:
+    with one_line_errors():
+        config = config_from_cli(sys.argv[1:])
+        ranks = Ranks.from_environment()
+        device = select_device(config.device, ranks.local_rank)
+        logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(message)s")
+        ranks.connect(device)
+        evaluate(config, ranks, device)
+        ranks.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""One learned vector per puzzle: a table too large for a dense optimiser, trained by sign-SGD on the rows in use.
+
+The rows of a batch are copied into `local_weights`, a leaf that autograd fills; `SparseSignSGD` then gathers the
+gradients of all ranks and updates each touched row once. Untouched rows stay as they are: no decay, no state.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.common import trunc_normal_init_
+
+
+class SparseEmbedding(nn.Module):
+    """`weights` (num_embeddings, dim) is saved; `local_weights` (batch, dim) and `local_ids` (batch,) are a batch's.
+
+    In training a batch must have exactly `batch_size` rows; in evaluation any number will do.
+    """
+
+    weights: Tensor
+    local_weights: Tensor
+    local_ids: Tensor
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, batch_size: int, init_std: float, cast_to: torch.dtype):
+        super().__init__()
+        self.cast_to = cast_to
+        self.register_buffer("weights", trunc_normal_init_(torch.empty(num_embeddings, embedding_dim), std=init_std))
+        local = torch.zeros(batch_size, embedding_dim, requires_grad=True)
+        self.register_buffer("local_weights", local, persistent=False)
+        self.register_buffer("local_ids", torch.zeros(batch_size, dtype=torch.int32), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return self.weights[ids].to(self.cast_to)
+        with torch.no_grad():
+            self.local_weights.copy_(self.weights[ids])
+            self.local_ids.copy_(ids)
+        return self.local_weights.to(self.cast_to)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.local_weights = self.local_weights.detach().requires_grad_()  # a moved leaf would no longer be one
+        return self
+
+
+class SparseSignSGD(torch.optim.Optimizer):
+    """Sign-SGD with decoupled weight decay for the buffers of one `SparseEmbedding`.
+
+    For each row that occurs on any rank: `w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients)`.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor], world_size: int, lr: float = 1e-3, weight_decay: float = 1e-2):
+        if lr < 0 or weight_decay < 0:
+            raise ValueError(f"lr ({lr}) and weight_decay ({weight_decay}) must not be negative")
+        super().__init__(buffers, dict(lr=lr, weight_decay=weight_decay))
+        self.world_size = world_size
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        assert closure is None
+        for group in self.param_groups:
+            weights, local_weights, local_ids = _roles(group["params"])
+            if local_weights.grad is None:
+                continue
+            grads, ids = self._gather(local_weights.grad), self._gather(local_ids)
+            _sign_update(weights, ids.long(), grads, group["lr"], group["weight_decay"])
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return rows
+        gathered = rows.new_empty((self.world_size * rows.shape[0], *rows.shape[1:]))
+        dist.all_gather(list(gathered.chunk(self.world_size)), rows.contiguous())
+        return gathered
+
+
+def _roles(buffers: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tell the three buffers apart, in whichever order they came."""
+    (local_weights,) = (b for b in buffers if b.requires_grad)
+    (local_ids,) = (b for b in buffers if b.ndim == 1)
+    (weights,) = (b for b in buffers if b.ndim == 2 and not b.requires_grad)
+    return weights, local_weights, local_ids
+
+
+def _sign_update(weights: Tensor, ids: Tensor, grads: Tensor, lr: float, weight_decay: float) -> None:
+    """Update the rows `ids` (n,) of `weights` once each, by the sum of their `grads` (n, dim).
+
+    All shapes are static (no `unique`, which would make the device wait for the host): equal ids become neighbours by
+    sorting, their gradients are summed into one slot, and every occurrence writes the same new row.
+    """
+    ids, order = ids.sort(stable=True)
+    first = torch.ones_like(ids)
+    first[1:] = ids[1:] != ids[:-1]
+    slot = first.cumsum(0) - 1  # (n,): which distinct id
+    total = torch.zeros_like(grads).index_add_(0, slot, grads[order])
+    rows = weights[ids] * (1 - lr * weight_decay) - lr * total[slot].sign()
+    weights.index_copy_(0, ids, rows.to(weights.dtype))

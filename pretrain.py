@@ -1,0 +1,151 @@
+"""Train a model: python pretrain.py [+experiment=NAME] [key=value …], or torchrun --nproc-per-node N pretrain.py …
+
+Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.py says what is in it). Every experiment
+with its cost and expected result stands in README.md; every key in training/config.py.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from errors import UserError, one_line_errors
+from puzzle_dataset import Batch, PuzzleDataset, PuzzleDatasetConfig
+from training import run_folder
+from training.compilation import compile_blocks
+from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
+from training.distributed import Ranks, select_device
+from training.evaluation import evaluate_split, save_predictions
+from training.metrics import MetricsLog, reduce_metrics, train_metrics
+from training.progress import progress_bar
+from training.state import TrainState, create_state, total_steps, train_step
+
+log = logging.getLogger(__name__)
+
+
+def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
+    """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
+    train_data, eval_data = open_datasets(config, ranks)
+    folder = run_folder.create(config) if ranks.is_main else None
+    torch.manual_seed(config.seed + ranks.rank)
+    state = create_state(config, train_data.metadata, ranks, device)
+    if compile_blocks(state.head, config.compile, device, state.total_steps):
+        log.info("compiling the model's blocks")
+    metrics_log = MetricsLog(ranks, folder, config, sum(p.numel() for p in state.head.parameters()))
+    bar = progress_bar(total=state.total_steps, desc="train", unit="step", enabled=ranks.is_main)
+    batches = DataLoader(
+        train_data, batch_size=None, num_workers=int(device.type == "cuda"), pin_memory=device.type == "cuda",
+        persistent_workers=device.type == "cuda",
+    )  # fmt: skip
+
+    passes = config.epochs // train_data.config.epochs_per_iter
+    for this_pass in range(1, passes + 1):
+        for batch in one_pass(batches, state, device):
+            sums, lr = train_step(state, batch, config, ranks)
+            metrics = train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr)
+            metrics_log.write(state.step, metrics)
+            show(bar, metrics)
+        last = this_pass == passes
+        metrics, saved = evaluate_split(state.head, eval_data, ranks, device, config.eval_save_outputs)
+        metrics_log.write(state.step, metrics)
+        if ranks.is_main:
+            bar.write(summary(state.step, metrics))
+        if config.checkpoint_every_eval or last:
+            save(state, config, ranks, saved)
+    bar.close()
+    metrics_log.close()
+    if ranks.is_main:
+        print(f"saved: {folder / f'step_{state.step}'}", flush=True)
+
+
+def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
+    def dataset(split: str, test_set_mode: bool, epochs_per_iter: int) -> PuzzleDataset:
+        return PuzzleDataset(
+            PuzzleDatasetConfig(
+                seed=config.seed,
+                dataset_path=config.data_path,
+                global_batch_size=config.global_batch_size,
+                test_set_mode=test_set_mode,
+                epochs_per_iter=epochs_per_iter,
+                rank=ranks.rank,
+                num_replicas=ranks.world_size,
+            ),
+            split,
+        )
+
+    epochs_per_pass = config.eval_interval or config.epochs
+    train_data = dataset("train", False, epochs_per_pass)
+    if total_steps(config, train_data.metadata) * epochs_per_pass < config.epochs:
+        raise UserError(
+            f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size}; "
+            f"lower global_batch_size, or raise epochs and eval_interval"
+        )
+    return train_data, dataset("test", True, 1)
+
+
+def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> Iterator[Batch]:
+    """The batches of one pass, on the device; the run ends with its last step even where batches are left over."""
+    state.head.train()
+    for _, batch, _ in batches:
+        if state.step >= state.total_steps:
+            return
+        yield {name: field.to(device, non_blocking=True) for name, field in batch.items()}
+
+
+def save(state: TrainState, config: PretrainConfig, ranks: Ranks, saved: dict) -> None:
+    folder = Path(config.checkpoint_path)
+    if ranks.is_main:
+        run_folder.save_weights(folder, state.step, state.head)
+    if saved:
+        save_predictions(folder, f"step_{state.step}", ranks.rank, saved)
+
+
+def show(bar: tqdm, metrics: dict[str, float]) -> None:
+    if metrics["train/count"]:  # a step in which nothing halted has no accuracy
+        loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
+        bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+    bar.update()
+
+
+def summary(step: int, metrics: dict[str, float]) -> str:
+    return (
+        f"step {step}: exact accuracy {metrics['eval/exact_accuracy']:.4f}, cell accuracy "
+        f"{metrics['eval/accuracy']:.4f}, loss {metrics['eval/lm_loss']:.4f}"
+    )
+
+
+@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+def launch(cfg: DictConfig) -> None:
+    with one_line_errors():  # here too: what passes through Hydra gets a line of Hydra's added
+        ranks = Ranks.from_environment()
+        config = from_hydra(cfg)
+        config.check_ranks(ranks.world_size)
+        device = select_device(config.device, ranks.local_rank)
+        logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(message)s")
+        ranks.connect(device)
+        config = ranks.broadcast_object(run_folder.name_run(config) if ranks.is_main else None)
+        train(config, ranks, device)
+        ranks.close()
+
+
+def main() -> None:
+    accept_plain_overrides()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to the line below
+    with one_line_errors():
+        try:
+            launch()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise hydra_error(error) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

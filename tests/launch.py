@@ -1,0 +1,42 @@
+"""Running the project's commands as a user would: in processes of their own, also under torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*args, ranks: int | None = None, check: bool = True, cwd=ROOT, **env) -> subprocess.CompletedProcess:
+    """`python args…`, or torchrun with `ranks` processes; W&B off, one thread a process, no compilation by default.
+
+    Further keywords are environment variables, None unsets one.
+    """
+    launcher = [sys.executable]
+    if ranks is not None:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    defaults = dict(WANDB_MODE="disabled", DISABLE_COMPILE="1", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    settings = os.environ | defaults | env
+    done = subprocess.run(
+        [*launcher, *map(str, args)],
+        cwd=cwd,
+        env={key: value for key, value in settings.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{args} exited {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def error_line(*args, **options) -> str:
+    """Run a command that must fail as a user's mistake does: exit code 2 and one line on stderr; -> the line."""
+    done = run(*args, check=False, **options)
+    assert done.returncode == 2, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: "), done.stderr
+    return lines[0]

@@ -1,0 +1,169 @@
+"""The model beside the reference vectors: python -m pytest tests/test_hrm.py"""
+
+import json
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from models.attention import ATTENTION_KERNELS, sdpa, select_attention
+from models.common import trunc_normal_init_
+from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
+from models.layers import SwiGLU
+from models.losses import ACTLossHead
+from tests.reference_models import REFERENCE, Variant
+
+SMALL = dict(
+    batch_size=6, seq_len=16, vocab_size=6, num_puzzle_identifiers=9, puzzle_emb_ndim=32, hidden_size=32, num_heads=2,
+    expansion=4, H_cycles=2, L_cycles=2, H_layers=1, L_layers=1, pos_encodings="rope", halt_max_steps=8,
+    halt_exploration_prob=0.0, forward_dtype="float32",
+)  # fmt: skip
+
+
+def batch(size=6):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 6, (size, 16), dtype=torch.int32, generator=generator)
+    return {"inputs": tokens, "labels": tokens, "puzzle_identifiers": torch.arange(size, dtype=torch.int32)}
+
+
+@pytest.mark.parametrize("name", ["sudoku_extreme", "maze_30x30_hard", "arc_2"])
+def test_published_checkpoints_fit(name):
+    spec = json.loads((REFERENCE / "published_state_dict.json").read_text())[name]
+    with torch.device("meta"):
+        head = ACTLossHead(HierarchicalReasoningModel_ACTV1(spec["config"]), "stablemax_cross_entropy")
+    ours = {key: list(value.shape) for key, value in head.state_dict().items()}
+    assert ours == {key: shape for key, (shape, _) in spec["tensors"].items()}
+    assert sum(p.numel() for p in head.parameters()) == spec["num_params"]
+
+
+@pytest.mark.parametrize(("std", "dtype"), [(1.0, torch.float32), (0.02, torch.float32), (1.0, torch.bfloat16)])
+def test_truncated_normal_has_the_stated_variance_and_shape(std, dtype):
+    torch.manual_seed(0)
+    drawn = trunc_normal_init_(torch.empty(1000, 1000, dtype=dtype), std).double().flatten()
+    uncut = std / stats.truncnorm(-2, 2).std()
+    assert abs(drawn.mean()) < 5e-3 * std
+    assert drawn.std().item() == pytest.approx(std, rel=5e-3)
+    assert drawn.abs().max() <= 2 * uncut * (1 + 2**-8)
+    if dtype == torch.float32:
+        assert stats.kstest(drawn[:100_000].numpy(), stats.truncnorm(-2, 2, scale=uncut).cdf).pvalue > 1e-3
+
+
+def test_initial_weights_have_the_stated_scales():
+    torch.manual_seed(0)
+    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(hidden_size=256, num_heads=4, pos_encodings="learned")).inner
+    for name, parameter in model.named_parameters():
+        if name.startswith("q_head"):
+            continue
+        expected = 1 / 16 if "embed" in name else parameter.shape[1] ** -0.5
+        tolerance = 0.03 + 2 / math.sqrt(parameter.numel())
+        assert parameter.std().item() == pytest.approx(expected, rel=tolerance), name
+    assert not model.q_head.weight.any()
+    assert (model.q_head.bias == -5).all()
+    assert not model.puzzle_emb.weights.any()
+    assert model.H_init.std().item() == pytest.approx(1, rel=0.15)
+
+
+@pytest.mark.parametrize(("expansion", "hidden", "width"), [(4, 512, 1536), (4, 32, 256), (2, 384, 512), (1, 384, 256)])
+def test_swiglu_width(expansion, hidden, width):
+    assert SwiGLU(hidden, expansion).down_proj.weight.shape == (hidden, width)
+
+
+def test_halted_rows_take_new_data_and_the_others_keep_theirs():
+    head = ACTLossHead(HierarchicalReasoningModel_ACTV1(SMALL), "stablemax_cross_entropy").train()
+    first, second = batch(), {key: value.flip(0) for key, value in batch().items()}
+    carry = head(carry=head.initial_carry(first), batch=first).carry
+    assert carry.steps.tolist() == [1] * 6
+    carry.halted = torch.tensor([True, False] * 3)
+    carry = head(carry=carry, batch=second).carry
+    assert carry.steps.tolist() == [1, 2] * 3
+    assert torch.equal(carry.current_data["inputs"][::2], second["inputs"][::2])
+    assert torch.equal(carry.current_data["inputs"][1::2], first["inputs"][1::2])
+
+
+def test_exploration_draws_a_minimum_number_of_steps():
+    """With Q always in favour of halting, a sequence stops at 1 step, or with exploration at a uniform 2..max."""
+    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(halt_exploration_prob=0.25)).train()
+    steps, q = torch.ones(40_000, dtype=torch.int32), torch.ones(40_000)
+    torch.manual_seed(0)
+    never = torch.zeros(40_000, dtype=torch.bool)
+    halted = [model._halt(never, steps * n, q, q - 1).float().mean().item() for n in range(1, 9)]
+    for n, share in enumerate(halted, start=1):  # the minimum is ≤ n with probability (n - 1) / 7 where one is drawn
+        assert share == pytest.approx(0.75 + 0.25 * (n - 1) / 7, abs=0.01)
+
+
+def test_evaluation_runs_all_steps_whatever_q_says():
+    model = HierarchicalReasoningModel_ACTV1(SMALL).eval()
+    with torch.no_grad():
+        model.inner.q_head.bias.copy_(torch.tensor([9.0, -9.0]))
+        carry = model.initial_carry(batch())
+        for step in range(1, 9):
+            carry, outputs = model(carry, batch())
+            assert carry.halted.all() == (step == 8)
+            assert "target_q_continue" not in outputs
+
+
+def test_gradient_stops_at_the_last_cycle():
+    """The gradient equals that of one L and one H update from a state that came without gradient (paper, section on
+    the one-step approximation)."""
+    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(H_cycles=2, L_cycles=3)).inner
+    data, carry = batch(), model.empty_carry(6, torch.device("cpu"))
+    carry = model.reset_carry(torch.ones(6, dtype=torch.bool), carry)
+    model(carry, data)[1].square().sum().backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    x, cos_sin = model._embed(data["inputs"], data["puzzle_identifiers"]), model.rotary_emb()
+    z_H, z_L = carry.z_H, carry.z_L
+    with torch.no_grad():
+        for _ in range(3):
+            z_L = model.L_level(z_L, z_H + x, cos_sin)
+        z_H = model.H_level(z_H, z_L, cos_sin)
+        for _ in range(2):
+            z_L = model.L_level(z_L, z_H + x, cos_sin)
+    z_H = model.H_level(z_H, model.L_level(z_L, z_H + x, cos_sin), cos_sin)
+    model.lm_head(z_H)[:, 1:].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(got[name], parameter.grad)
+
+
+def test_bfloat16_stays_close_to_float32():
+    variant = Variant("rope_stablemax")
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        head = variant.head(forward_dtype=dtype).eval()
+        with torch.no_grad():
+            out = head(carry=head.initial_carry(variant.batch(0)), batch=variant.batch(0), return_keys=["logits"])
+        outputs.append(out.outputs["logits"].float())
+    assert outputs[0].std() > 0.5
+    torch.testing.assert_close(*outputs, rtol=0, atol=0.15)  # 8 bits of mantissa through 12 blocks
+
+
+def test_attention_equals_its_definition():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 17, 4, 8, dtype=torch.float64)
+    weights = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(8), dim=-1)
+    torch.testing.assert_close(sdpa(q, k, v), torch.einsum("bhqk,bkhd->bqhd", weights, v))
+
+
+def test_attention_choice():
+    assert select_attention("auto", "cpu", torch.float32) is sdpa
+    assert select_attention("auto", "cuda", torch.float32) is sdpa
+    with pytest.raises(ValueError, match=", ".join(ATTENTION_KERNELS)):
+        select_attention("nonsense", "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(hidden_size=30, num_heads=4), "not divisible by num_heads"),
+        (dict(hidden_size=18, num_heads=2), "even head size"),
+        (dict(H_cycle=3), "H_cycle"),
+        (dict(pos_encodings="alibi"), "pos_encodings"),
+        (dict(halt_max_steps=0), "halt_max_steps"),
+    ],
+)
+def test_bad_configs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalReasoningModel_ACTV1(SMALL | change)

@@ -1,0 +1,239 @@
+"""Whole runs through the command line: python -m pytest tests/test_pretrain.py"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dataset.common import SplitWriter, write_identifiers
+from tests.launch import ROOT, error_line, run
+from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, reference_overrides
+
+
+def assert_lines_close(got: list[dict], expected: list[dict], rtol: float) -> None:
+    assert len(got) == len(expected)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert mine[key] == pytest.approx(value, rel=rtol, abs=1e-9), (mine["step"], key)
+
+
+@pytest.fixture(scope="module")
+def reference_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "reference run"  # a blank in the name, as in default run names
+    return folder, pretrain(folder)
+
+
+def test_the_reference_run_is_reproduced(reference_run):
+    folder, lines = reference_run
+    assert_lines_close(lines_with(lines, "train/"), TRAJECTORY["train"], rtol=1e-4)
+    expected = [
+        {"step": e["step"]} | {f"eval/{key}": value for key, value in e["all"].items()} for e in TRAJECTORY["eval"]
+    ]
+    assert_lines_close(lines_with(lines, "eval/"), expected, rtol=1e-4)
+    final, reference = load(folder / "step_60"), load(PIPELINE / "final_checkpoint.pt")
+    assert final.keys() == reference.keys()
+    for key, value in reference.items():
+        torch.testing.assert_close(final[key], value, rtol=0, atol=1e-5)
+
+
+def test_the_run_folder_tells_what_was_run(reference_run):
+    folder, _ = reference_run
+    config = yaml.safe_load((folder / "all_config.yaml").read_text())
+    assert config["arch"]["H_layers"] == 1
+    assert config["seed"] == 7
+    for source in ("models/hrm/hrm_act_v1.py", "models/losses.py"):
+        assert (folder / source.split("/")[-1]).read_text() == (ROOT / source).read_text()
+    assert {p.name for p in folder.glob("step_*")} == {"step_20", "step_40", "step_60"}
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    changes = {"load_checkpoint": None, "arch.halt_exploration_prob": 0.5, "epochs": 4}
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        pretrain(folder, **changes)
+    assert (folders[0] / "metrics.jsonl").read_bytes() == (folders[1] / "metrics.jsonl").read_bytes()
+    first, second = (load(folder / "step_20") for folder in folders)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    pretrain(tmp_path / "c", **changes | {"seed": 8})
+    assert (tmp_path / "c/metrics.jsonl").read_bytes() != (folders[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def puzzles(tmp_path_factory):
+    """24 groups of 3 puzzles of 1..4 examples, each puzzle with an identifier of its own."""
+    path = tmp_path_factory.mktemp("data") / "puzzles"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        sizes = rng.integers(1, 5, 72)
+        tokens = rng.integers(1, 6, (sizes.sum(), 16))
+        writer = SplitWriter(path, split, seq_len=16)
+        writer.append(
+            tokens,
+            np.sort(tokens),
+            puzzle_identifiers=np.arange(72) + 1,
+            puzzle_sizes=sizes,
+            group_sizes=np.full(24, 3),
+        )
+        writer.finish(vocab_size=6, num_puzzle_identifiers=73)
+    write_identifiers(path, [f"p{i}" for i in range(72)])
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_equal_one_process(tmp_path, puzzles, ranks):
+    changes = {"data_path": puzzles, "load_checkpoint": None, "global_batch_size": 16, "eval_save_outputs": "[labels]"}
+    single = pretrain(tmp_path / "single", **changes)
+    several = pretrain(tmp_path / "several", ranks=ranks, **changes)
+    assert len(single) > 20
+    assert_lines_close(several, single, rtol=1e-4)
+    step = single[-1]["step"]
+    one, many = (load(tmp_path / name / f"step_{step}") for name in ("single", "several"))
+    for key in one:
+        torch.testing.assert_close(many[key], one[key], rtol=0, atol=1e-5)
+    table = "model.inner.puzzle_emb.weights"
+    assert one[table].any(dim=1).sum() > 30
+    torch.testing.assert_close(many[table], one[table], rtol=0, atol=1e-6)
+    labels = [
+        torch.cat([load(path)["labels"] for path in sorted((tmp_path / name).glob(f"step_{step}_all_preds.*"))])
+        for name in ("single", "several")
+    ]
+    rows = [sorted(map(tuple, part[part[:, 0] != -100].tolist())) for part in labels]
+    assert rows[0] == rows[1]
+
+
+def test_without_puzzle_embeddings_and_with_learned_positions(tmp_path):
+    changes = {"load_checkpoint": None, "epochs": 4, "arch.puzzle_emb_ndim": 0, "arch.pos_encodings": "learned"}
+    lines = pretrain(tmp_path / "run", **changes, **{"arch.loss.loss_type": "softmax_cross_entropy"})
+    assert lines_with(lines, "train/")[-1]["train/lm_loss"] < 0.8 * lines[0]["train/lm_loss"]
+
+
+def test_several_sets_are_reported_apart_and_together(tmp_path):
+    from training.metrics import eval_metrics
+
+    got = eval_metrics({"a": {"accuracy": 3.0, "count": 4.0}, "b": {"accuracy": 0.0, "count": 2.0}})
+    assert got == {"eval/accuracy": 0.5, "eval/a/accuracy": 0.75, "eval/b/accuracy": 0.0}
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(tmp_path):
+    lines = pretrain(tmp_path / "run", env={"DISABLE_COMPILE": "0"}, compile="on", epochs=4)
+    # Only the lr schedule knows how long the run is: until the warm-up ends the steps are the reference run's.
+    assert_lines_close(lines_with(lines, "train/")[:10], TRAJECTORY["train"][:10], rtol=1e-4)
+
+
+def test_a_compiler_that_fails_costs_a_warning_only(tmp_path):
+    overrides = reference_overrides(tmp_path / "run", compile="on", epochs=4)
+    done = run(
+        "pretrain.py",
+        *overrides,
+        DISABLE_COMPILE="0",
+        CXX="/nonexistent/compiler",
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert "torch.compile does not work here, continuing without: " in done.stderr
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 20
+
+
+REFUSED = {
+    "unknown key": (["lrr=1"], "unknown config key 'lrr'; did you mean 'lr'?"),
+    "unknown key with plus": (["+arch.H_cycle=3"], "unknown config key 'arch.H_cycle'; did you mean 'arch.H_cycles'?"),
+    "unknown nested key": (["arch.loss.kind=x"], "unknown config key 'arch.loss.kind'"),
+    "ill-typed": (["epochs=many"], "epochs: "),
+    "ill-typed, nested": (["arch.num_heads=2.5"], "arch.num_heads: "),
+    "negative lr": (["lr=-1"], "lr: Input should be greater than or equal to 0"),
+    "infinite lr": (["lr=inf"], "lr: "),
+    "heads": (["arch.hidden_size=130", "arch.num_heads=4"], "hidden_size=130 is not divisible by num_heads=4"),
+    "eval_interval": (["epochs=10", "eval_interval=4"], "eval_interval=4 does not divide epochs=10"),
+    "loss": (["arch.loss.loss_type=hinge"], "arch.loss.loss_type: "),
+    "experiment": (["+experiment=sudoku"], "experiment/sudoku"),
+    "grammar": (["epochs=[1"], "epochs"),
+    "no dataset": (["data_path=/nonexistent"], "no dataset at /nonexistent"),
+    "batch too large": (["global_batch_size=4096"], "do not fill one batch of 4096"),
+    "checkpoint": (["load_checkpoint=/nonexistent"], "checkpoint /nonexistent does not exist"),
+    "device": (["device=mps"], "device=mps is not available"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes_are_refused_in_one_line(tmp_path, case):
+    overrides, message = REFUSED[case]
+    base = [
+        o for o in reference_overrides(tmp_path / "run") if o.split("=")[0] not in {a.split("=")[0] for a in overrides}
+    ]
+    assert message in error_line("pretrain.py", *base, *overrides)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built(tmp_path):
+    done = run("pretrain.py", *reference_overrides(tmp_path / "run", global_batch_size=9), ranks=2, check=False)
+    assert done.returncode != 0
+    assert "error: global_batch_size=9 is not divisible by the 2 ranks; choose a multiple of 2" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_run_folder_is_not_overwritten(reference_run):
+    folder, _ = reference_run
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert "already holds a run" in error_line("pretrain.py", *reference_overrides(folder))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_wandb_works_offline_without_a_login(tmp_path):
+    env = {"WANDB_MODE": None, "HOME": str(tmp_path), "WANDB_API_KEY": None}
+    overrides = reference_overrides(tmp_path / "run", epochs=4)
+    run("pretrain.py", *overrides, **env)
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_every_experiment_has_the_hyperparameters_of_the_paper():
+    from hydra import compose, initialize_config_dir
+
+    from training.config import from_hydra
+
+    base = dict(
+        global_batch_size=768, epochs=100_000, eval_interval=10_000, lr=1e-4, lr_min_ratio=1, lr_warmup_steps=2000,
+        beta1=0.9, beta2=0.95, weight_decay=0.1, puzzle_emb_lr=1e-2, puzzle_emb_weight_decay=0.1,
+    )  # fmt: skip
+    sudoku = base | dict(
+        epochs=20_000, eval_interval=2000, puzzle_emb_lr=1e-4, weight_decay=1, puzzle_emb_weight_decay=1
+    )
+    full = base | dict(
+        epochs=100, eval_interval=10, lr_min_ratio=0.1, global_batch_size=2304, lr=3e-4, puzzle_emb_lr=3e-4
+    )
+    expected = {
+        "arc_1": base | dict(data_path="data/arc-aug-1000"),
+        "arc_2": base | dict(data_path="data/arc-2-aug-1000"),
+        "sudoku_extreme_1k": sudoku | dict(data_path="data/sudoku-extreme-1k-aug-1000"),
+        "sudoku_extreme_1k_laptop": sudoku
+        | dict(data_path="data/sudoku-extreme-1k-aug-1000", global_batch_size=384, lr=7e-5, puzzle_emb_lr=7e-5),
+        "sudoku_extreme_full": full | dict(data_path="data/sudoku-extreme-full"),
+        "maze_hard_1k": sudoku | dict(data_path="data/maze-30x30-hard-1k"),
+    }
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        for name, values in expected.items():
+            config = from_hydra(compose("cfg_pretrain", overrides=[f"+experiment={name}"]))
+            assert {key: getattr(config, key) for key in values} == values, name
+            arch = config.arch.model_dump(include={"L_cycles", "halt_max_steps", "pos_encodings"})
+            special = name == "sudoku_extreme_full"
+            assert arch == dict(
+                L_cycles=8 if special else 2,
+                halt_max_steps=8 if special else 16,
+                pos_encodings="learned" if special else "rope",
+            )
+            assert config.arch.loss.loss_type == ("softmax" if special else "stablemax") + "_cross_entropy"
+            assert config.arch.puzzle_emb_ndim == config.arch.hidden_size == 512
+
+
+def test_a_published_config_loads():
+    from training.config import load_config
+
+    path = ROOT / "tests/reference/published_all_config.yaml"
+    config = load_config(str(path))
+    published = yaml.safe_load(path.read_text())
+    ours = json.loads(config.model_dump_json())
+    assert {key: ours[key] for key in published if key != "arch"} == {k: v for k, v in published.items() if k != "arch"}
+    assert {key: ours["arch"][key] for key in published["arch"]} == published["arch"]

@@ -1,0 +1,206 @@
+"""Batches against the original's, sampling, and broken datasets: python -m pytest tests/test_puzzle_dataset.py"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.common import SplitWriter, write_identifiers
+from errors import UserError
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, PuzzleSet, sample_batches
+
+PIPELINE = Path(__file__).parent / "reference" / "pipeline"
+
+
+def dataset(path, split="train", rank=0, ranks=1, **changes):
+    options = dict(seed=12, global_batch_size=12, epochs_per_iter=3, test_set_mode=split != "train")
+    return PuzzleDataset(
+        PuzzleDatasetConfig(dataset_path=str(path), rank=rank, num_replicas=ranks, **options | changes), split
+    )
+
+
+@pytest.mark.parametrize(("split", "passes"), [("train", 2), ("test", 1)])
+def test_batches_equal_the_original_bit_for_bit(split, passes):
+    expected = np.load(PIPELINE / "batches.npz")
+    streams = sorted(key.removesuffix("/num_batches") for key in expected if key.endswith("num_batches"))
+    streams = [stream for stream in streams if stream.startswith(split)]
+    assert len(streams) >= 3  # one rank, and two ranks
+    for stream in streams:
+        ranks, rank = (int(part[-1]) for part in stream.split("/")[1:3])
+        loader = dataset(PIPELINE / "dataset", split, rank, ranks)
+        batches = [item for _ in range(passes) for item in loader]
+        assert len(batches) == expected[f"{stream}/num_batches"]
+        for n, (name, batch, size) in enumerate(batches):
+            assert name == "all"
+            assert size == expected[f"{stream}/{n}/global_batch_size"]
+            for field, tensor in batch.items():
+                assert str(tensor.dtype) == "torch.int32"
+                np.testing.assert_array_equal(tensor, expected[f"{stream}/{n}/{field}"])
+
+
+def scalar_batches(rng, group_indices, order, batch_size):
+    """The original's loop over groups, for puzzles of one example."""
+    batch = []
+    for group in order:
+        batch.append(int(rng.integers(group_indices[group], group_indices[group + 1])))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+
+
+def test_vectorised_sampling_equals_a_scalar_loop():
+    groups, copies, size = 300, 1001, 768
+    group_indices = np.arange(0, groups * copies + 1, copies, dtype=np.int32)
+    puzzles = PuzzleSet(None, None, None, np.arange(groups * copies + 1, dtype=np.int32), group_indices)
+    ours = sample_batches(np.random.Generator(np.random.Philox(3)), puzzles, 400, size)
+    rng = np.random.Generator(np.random.Philox(3))
+    order = np.concatenate([rng.permutation(groups) for _ in range(400)])
+    expected = list(scalar_batches(rng, group_indices, order, size))
+    assert len(expected) == 400 * groups // size  # more than one draw of groups, and an incomplete end
+    got = list(ours)
+    np.testing.assert_array_equal([examples for examples, _ in got], expected)
+    np.testing.assert_array_equal([puzzle for _, puzzle in got], expected)
+
+
+@pytest.fixture
+def many_examples(tmp_path):
+    """20 groups of 3 puzzles of 1..4 examples; a label names its example, the identifier its puzzle."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 5, 60)
+    total = int(sizes.sum())
+    rows = np.stack([np.arange(total) // 100, np.arange(total) % 100], 1) + 1
+    for split in ("train", "test"):
+        writer = SplitWriter(tmp_path, split, seq_len=2)
+        writer.append(rows, rows, puzzle_identifiers=np.arange(60) + 1, puzzle_sizes=sizes, group_sizes=np.full(20, 3))
+        writer.finish(vocab_size=128, num_puzzle_identifiers=61)
+    write_identifiers(tmp_path, [f"p{i}" for i in range(60)])
+    return tmp_path, sizes
+
+
+def example_numbers(batch):
+    return (batch["labels"][:, 0] - 1) * 100 + batch["labels"][:, 1] - 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_one_draw(many_examples, ranks):
+    path, sizes = many_examples
+    owner = np.repeat(np.arange(60), sizes)
+    whole = [batch for _, batch, _ in dataset(path, global_batch_size=16)]
+    parts = [[batch for _, batch, _ in dataset(path, rank=r, ranks=ranks, global_batch_size=16)] for r in range(ranks)]
+    assert len(whole) > 5
+    assert {len(part) for part in parts} == {len(whole)}
+    for n, batch in enumerate(whole):
+        for field in batch:
+            np.testing.assert_array_equal(batch[field], np.concatenate([part[n][field] for part in parts]))
+        numbers = example_numbers(batch)
+        np.testing.assert_array_equal(batch["puzzle_identifiers"], owner[numbers] + 1)
+        # The puzzles of a batch stand one after another, whole but for the last, no example twice in a puzzle.
+        cuts = np.flatnonzero(np.diff(batch["puzzle_identifiers"])) + 1
+        for part in np.split(numbers, cuts)[:-1]:
+            assert len(part) % sizes[owner[part[0]]] == 0
+        last = np.split(numbers, cuts)[-1]
+        assert len(np.unique(last)) == min(len(last), sizes[owner[last[0]]])
+
+
+def test_passes_differ_and_repeat_with_the_seed(many_examples):
+    path, _ = many_examples
+    first = dataset(path, global_batch_size=16)
+    one, two = ([example_numbers(batch).tolist() for _, batch, _ in first] for _ in range(2))
+    assert one != two
+    again = dataset(path, global_batch_size=16)
+    assert [example_numbers(batch).tolist() for _, batch, _ in again] == one
+    assert [example_numbers(b).tolist() for _, b, _ in dataset(path, global_batch_size=16, seed=13)] == two
+
+
+def test_every_example_of_a_puzzle_is_drawn_equally(many_examples):
+    path, sizes = many_examples
+    counts = np.zeros(sizes.sum())
+    for _, batch, _ in dataset(path, global_batch_size=16, epochs_per_iter=1500):
+        np.add.at(counts, example_numbers(batch), 1)
+    expected = 500  # 1,500 epochs, one of 3 puzzles each; a batch's end cuts some examples
+    assert np.all((counts > 0.8 * expected) & (counts < 1.2 * expected))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_evaluation_reads_everything_once_and_pads(many_examples, ranks):
+    path, sizes = many_examples
+    size, total = 48, int(sizes.sum())
+    seen, real = [], 0
+    for rank in range(ranks):
+        for _, batch, count in dataset(path, "test", rank, ranks, global_batch_size=size):
+            assert len(batch["inputs"]) == size // ranks
+            labelled = batch["labels"][:, 0] != -100
+            seen.extend(example_numbers(batch)[labelled].tolist())
+            assert (batch["puzzle_identifiers"][~labelled] == 0).all()
+            assert (batch["inputs"][~labelled] == 0).all()
+            real += count if rank == 0 else 0
+    assert sorted(seen) == list(range(total))
+    assert real == total
+
+
+def test_max_examples_is_a_seeded_subset_in_order(many_examples):
+    path, _ = many_examples
+    subset = dataset(path, "test", max_examples=25)
+    numbers = np.concatenate([example_numbers(b)[b["labels"][:, 0] != -100] for _, b, _ in subset])
+    assert len(numbers) == subset.num_examples() == 25
+    assert subset.num_test_batches() == 3
+    assert (np.diff(numbers) > 0).all()
+
+
+def test_int64_datasets_read_the_same(tmp_path):
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    for path in tmp_path.glob("d/*/*.npy"):
+        np.save(path, np.load(path).astype(np.int64))
+    for split in ("train", "test"):
+        old, new = (list(dataset(p, split)) for p in (PIPELINE / "dataset", tmp_path / "d"))
+        assert len(old) == len(new) > 0
+        for (_, a, _), (_, b, _) in zip(old, new, strict=True):
+            for field in a:
+                np.testing.assert_array_equal(a[field], b[field])
+
+
+def edit(path, change):
+    array = np.load(path)
+    np.save(path, change(array))
+
+
+def descend(indices):
+    indices[2], indices[3] = indices[3], indices[2]
+    return indices
+
+
+BROKEN = {
+    "missing split": (lambda d: shutil.rmtree(d / "train"), "splits test"),
+    "missing array": (lambda d: (d / "train/all__labels.npy").unlink(), "labels.npy is missing"),
+    "truncated": (
+        lambda d: (d / "train/all__inputs.npy").write_bytes((d / "train/all__inputs.npy").read_bytes()[:300]),
+        "truncated",
+    ),
+    "empty file": (lambda d: (d / "train/all__inputs.npy").write_bytes(b""), "truncated"),
+    "not ascending": (lambda d: edit(d / "train/all__puzzle_indices.npy", descend), "does not ascend"),
+    "groups not ascending": (lambda d: edit(d / "train/all__group_indices.npy", descend), "does not ascend"),
+    "wrong end": (lambda d: edit(d / "train/all__puzzle_indices.npy", lambda a: a[:-1]), "ends at"),
+    "wrong length": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a[:, :-1]), "seq_len 16"),
+    "fewer labels": (lambda d: edit(d / "train/all__labels.npy", lambda a: a[:-1]), "rows"),
+    "vocabulary": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a + 4), "outside the vocabulary"),
+    "label vocabulary": (lambda d: edit(d / "train/all__labels.npy", lambda a: a + 4), "outside the vocabulary"),
+    "identifiers": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a + 1), "goes outside 0..0"),
+    "floats": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a * 1.0), "not integers"),
+    "bad json": (lambda d: (d / "train/dataset.json").write_text("{"), "not a valid dataset description"),
+    "missing key": (lambda d: (d / "train/dataset.json").write_text('{"pad_id": 0}'), "not a valid dataset"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_datasets_are_refused_with_a_reason(tmp_path, case):
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    breakage, message = BROKEN[case]
+    breakage(tmp_path / "d")
+    with pytest.raises(UserError, match=message):
+        dataset(tmp_path / "d")
+
+
+def test_missing_dataset_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="build one with"):
+        dataset(tmp_path / "nowhere")

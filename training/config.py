@@ -1,0 +1,156 @@
+"""The typed configuration of a run, and how it is read from the command line.
+
+Unknown keys are errors at every level. What concerns several keys is checked here too, before anything is built.
+"""
+
+import difflib
+import re
+import sys
+from typing import Literal
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dataset.cli import describe_validation_error
+from errors import UserError
+from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1, HRMArchitecture
+from models.losses import LOSSES, ACTLossHead
+from training.distributed import DEVICES
+
+MODELS = {"hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1": HierarchicalReasoningModel_ACTV1}
+HEADS = {"losses@ACTLossHead": ACTLossHead}
+CONFIG_GROUPS = ("arch", "experiment")
+SAVABLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits")
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class LossConfig(StrictModel):
+    name: Literal[tuple(HEADS)]
+    loss_type: Literal[tuple(LOSSES)]
+
+
+class ArchConfig(HRMArchitecture):
+    name: Literal[tuple(MODELS)]
+    loss: LossConfig
+
+    def build(self, *, batch_size: int, seq_len: int, vocab_size: int, num_puzzle_identifiers: int) -> ACTLossHead:
+        """The model in its loss head, on the current default device; `batch_size` is one rank's."""
+        model = MODELS[self.name](
+            self.model_dump(exclude={"name", "loss"})
+            | dict(
+                batch_size=batch_size,
+                seq_len=seq_len,
+                vocab_size=vocab_size,
+                num_puzzle_identifiers=num_puzzle_identifiers,
+            )
+        )
+        return HEADS[self.loss.name](model, self.loss.loss_type)
+
+
+class PretrainConfig(StrictModel):
+    arch: ArchConfig
+    data_path: str  # a dataset folder, see dataset/common.py
+
+    global_batch_size: int = Field(ge=1)  # over all ranks
+    epochs: int = Field(ge=1)  # visits of every group
+    eval_interval: int | None = Field(default=None, ge=1)  # in epochs; null: once, at the end
+
+    lr: float = Field(ge=0)
+    lr_min_ratio: float = Field(ge=0, le=1)  # the cosine ends at this share of lr
+    lr_warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+
+    puzzle_emb_lr: float = Field(ge=0)
+    puzzle_emb_weight_decay: float = Field(ge=0)
+
+    seed: int = Field(default=0, ge=0)
+    device: Literal[DEVICES] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
+    checkpoint_every_eval: bool = False  # else only the last
+    eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
+    load_checkpoint: str | None = None  # start from these weights
+
+    project_name: str | None = None  # of W&B, and the folder of its runs
+    run_name: str | None = None
+    checkpoint_path: str | None = None  # the run folder
+
+    @model_validator(mode="after")
+    def _evaluations_divide_epochs(self):
+        if self.eval_interval is not None and self.epochs % self.eval_interval:
+            raise ValueError(
+                f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}; choose a divisor of it"
+            )
+        return self
+
+    def check_ranks(self, world_size: int) -> None:
+        if self.global_batch_size % world_size:
+            raise UserError(
+                f"global_batch_size={self.global_batch_size} is not divisible by the {world_size} ranks; "
+                f"choose a multiple of {world_size}"
+            )
+
+
+def validate(model: type[BaseModel], values: dict) -> BaseModel:
+    """`model(**values)`, or a `UserError` that names each key and, for an unknown one, the nearest known."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        unknown = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
+        if unknown:
+            raise UserError("; ".join(_unknown_key(key, model) for key in unknown)) from None
+        raise UserError(describe_validation_error(error, str)) from None
+
+
+def _unknown_key(key: str, model: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(key, _keys(model), n=1)
+    return f"unknown config key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; see training/config.py")
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def from_hydra(cfg: DictConfig) -> PretrainConfig:
+    return validate(PretrainConfig, OmegaConf.to_container(cfg, resolve=True))
+
+
+def load_config(path: str) -> PretrainConfig:
+    """Read an `all_config.yaml`, the original's included."""
+    try:
+        return from_hydra(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; a checkpoint lies in its run folder, beside all_config.yaml") from None
+
+
+def accept_plain_overrides() -> None:
+    """Let `key=value` and `+key=value` both mean "set it": the typed config decides which keys exist.
+
+    Hydra alone would ask for `+` where a key is not in the YAML, and drop no word about misspelt ones given with it.
+    Choices from a config group keep Hydra's meaning, with or without the `+` of `+experiment=`.
+    """
+    for i, arg in enumerate(sys.argv[1:], start=1):
+        match = re.match(r"\+{0,2}([A-Za-z_][\w.]*)=", arg)
+        if not match or match[1].split(".")[0] == "hydra":
+            continue
+        prefix = {"arch": "", "experiment": "+"}.get(match[1], "++")
+        sys.argv[i] = prefix + arg.lstrip("+")
+
+
+def hydra_error(error: HydraException | OmegaConfBaseException) -> UserError:
+    """Hydra's several lines as one."""
+    if isinstance(error, OverrideParseException):
+        return UserError(f"cannot read the override '{error.override.lstrip('+')}'; quote lists and blanks")
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return UserError(re.sub(r"\s*(Config search path|Set the environment variable|\[?provider=).*", "", text))

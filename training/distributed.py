@@ -1,0 +1,89 @@
+"""The one place that knows about ranks. One process is the same code with a world of size 1."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from errors import UserError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def select_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        usable = ", ".join(device for device, there in available.items() if there)
+        raise UserError(f"device={name} is not available to this PyTorch ({torch.__version__}); usable here: {usable}")
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"lower --nproc-per-node to that"
+        )
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """What torchrun says, or a world of one."""
+        get = os.environ.get
+        return cls(int(get("RANK", 0)), int(get("WORLD_SIZE", 1)), int(get("LOCAL_RANK", 0)))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def connect(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if self.world_size > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def close(self) -> None:
+        """At the end of a run without an error; after one, torchrun ends the other ranks."""
+        if self.world_size > 1:
+            # gloo's threads drop their last tensors after the call that used them has returned; a process that leaves
+            # just then aborts. By the end of a barrier they are done.
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @torch.no_grad()
+    def broadcast_module(self, module: nn.Module) -> None:
+        """Rank 0's parameters and saved buffers, on every rank."""
+        if self.world_size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum over the ranks: the loss is divided by the global batch, so the sum is the gradient of its mean."""
+        if self.world_size > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+
+    def sum_to_main(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, on rank 0; elsewhere the content is undefined."""
+        if self.world_size > 1:
+            dist.reduce(values, dst=0)
+        return values

@@ -1,0 +1,102 @@
+"""Sums over a batch -> the numbers that are logged, to metrics.jsonl always and to W&B where it is enabled."""
+
+import json
+import logging
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from training.config import PretrainConfig
+from training.distributed import Ranks
+
+log = logging.getLogger(__name__)
+
+
+def reduce_metrics(metrics: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Sum over the ranks in one call and fetch in one transfer; on the other ranks the values are meaningless."""
+    keys = sorted(metrics)  # the same order on every rank
+    dtype = torch.float32 if any(metrics[key].device.type == "mps" for key in keys) else torch.float64
+    stacked = torch.stack([metrics[key].to(dtype) for key in keys])
+    return dict(zip(keys, ranks.sum_to_main(stacked).tolist(), strict=True))
+
+
+def train_metrics(sums: dict[str, float], global_batch_size: int, lr: float) -> dict[str, float]:
+    """Losses over the batch; the others over the sequences that halted with a label."""
+    count = max(sums["count"], 1)
+    values = {key: value / (global_batch_size if key.endswith("loss") else count) for key, value in sums.items()}
+    return {f"train/{key}": value for key, value in values.items()} | {"train/lr": lr}
+
+
+def eval_metrics(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Everything over the number of sequences; `eval/<set>/…` beside `eval/…` where there are several sets."""
+    pooled = {key: sum(sums[key] for sums in by_set.values()) for key in next(iter(by_set.values()))}
+    named = {"eval": pooled}
+    if len(by_set) > 1:
+        named |= {f"eval/{name}": sums for name, sums in by_set.items()}
+    return {
+        f"{prefix}/{key}": value / max(sums["count"], 1)
+        for prefix, sums in named.items()
+        for key, value in sums.items()
+        if key != "count"
+    }
+
+
+class MetricsLog:
+    """Rank 0's record of the run; on other ranks every call does nothing."""
+
+    def __init__(self, ranks: Ranks, folder: Path | None, config: PretrainConfig, num_params: int):
+        self._file = open(folder / "metrics.jsonl", "a", buffering=1) if ranks.is_main else None
+        self._wandb = _start_wandb(folder, config, num_params) if ranks.is_main else None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_login() -> bool:
+    """Whether a key is in the environment or where `wandb login` puts it; asks nobody."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _start_wandb(folder: Path, config: PretrainConfig, num_params: int):
+    """The W&B run, or None. `WANDB_MODE` decides; without it, offline where no login is found. It never stops a run."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+
+        if mode is None and not _wandb_login():
+            mode = "offline"
+        run = wandb.init(
+            project=config.project_name,
+            name=config.run_name,
+            config=config.model_dump(),
+            dir=folder,
+            mode=mode,
+            settings=wandb.Settings(silent=True, x_disable_stats=True),
+        )
+        run.log({"num_params": num_params}, step=0)
+    except Exception as error:  # optional: no failure of it may cost a training run
+        log.warning("W&B is off for this run: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
+        return None
+    return run

@@ -1,0 +1,109 @@
+"""The run folder: what was run, its source, its metrics and its checkpoints.
+
+all_config.yaml             the resolved config
+hrm_act_v1.py, losses.py    the source of the model and of its head
+metrics.jsonl               one object a line: `step`, then `train/<metric>` or `eval/<metric>`
+step_<n>                    state dict of the model
+step_<n>_all_preds.<rank>   saved predictions
+"""
+
+import inspect
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import coolname
+import torch
+import yaml
+
+from errors import UserError
+from training.config import HEADS, MODELS, PretrainConfig
+
+COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
+PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
+
+
+def name_run(config: PretrainConfig) -> PretrainConfig:
+    """Fill in the names that were not given; on rank 0, since the slug is random."""
+    project = config.project_name or f"{Path(config.data_path).name} ACT-torch".capitalize()
+    run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
+    path = config.checkpoint_path or str(Path("checkpoints") / project / run)
+    return config.model_copy(update=dict(project_name=project, run_name=run, checkpoint_path=path))
+
+
+def create(config: PretrainConfig) -> Path:
+    """Make the folder and write down what will be run."""
+    folder = Path(config.checkpoint_path)
+    if (folder / "metrics.jsonl").exists():
+        raise UserError(f"checkpoint_path={folder} already holds a run; choose another folder, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    except OSError as error:
+        raise UserError(f"cannot write to checkpoint_path={folder}: {error.strerror}") from None
+    for part in (MODELS[config.arch.name], HEADS[config.arch.loss.name]):
+        shutil.copy(inspect.getfile(part), folder)
+    return folder
+
+
+def write_atomically(path: Path, save) -> None:
+    """`save(file)` into a sibling that takes its place when complete."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def save_weights(folder: Path, step: int, head: torch.nn.Module) -> Path:
+    path = folder / f"step_{step}"
+    write_atomically(path, lambda file: torch.save(head.state_dict(), file))
+    return path
+
+
+def load_weights(head: torch.nn.Module, path: str | Path, belongs_to: str | None = None) -> None:
+    """Load a checkpoint, the original's too, into a model on any device.
+
+    Raises `UserError` where it is missing or damaged, or does not fit; `belongs_to` is the dataset it was trained on.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except Exception as error:  # pickle, zip and torch errors alike
+        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; name a step_<n> file")
+    weights = {key.removeprefix(COMPILED_PREFIX): value for key, value in loaded.items()}
+    _check_fit(weights, head.state_dict(), path, belongs_to)
+    head.load_state_dict(weights)
+
+
+def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str | None) -> None:
+    if PUZZLE_TABLE in weights and PUZZLE_TABLE in expected:
+        theirs, ours = weights[PUZZLE_TABLE].shape, expected[PUZZLE_TABLE].shape
+        if theirs != ours:
+            of = f" ({belongs_to})" if belongs_to else ""
+            raise UserError(
+                f"{path} has a puzzle-embedding table of {theirs[0]} × {theirs[1]}, the dataset and config need "
+                f"{ours[0]} × {ours[1]}; use the dataset that the checkpoint was trained on{of}"
+            )
+    missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    if missing or unknown:
+        raise UserError(
+            f"{path} is of another architecture: {len(missing)} tensors missing, {len(unknown)} unknown, "
+            f"first {sorted(missing | unknown)[0]}; set arch to the checkpoint's all_config.yaml"
+        )
+    for key, value in expected.items():
+        if weights[key].shape != value.shape:
+            raise UserError(
+                f"{path}: {key} is {tuple(weights[key].shape)}, the dataset and config need {tuple(value.shape)}; "
+                f"set arch to the checkpoint's all_config.yaml and use its dataset"
+            )
