@@ -1,0 +1,137 @@
+"""ARC augmentations and tokens: `pytest tests/test_arc_augment.py`."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dataset.arc_augment import (
+    Augmentations,
+    apply_augmentation,
+    augmentation_name,
+    draw_augmentations,
+    draw_offsets,
+    encode,
+    parse_augmentation,
+    undo_augmentation,
+)
+from dataset.arc_tasks import Pair
+from tests.arc_oracle import oracle_augment, oracle_encode, pairs_of, raw_tasks
+
+
+@pytest.mark.parametrize("task", ["b15fca0b", "AboveBelow1", "my_task", "a_t1_2", "x_t9_0123456789", "y_t1_0000000000"])
+def test_names_round_trip(task: str):
+    colour_map = np.array([0, 6, 1, 4, 7, 3, 2, 9, 5, 8], dtype=np.uint8)
+    assert augmentation_name(task, 2, colour_map) == f"{task}_t2_0614732958"
+    name, tid, parsed = parse_augmentation(f"{task}_t2_0614732958")
+    assert (name, tid, parsed.tolist()) == (task, 2, colour_map.tolist())
+    name, tid, parsed = parse_augmentation(task)
+    assert (name, tid, parsed.tolist()) == (task, 0, list(range(10)))
+    assert augmentation_name(task, tid, parsed) == task
+
+
+@pytest.mark.parametrize("tid", range(8))
+def test_apply_and_undo(tid: int):
+    grid = np.random.default_rng(tid).integers(0, 10, (5, 3)).astype(np.uint8)
+    digits = "0614732958"
+    colour_map = np.array(list(map(int, digits)), dtype=np.uint8)
+    augmented = apply_augmentation(grid, tid, colour_map)
+    assert augmented.tolist() == oracle_augment(grid.tolist(), tid, digits)
+    np.testing.assert_array_equal(undo_augmentation(augmented, tid, colour_map), grid)
+
+
+def content(pairs: list[Pair], tid: int, digits: str) -> str:
+    """A task's pairs after an augmentation, whatever their order."""
+    return str(sorted([oracle_augment(grid.tolist(), tid, digits) for grid in pair] for pair in pairs))
+
+
+def contents(pairs: list[Pair], drawn: Augmentations) -> list[str]:
+    return [content(pairs, tid, "".join(map(str, colours))) for tid, colours in zip(*drawn, strict=True)]
+
+
+def test_augmentations_are_distinct_and_nested():
+    for name, task in raw_tasks().items():
+        pairs = pairs_of(task)
+        drawn = draw_augmentations(pairs, 60, np.random.default_rng(0))
+        assert (drawn.tids[0], drawn.colour_maps[0].tolist()) == (0, list(range(10)))
+        assert len(drawn.tids) == 61, name
+        assert (drawn.colour_maps[:, 0] == 0).all()
+        assert (np.sort(drawn.colour_maps, axis=1) == np.arange(10)).all()
+        assert len(set(contents(pairs, drawn))) == 61, name
+        fewer = draw_augmentations(pairs, 20, np.random.default_rng(0))
+        np.testing.assert_array_equal(fewer.colour_maps, drawn.colour_maps[:21])
+        np.testing.assert_array_equal(fewer.tids, drawn.tids[:21])
+
+
+def test_augmentations_are_exhausted_where_the_task_has_few():
+    square = np.array([[0, 3], [0, 0]], dtype=np.uint8)
+    turned = np.rot90(square, 2)
+    tasks = {
+        "one colour, no symmetry": pairs_of(raw_tasks()["f25fbde4"]),
+        "fully symmetric": [Pair(np.full((2, 2), 4, np.uint8), np.zeros((1, 1), np.uint8))],
+        "a half turn swaps the pairs": [Pair(square, square), Pair(turned, turned)],
+        "a half turn swaps no whole pairs": [Pair(square, turned), Pair(square, square)],
+        "a half turn swaps inputs, not outputs": [Pair(square, turned & 0), Pair(turned, turned[:1] & 0)],
+        "a half turn swaps the sides": [Pair(square, turned)],
+        "only shapes differ": [Pair(np.zeros((1, 2), np.uint8), np.zeros((1, 1), np.uint8))],
+        "only sides differ": [Pair(np.zeros((2, 2), np.uint8), square)],
+    }
+    sizes = {}
+    for name, pairs in tasks.items():
+        present = sorted({int(colour) for pair in pairs for grid in pair for colour in grid.ravel()} - {0})
+        digits = ["".join(map(str, (0, *rest))) for rest in colour_orders(present)]
+        every = {content(pairs, tid, d) for tid, d in itertools.product(range(8), digits)}
+        drawn = contents(pairs, draw_augmentations(pairs, 400, np.random.default_rng(1)))
+        assert len(drawn) == len(set(drawn)), name
+        assert set(drawn) == every, name
+        sizes[name] = len(drawn)
+    assert sizes["fully symmetric"] == 9
+    assert sizes["only shapes differ"] == 2
+    assert sizes["a half turn swaps the sides"] == 4 * 9
+    assert sizes["a half turn swaps inputs, not outputs"] == 8 * 9
+    assert sizes["a half turn swaps the pairs"] == 2 * 9
+    assert sizes["a half turn swaps no whole pairs"] == 4 * 9
+
+
+def colour_orders(present: list[int]) -> list[tuple[int, ...]]:
+    """Images of the colours 1–9 that differ on the colours `present`."""
+    orders = []
+    for images in itertools.permutations(range(1, 10), len(present)):
+        rest = iter(sorted(set(range(1, 10)) - set(images)))
+        given = dict(zip(present, images, strict=True))
+        orders.append(tuple(given[colour] if colour in given else next(rest) for colour in range(1, 10)))
+    return orders
+
+
+def test_encode_equals_the_scalar_oracle():
+    for task in raw_tasks().values():
+        pairs = pairs_of(task)
+        augmentations = draw_augmentations(pairs, 30, np.random.default_rng(2))
+        offsets = draw_offsets(pairs, augmentations.tids, np.random.default_rng(3))
+        for used in (None, offsets):
+            inputs, labels = encode(pairs, augmentations, used)
+            assert inputs.dtype == labels.dtype == np.uint8
+            row = 0
+            for puzzle, (tid, colours) in enumerate(zip(*augmentations, strict=True)):
+                for p, pair in enumerate(pairs):
+                    corner = (0, 0) if used is None else used[puzzle, p]
+                    for array, grid in ((inputs, pair.input), (labels, pair.output)):
+                        cells = oracle_augment(grid.tolist(), tid, "".join(map(str, colours)))
+                        assert array[row].tolist() == oracle_encode(cells, *corner)
+                    row += 1
+            assert row == len(inputs) == len(labels)
+
+
+def test_offsets_are_uniform_where_the_grids_fit():
+    grids = [np.zeros(shape, np.uint8) for shape in ((10, 28), (4, 25), (30, 2), (1, 1))]
+    pairs = [Pair(grids[0], grids[1]), Pair(grids[2], grids[3]), Pair(grids[3], grids[3])]
+    tids = np.repeat([0, 6], 20_000)
+    offsets = draw_offsets(pairs, tids, np.random.default_rng(4))
+    assert (offsets == 0).all(axis=2).any(axis=1).all()  # in every puzzle one pair stays
+    for half, transposed in ((offsets[:20_000], False), (offsets[20_000:], True)):
+        for p, room in enumerate([(20, 2), (0, 28), (29, 29)]):
+            for axis, most in enumerate(room[::-1] if transposed else room):
+                counts = np.bincount(half[:, p, axis], minlength=most + 1)
+                assert len(counts) == most + 1
+                expected = 20_000 * (2 / 3 / (most + 1) + np.eye(1, most + 1).ravel() / 3)  # 1 in 3 stays
+                assert np.abs(counts - expected).max() < 6 * np.sqrt(expected.max()), (p, axis, counts)
