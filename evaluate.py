@@ -9,7 +9,6 @@ Reads `all_config.yaml` beside the checkpoint; prints a table; writes `step_<n>_
 saved. Checkpoints of the original load too.
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Literal
@@ -25,7 +24,8 @@ from training.compilation import compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_config, validate
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import evaluate_split, save_predictions
-from training.run_folder import load_weights
+from training.progress import start_logging
+from training.run_folder import load_model
 
 
 class EvalConfig(StrictModel):
@@ -46,14 +46,7 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     dataset = open_split(config, run, ranks)
     torch.manual_seed(run.seed + ranks.rank)
-    with torch.device(device):
-        head = run.arch.build(
-            batch_size=dataset.local_batch_size,
-            seq_len=dataset.metadata.seq_len,
-            vocab_size=dataset.metadata.vocab_size,
-            num_puzzle_identifiers=dataset.metadata.num_puzzle_identifiers,
-        )
-    load_weights(head, checkpoint, belongs_to=run.data_path)
+    head, _ = load_model(checkpoint, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
     steps = dataset.num_test_batches() * run.arch.halt_max_steps
     compile_blocks(head, config.compile, device, steps)
 
@@ -111,7 +104,7 @@ def main() -> None:
         config = config_from_cli(sys.argv[1:])
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
-        logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(message)s")
+        start_logging(ranks.is_main)
         ranks.connect(device)
         evaluate(config, ranks, device)
         ranks.close()

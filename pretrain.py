@@ -26,7 +26,7 @@ from training.config import PretrainConfig, accept_plain_overrides, from_hydra, 
 from training.distributed import Ranks, select_device
 from training.evaluation import evaluate_split, save_predictions
 from training.metrics import MetricsLog, reduce_metrics, train_metrics
-from training.progress import progress_bar
+from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state, total_steps, train_step
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def launch(cfg: DictConfig) -> None:
         config = from_hydra(cfg)
         config.check_ranks(ranks.world_size)
         device = select_device(config.device, ranks.local_rank)
-        logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(message)s")
+        start_logging(ranks.is_main)
         ranks.connect(device)
         config = ranks.broadcast_object(run_folder.name_run(config) if ranks.is_main else None)
         train(config, ranks, device)

@@ -1,5 +1,6 @@
-"""Progress bars: live on a terminal, a line now and then in a log file."""
+"""What a run says while it goes: log lines on stdout, and progress bars, live on a terminal, rare in a log file."""
 
+import logging
 import sys
 
 from tqdm import tqdm
@@ -16,3 +17,9 @@ def progress_bar(iterable=None, *, total: int, desc: str, unit: str, enabled: bo
         mininterval=0.1 if sys.stderr.isatty() else 10,
         smoothing=0.05,
     )
+
+
+def start_logging(is_main: bool) -> None:
+    """Rank 0 tells; the others speak of errors only."""
+    level = logging.INFO if is_main else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)

@@ -9,6 +9,7 @@ step_<n>_all_preds.<rank>   saved predictions
 
 import inspect
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,8 +18,10 @@ import coolname
 import torch
 import yaml
 
+from dataset.common import PuzzleDatasetMetadata
 from errors import UserError
-from training.config import HEADS, MODELS, PretrainConfig
+from models.losses import ACTLossHead
+from training.config import HEADS, MODELS, PretrainConfig, load_config
 
 COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
@@ -77,13 +80,30 @@ def load_weights(head: torch.nn.Module, path: str | Path, belongs_to: str | None
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
-    except Exception as error:  # pickle, zip and torch errors alike
-        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        reason = "damaged, or it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged"
+        raise UserError(f"{path} is not a readable checkpoint: {reason}; name a step_<n> file") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; name a step_<n> file")
     weights = {key.removeprefix(COMPILED_PREFIX): value for key, value in loaded.items()}
     _check_fit(weights, head.state_dict(), path, belongs_to)
     head.load_state_dict(weights)
+
+
+def load_model(
+    checkpoint: Path, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device
+) -> tuple[ACTLossHead, PretrainConfig]:
+    """The model of a checkpoint, on the device, for a dataset; and the config that lies beside it."""
+    config = load_config(str(checkpoint.parent / "all_config.yaml"))
+    with torch.device(device):
+        head = config.arch.build(
+            batch_size=batch_size,
+            seq_len=metadata.seq_len,
+            vocab_size=metadata.vocab_size,
+            num_puzzle_identifiers=metadata.num_puzzle_identifiers,
+        )
+    load_weights(head, checkpoint, belongs_to=config.data_path)
+    return head, config
 
 
 def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str | None) -> None:

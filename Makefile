@@ -1,0 +1,40 @@
+# One-word commands; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+READY := $(VENV)/.ready
+PY := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## train a small HRM on 4×4 Sudokus, on any machine, and watch it think
+	$(PY) scripts/demo.py
+
+test: $(READY)  ## every test
+	$(PY) -m pytest
+
+test-fast: $(READY)  ## the tests that take less than a few seconds each
+	$(PY) -m pytest -m "not slow"
+
+lint: $(READY)  ## ruff, style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY)  ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove the virtual environment and what the demo made
+	rm -rf $(VENV) data/sudoku-4x4 checkpoints/sudoku-4x4-demo
+
+$(READY): requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.10; set PYTHON=python3.x" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
+		|| { echo "error: cannot make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt -c constraints.txt
+	@touch $@

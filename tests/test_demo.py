@@ -1,0 +1,21 @@
+"""The demo, cut short: python -m pytest tests/test_demo.py"""
+
+import pytest
+
+from tests.launch import ROOT, run
+from tests.runs import read_metrics
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_nothing_to_pictures(tmp_path):
+    done = run(ROOT / "scripts/demo.py", "epochs=2", "eval_interval=1", "global_batch_size=128", cwd=tmp_path)
+    commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
+    assert [line.split()[2].split("/")[-1] for line in commands[:3]] == [
+        "build_sudoku_dataset.py", "pretrain.py", "evaluate.py",
+    ]  # fmt: skip
+    assert "held-out puzzle 3" in done.stdout
+    assert "step 8" in done.stdout
+    run_folder = tmp_path / "checkpoints/sudoku-4x4-demo"
+    assert (run_folder / "learning_curves.png").stat().st_size > 10_000
+    lines = read_metrics(run_folder)
+    assert lines[-1]["eval/lm_loss"] < 0.8 * lines[0]["train/lm_loss"]
