@@ -11,9 +11,15 @@ class UserError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into `error: …` on stderr and exit code 2; anything else keeps its traceback."""
+    """Turn a `UserError` into `error: …` on stderr and exit code 2, Ctrl-C into 130.
+
+    Anything else keeps its traceback.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None

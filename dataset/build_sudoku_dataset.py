@@ -1,0 +1,263 @@
+"""Sudoku puzzles -> a dataset. Reads `source,question,answer,rating` rows (dataset/puzzle_csv.py) or makes puzzles.
+
+    python dataset/build_sudoku_dataset.py                                               Sudoku-Extreme, all of it
+    python dataset/build_sudoku_dataset.py --output-dir data/sudoku-extreme-1k-aug-1000 \
+        --subsample-size 1000 --num-aug 1000                                             the 1k experiment
+    python dataset/build_sudoku_dataset.py --generate --size 4 --output-dir data/sudoku-4x4        no network
+
+A question holds `.` (or `0`) for a blank and digits; written are PAD 0, blank 1, digit d as d + 1, row by row, in the
+format of dataset/common.py. A group of train is a puzzle and its `--num-aug` copies; test and val are not augmented.
+A copy is a uniform draw from the symmetries of Sudoku: digits relabelled; bands, rows in a band, stacks and columns in
+a stack permuted; rows and columns exchanged (not for 6×6, whose boxes of 2×3 would become 3×2).
+No copy has a solution that stands in test or val: such a draw is repeated up to 32 times, then the original is kept.
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import permutations, product
+from math import isqrt
+from pathlib import Path
+from typing import Literal, Optional
+
+if __package__ in (None, ""):  # run as a script: the repository is the import root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dataset.cli import run_builder
+from dataset.common import atomic_build
+from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, PuzzleRows, check_one_source, check_rows, open_source
+from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, hash_rows, stands_in, warn
+from errors import UserError
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
+SLICE = 8192  # copies made at a time: the index arrays stay in the cache
+REDRAWS = 32
+
+# argdantic 1.3.3 takes `int | None` for text in --help.
+OptionalInt, OptionalPath = Optional[int], Optional[Path]  # noqa: UP045
+
+GENERATE_ONLY = ("size", "num_train", "num_test", "extra_clues")
+
+
+class SudokuConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    output_dir: Path = Field(Path("data/sudoku-extreme-full"), description="folder of the dataset")
+    source_repo: str = Field(
+        "sapientinc/sudoku-extreme", description="Hugging Face dataset with train.csv and test.csv"
+    )
+    source_dir: OptionalPath = Field(None, description="folder with train.csv and test.csv, instead of --source-repo")
+    generate: bool = Field(False, description="make puzzles with one solution each instead of reading them")
+    size: Literal[4, 6, 9] = Field(9, description="with --generate: rows of the grid (4: 2×2 boxes, 6: 2×3, 9: 3×3)")
+    num_train: int = Field(1000, ge=1, description="with --generate: train puzzles")
+    num_test: int = Field(200, ge=1, description="with --generate: test puzzles, on other solutions than train")
+    extra_clues: OptionalInt = Field(
+        None,
+        ge=0,
+        description="with --generate: up to this many clues more than needed (default: 4 for size 4, else 0)",
+    )
+    min_difficulty: OptionalInt = Field(
+        None, ge=0, description="keep puzzles rated at least this, in train and in test (the rating counts guesses)"
+    )
+    subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train puzzles at random (default: all)")
+    num_aug: int = Field(0, ge=0, description="augmented copies per train puzzle")
+    val_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the train puzzles, after --subsample-size, that becomes a split val"
+    )
+    seed: int = Field(42, ge=0, description="seed of every random choice")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SudokuConfig":
+        check_one_source(self, GENERATE_ONLY)
+        return self
+
+
+class SudokuSymmetries:
+    """The symmetry group of the Sudokus of one size; uniform numbers make uniform draws from it."""
+
+    def __init__(self, size: int):
+        box_rows, box_columns = BOXES[size]
+        self.size, self.transposes = size, box_rows == box_columns
+        self.row_orders = _line_orders(size // box_rows, box_rows)  # (orders, size)
+        self.column_orders = _line_orders(size // box_columns, box_columns)
+        self.numbers = 3 + size  # uniform numbers that one draw takes
+
+    def draw(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, self.numbers) in [0, 1) -> source cell of every cell (n, cells) intp, digit maps (n, size), from 0."""
+        rows = self.row_orders[(numbers[:, 0] * len(self.row_orders)).astype(np.intp)] * self.size
+        columns = self.column_orders[(numbers[:, 1] * len(self.column_orders)).astype(np.intp)]
+        if self.transposes:
+            flip = numbers[:, 2, None] < 0.5
+            rows, columns = np.where(flip, columns, rows), np.where(flip, rows, columns)
+        cells = (rows[:, :, None] + columns[:, None, :]).reshape(len(numbers), -1)
+        return cells, numbers[:, 3:].argsort(axis=1, kind="stable").astype(np.uint8)
+
+    def apply(
+        self, inputs: np.ndarray, labels: np.ndarray, source: np.ndarray, numbers: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One copy of each puzzle in `source` (n,), an index into `inputs`: -> inputs, labels (n, cells)."""
+        cells, digits = self.draw(numbers)
+        # A cell's code is its solution digit from 0, plus `size` where it is given: one look-up yields both tokens.
+        codes = (labels - 2) + self.size * (inputs != 1).astype(np.uint8)  # (puzzles, cells)
+        tokens = np.ones((len(source), 2 * self.size, 2), np.uint8)
+        tokens[:, self.size :, 0] = tokens[:, : self.size, 1] = tokens[:, self.size :, 1] = digits + 2
+        cells += source[:, None] * inputs.shape[1]
+        looked_up = codes.ravel().take(cells) + (np.arange(len(source)) * (2 * self.size))[:, None]
+        both = tokens.view(np.uint16).ravel().take(looked_up).view(np.uint8).reshape(*cells.shape, 2)
+        return both[..., 0], both[..., 1]
+
+
+@lru_cache
+def _line_orders(blocks: int, lines: int) -> np.ndarray:
+    """Every order of `blocks` blocks of `lines` lines that keeps the blocks together: (orders, blocks·lines) intp."""
+    within = list(permutations(range(lines)))
+    return np.array(
+        [
+            [block * lines + line for block, order in zip(block_order, orders, strict=True) for line in order]
+            for block_order in permutations(range(blocks))
+            for orders in product(within, repeat=blocks)
+        ],
+        np.intp,
+    )
+
+
+class SudokuAugmenter:
+    """Makes groups: every original with `num_aug` copies after it."""
+
+    def __init__(self, num_aug: int, seed: np.random.SeedSequence):
+        self.num_aug, self.kept_originals = num_aug, 0
+        self._rng, self._redraw_rng = (np.random.Generator(np.random.PCG64(child)) for child in seed.spawn(2))
+
+    def __call__(
+        self, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """inputs, labels: (puzzles, cells) -> the same of whole groups; `held_out`: sorted hashes of solutions."""
+        step = max(1, SLICE // (1 + self.num_aug))
+        for start in range(0, len(inputs), step):
+            yield self._groups(inputs[start : start + step], labels[start : start + step], held_out)
+
+    def _groups(self, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self.num_aug:
+            return inputs, labels
+        symmetries = SudokuSymmetries(isqrt(inputs.shape[1]))
+        group_inputs, group_labels = (np.repeat(array, 1 + self.num_aug, axis=0) for array in (inputs, labels))
+        places = np.arange(len(group_inputs)).reshape(-1, 1 + self.num_aug)[:, 1:].ravel()  # of the copies
+        for start in range(0, len(places), SLICE):
+            place = places[start : start + SLICE]
+            source = place // (1 + self.num_aug)
+            copies, solutions = symmetries.apply(
+                inputs, labels, source, self._rng.random((len(place), symmetries.numbers))
+            )
+            held = np.flatnonzero(stands_in(hash_rows(solutions), held_out))
+            if len(held):
+                copies[held], solutions[held] = self._redraw(symmetries, inputs, labels, source[held], held_out)
+            group_inputs[place], group_labels[place] = copies, solutions
+        return group_inputs, group_labels
+
+    def _redraw(
+        self,
+        symmetries: SudokuSymmetries,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        source: np.ndarray,
+        held_out: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of the puzzles `source` whose solution is not held out, or else the puzzles themselves."""
+        copies, solutions = inputs[source], labels[source]
+        # All numbers of a copy are drawn at once, needed or not, so results do not depend on the slicing.
+        numbers = self._redraw_rng.random((len(source), REDRAWS, symmetries.numbers))
+        todo = np.arange(len(source))
+        for attempt in range(REDRAWS):
+            if not len(todo):
+                break
+            candidates = symmetries.apply(inputs, labels, source[todo], numbers[todo, attempt])
+            free = ~stands_in(hash_rows(candidates[1]), held_out)
+            copies[todo[free]], solutions[todo[free]] = candidates[0][free], candidates[1][free]
+            todo = todo[~free]
+        self.kept_originals += len(todo)
+        return copies, solutions
+
+
+def encode(file: PuzzleFile, rows: PuzzleRows) -> tuple[np.ndarray, np.ndarray]:
+    """Characters -> inputs, labels: (rows, cells) uint8, checked to be a Sudoku and its solution."""
+    size = next((size for size in BOXES if size * size == rows.question.shape[1]), None)
+    if size is None:
+        raise UserError(
+            f"{file.name}:{rows.line[0]}: a question of {rows.question.shape[1]} characters; "
+            f"a Sudoku has {', '.join(str(size * size) for size in BOXES)}"
+        )
+    token = np.zeros(256, np.uint8)  # 0: no such character
+    token[[ord(digit) for digit in "123456789"[:size]]] = np.arange(2, size + 2)
+    labels = token[rows.answer]
+    token[[ord("."), ord("0")]] = 1
+    inputs = token[rows.question]
+    check_rows(
+        file.name,
+        rows.line,
+        [
+            ((inputs == 0).any(1), f"the question has a character other than `.`, 0 and 1–{size}"),
+            ((labels == 0).any(1), f"the answer has a character other than 1–{size}"),
+            (((inputs != 1) & (inputs != labels)).any(1), "the answer contradicts a clue of the question"),
+            (~_is_solution(labels, size), "the answer has a digit twice in a row, column or box"),
+        ],
+    )
+    return inputs, labels
+
+
+def _is_solution(labels: np.ndarray, size: int) -> np.ndarray:
+    """(n, cells) tokens -> (n,) bool."""
+    box_rows, box_columns = BOXES[size]
+    bits = (np.uint16(1) << labels.astype(np.uint16)).reshape(-1, size, size)
+    boxes = bits.reshape(-1, size // box_rows, box_rows, size // box_columns, box_columns)
+    full = ((1 << size) - 1) << 2
+    return (
+        (np.bitwise_or.reduce(bits, axis=1) == full).all(1)
+        & (np.bitwise_or.reduce(bits, axis=2) == full).all(1)
+        & (np.bitwise_or.reduce(boxes, axis=(2, 4)) == full).all((1, 2))
+    )
+
+
+def _generate(config: SudokuConfig, seed: np.random.SeedSequence) -> dict[str, PuzzleFile]:
+    from dataset.sudoku_generator import generate_sudokus  # imports numba, which the other sources do without
+
+    extra = config.extra_clues if config.extra_clues is not None else (4 if config.size == 4 else 0)
+    made = generate_sudokus(
+        BOXES[config.size],
+        config.num_train,
+        config.num_test,
+        seed,
+        extra_clues=extra,
+        min_rating=config.min_difficulty or 0,
+    )
+    return {split: GeneratedPuzzles(f"generated {split}", *columns) for split, columns in made.items()}
+
+
+def build(config: SudokuConfig) -> None:
+    """Build a Sudoku dataset from Sudoku-Extreme (default), from --source-dir, or from puzzles made by --generate.
+
+    The 1k experiment: --output-dir data/sudoku-extreme-1k-aug-1000 --subsample-size 1000 --num-aug 1000.
+    """
+    choosing, augmenting, generating = np.random.SeedSequence(config.seed).spawn(3)
+    augmenter = SudokuAugmenter(config.num_aug, augmenting)
+    recipe = Recipe(
+        vocab_size=lambda seq_len: isqrt(seq_len) + 2,
+        encode=encode,
+        keys=lambda inputs, labels: hash_rows(labels),
+        same_key="share their solution with one of test",
+        copies=1 + config.num_aug,
+        augment=augmenter,
+    )
+    selection = Selection(choosing, config.min_difficulty, config.subsample_size, config.val_fraction)
+    with atomic_build(config.output_dir) as folder:
+        files = _generate(config, generating) if config.generate else open_source(config.source_dir, config.source_repo)
+        summary = DatasetWriter(folder, files, recipe, selection).run()
+    if augmenter.kept_originals:
+        warn(f"{augmenter.kept_originals} copies are the original: {REDRAWS} draws each had a solution of test or val")
+    print(f"{config.output_dir}: " + "; ".join(summary))
+
+
+if __name__ == "__main__":
+    run_builder(build)

@@ -1,0 +1,192 @@
+"""Train, test and val out of a source of puzzles, each puzzle a group of its own with its augmented copies.
+
+Written in the format of dataset/common.py. The source is streamed, twice where rows of train must be chosen, so that
+a split of any length takes the memory of a few chunks and some tens of bytes a row.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.common import SplitWriter, write_identifiers
+from dataset.puzzle_csv import PuzzleFile, PuzzleRows
+from errors import UserError
+
+DROPPED, TRAIN, VAL = 0, 1, 2  # what becomes of a row of train
+
+
+def hash_rows(rows: np.ndarray) -> np.ndarray:
+    """(n, width) small integers -> (n,) uint64; different rows collide with a probability near 2^-64."""
+    random = np.random.Generator(np.random.PCG64(81)).bytes(8 * rows.shape[1])  # the same for one width, always
+    multipliers = np.frombuffer(random, "<u8").astype(np.uint64) | np.uint64(1)
+    return rows.astype(np.uint64) @ multipliers
+
+
+def stands_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
+    """Which `keys` are among `sorted_keys`: (n,) bool."""
+    if not len(sorted_keys):
+        return np.zeros(len(keys), bool)
+    found = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return sorted_keys[found] == keys
+
+
+def choose_rows(
+    keys: np.ndarray, subsample_size: int | None, val_fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """DROPPED, TRAIN or VAL for every row: a uniform subsample, and out of it all rows of some random keys."""
+    roles = np.full(len(keys), TRAIN, np.int8)
+    if subsample_size is not None:
+        if subsample_size > len(keys):
+            raise UserError(f"--subsample-size {subsample_size}: only {len(keys)} train puzzles can be chosen from")
+        roles[:] = DROPPED
+        roles[rng.permutation(len(keys))[:subsample_size]] = TRAIN
+    if val_fraction:
+        chosen = np.flatnonzero(roles)
+        distinct, inverse, counts = np.unique(keys[chosen], return_inverse=True, return_counts=True)
+        order = rng.permutation(len(distinct))
+        target = max(1.0, val_fraction * len(chosen))
+        held_out = np.zeros(len(distinct), bool)
+        held_out[order[: max(1, int((np.cumsum(counts[order]) <= target + 0.5).sum()))]] = True
+        roles[chosen[held_out[inverse.reshape(-1)]]] = VAL
+        if not (roles == TRAIN).any():
+            raise UserError(f"--val-fraction {val_fraction} leaves no puzzle to train on; lower it")
+    return roles
+
+
+@dataclass
+class Recipe:
+    """What makes a builder: how its puzzles are read, told apart and multiplied."""
+
+    vocab_size: Callable[[int], int]  # of seq_len
+    encode: Callable[[PuzzleFile, PuzzleRows], tuple[np.ndarray, np.ndarray]]  # -> inputs, labels: (rows, seq_len)
+    # (rows,) uint64: puzzles that share a key must not stand on both sides of a split
+    keys: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    same_key: str  # what it means to share a key, for the warning
+    copies: int  # puzzles in a group of train, the original included
+    # yields inputs and labels of whole groups for some originals; no copy may have one of the (sorted) held-out keys
+    augment: Callable[[np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+@dataclass
+class Selection:
+    """Which rows of the source go where."""
+
+    seed: np.random.SeedSequence
+    min_rating: int | None = None
+    subsample_size: int | None = None
+    val_fraction: float = 0.0
+
+
+class DatasetWriter:
+    """Turns the two files of a source into the splits of a dataset."""
+
+    def __init__(self, folder: Path, files: dict[str, PuzzleFile], recipe: Recipe, selection: Selection):
+        self.folder, self.files, self.recipe, self.selection = folder, files, recipe, selection
+        self.writers: dict[str, SplitWriter] = {}
+        self.seq_len: int | None = None
+
+    def run(self) -> list[str]:
+        """Write everything; return one line per split that says what it holds."""
+        test_keys, test_questions = self._write_test()
+        roles, held_out = None, test_keys
+        if self.selection.subsample_size is not None or self.selection.val_fraction:
+            keys = self._read_train()
+            rng = np.random.Generator(np.random.PCG64(self.selection.seed))
+            roles = choose_rows(keys, self.selection.subsample_size, self.selection.val_fraction, rng)
+            held_out = np.union1d(test_keys, keys[roles == VAL])
+        self._write_train(roles, held_out, test_keys, test_questions)
+        write_identifiers(self.folder, [])
+        return [self._finish(split) for split in ("train", "test", "val") if split in self.writers]
+
+    def _puzzles(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and labels of the rows that are hard enough, chunk by chunk."""
+        minimum, found, hardest = self.selection.min_rating, 0, None
+        for rows in self.files[split].chunks():
+            inputs, labels = self.recipe.encode(self.files[split], rows)
+            self.seq_len = self.seq_len or inputs.shape[1]
+            if inputs.shape[1] != self.seq_len:
+                raise UserError(
+                    f"{self.files[split].name}: puzzles of {inputs.shape[1]} cells, but the test split has "
+                    f"{self.seq_len}; both files must hold puzzles of one size"
+                )
+            hardest = int(rows.rating.max()) if hardest is None else max(hardest, int(rows.rating.max()))
+            if minimum is not None:
+                inputs, labels = inputs[rows.rating >= minimum], labels[rows.rating >= minimum]
+            found += len(inputs)
+            yield inputs, labels
+        if hardest is None:
+            raise UserError(f"{self.files[split].name} holds no puzzle")
+        if not found:
+            raise UserError(
+                f"--min-difficulty {minimum} leaves no puzzle of {self.files[split].name}, "
+                f"the hardest of which is rated {hardest}"
+            )
+
+    def _write(self, split: str, inputs: np.ndarray, labels: np.ndarray, copies: int = 1) -> None:
+        if split not in self.writers:
+            self.writers[split] = SplitWriter(self.folder, split, seq_len=inputs.shape[1])
+        zeros, sizes = np.zeros(len(inputs), np.int32), np.ones(len(inputs), np.int32)
+        groups = np.full(len(inputs) // copies, copies, np.int32)
+        self.writers[split].append(inputs, labels, puzzle_identifiers=zeros, puzzle_sizes=sizes, group_sizes=groups)
+
+    def _write_test(self) -> tuple[np.ndarray, np.ndarray]:
+        """Write test; return its sorted keys and the sorted hashes of its questions."""
+        keys, questions = [], []
+        with _progress("writing test") as bar:
+            for inputs, labels in self._puzzles("test"):
+                self._write("test", inputs, labels)
+                keys.append(self.recipe.keys(inputs, labels))
+                questions.append(hash_rows(inputs))
+                bar.update(len(inputs))
+        return np.unique(np.concatenate(keys)), np.sort(np.concatenate(questions))
+
+    def _read_train(self) -> np.ndarray:
+        """The keys of all rows of train."""
+        keys = []
+        with _progress("reading train") as bar:
+            for inputs, labels in self._puzzles("train"):
+                keys.append(self.recipe.keys(inputs, labels))
+                bar.update(len(inputs))
+        return np.concatenate(keys)
+
+    def _write_train(
+        self, roles: np.ndarray | None, held_out: np.ndarray, test_keys: np.ndarray, test_questions: np.ndarray
+    ) -> None:
+        """Write train with its copies, and val without; `roles` is None where every row goes to train."""
+        at = same_question = same_key = total = 0
+        copies = self.recipe.copies
+        with _progress("writing train", None if roles is None else int((roles == TRAIN).sum()) * copies) as bar:
+            for inputs, labels in self._puzzles("train"):
+                role = np.full(len(inputs), TRAIN) if roles is None else roles[at : at + len(inputs)]
+                at += len(inputs)
+                if (role == VAL).any():
+                    self._write("val", inputs[role == VAL], labels[role == VAL])
+                inputs, labels = inputs[role == TRAIN], labels[role == TRAIN]
+                total += len(inputs)
+                same_question += int(stands_in(hash_rows(inputs), test_questions).sum())
+                same_key += int(stands_in(self.recipe.keys(inputs, labels), test_keys).sum())
+                for group_inputs, group_labels in self.recipe.augment(inputs, labels, held_out):
+                    self._write("train", group_inputs, group_labels, copies)
+                    bar.update(len(group_inputs))
+        if same_key:
+            warn(
+                f"{same_question} of {total} train puzzles stand in test too, {same_key} {self.recipe.same_key}; "
+                "scores on test will flatter"
+            )
+
+    def _finish(self, split: str) -> str:
+        metadata = self.writers[split].finish(vocab_size=self.recipe.vocab_size(self.seq_len), num_puzzle_identifiers=1)
+        examples = metadata.total_groups * (self.recipe.copies if split == "train" else 1)
+        return f"{split}: {examples:,} examples in {metadata.total_groups:,} groups"
+
+
+def _progress(label: str, total: int | None = None) -> tqdm:
+    return tqdm(desc=label, total=total, unit=" puzzles", unit_scale=True)
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
