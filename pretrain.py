@@ -123,7 +123,7 @@ def summary(step: int, metrics: dict[str, float]) -> str:
     )
 
 
-@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+@hydra.main(config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None)
 def launch(cfg: DictConfig) -> None:
     with one_line_errors():  # here too: what passes through Hydra gets a line of Hydra's added
         ranks = Ranks.from_environment()

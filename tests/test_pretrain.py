@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from dataset.common import SplitWriter, write_identifiers
+from pretrain import main
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, reference_overrides
 
@@ -160,12 +161,24 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_mistakes_are_refused_in_one_line(tmp_path, case):
+def test_mistakes_are_refused_in_one_line(tmp_path, case, monkeypatch, capsys):
+    """In this process, since starting one costs two seconds; the next test does it for real."""
     overrides, message = REFUSED[case]
-    base = [
-        o for o in reference_overrides(tmp_path / "run") if o.split("=")[0] not in {a.split("=")[0] for a in overrides}
-    ]
-    assert message in error_line("pretrain.py", *base, *overrides)
+    given = {override.split("=")[0] for override in overrides}
+    base = [override for override in reference_overrides(tmp_path / "run") if override.split("=")[0] not in given]
+    monkeypatch.setattr("sys.argv", ["pretrain.py", *base, *overrides])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_mistake_is_one_line_for_the_shell_too(tmp_path):
+    line = error_line("pretrain.py", *reference_overrides(tmp_path / "run"), "+arch.H_cycle=3")
+    assert line == "error: unknown config key 'arch.H_cycle'; did you mean 'arch.H_cycles'?"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built(tmp_path):

@@ -202,5 +202,5 @@ def test_broken_datasets_are_refused_with_a_reason(tmp_path, case):
 
 
 def test_missing_dataset_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="build one with"):
+    with pytest.raises(UserError, match="build one"):
         dataset(tmp_path / "nowhere")

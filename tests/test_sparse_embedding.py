@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from models.sparse_embedding import SparseEmbedding, SparseSignSGD
 from tests.launch import run
 from tests.reference_models import REFERENCE
+from training.distributed import Ranks
 
 
 def run_reference(rank=0, world_size=1):
@@ -89,7 +89,8 @@ def test_negative_settings_are_refused():
 
 
 if __name__ == "__main__":  # one rank of the test above
-    dist.init_process_group("gloo")
-    check_reference(dist.get_rank(), dist.get_world_size())
-    dist.destroy_process_group()
+    ranks = Ranks.from_environment()
+    ranks.connect(torch.device("cpu"))
+    check_reference(ranks.rank, ranks.world_size)
+    ranks.close()
     print("equal")

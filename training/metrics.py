@@ -93,7 +93,7 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int):
             config=config.model_dump(),
             dir=folder,
             mode=mode,
-            settings=wandb.Settings(silent=True, x_disable_stats=True),
+            settings=wandb.Settings(silent=True, x_disable_stats=True, init_timeout=30),
         )
         run.log({"num_params": num_params}, step=0)
     except Exception as error:  # optional: no failure of it may cost a training run
