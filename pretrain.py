@@ -42,10 +42,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
         log.info("compiling the model's blocks")
     metrics_log = MetricsLog(ranks, folder, config, sum(p.numel() for p in state.head.parameters()))
     bar = progress_bar(total=state.total_steps, desc="train", unit="step", enabled=ranks.is_main)
-    batches = DataLoader(
-        train_data, batch_size=None, num_workers=int(device.type == "cuda"), pin_memory=device.type == "cuda",
-        persistent_workers=device.type == "cuda",
-    )  # fmt: skip
+    batches = open_loader(train_data, device)
 
     passes = config.epochs // train_data.config.epochs_per_iter
     for this_pass in range(1, passes + 1):
@@ -90,6 +87,20 @@ def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, 
             f"lower global_batch_size, or raise epochs and eval_interval"
         )
     return train_data, dataset("test", True, 1)
+
+
+def open_loader(dataset: PuzzleDataset, device: torch.device) -> DataLoader:
+    """On CUDA a process reads ahead; it is seeded apart from the model's generator."""
+    ahead = device.type == "cuda"
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=int(ahead),
+        prefetch_factor=8 if ahead else None,
+        pin_memory=ahead,
+        persistent_workers=ahead,
+        generator=torch.Generator(),
+    )
 
 
 def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ def evaluate_split(
     saved = defaultdict(list)
     head.eval()
     batches = progress_bar(
-        DataLoader(dataset, batch_size=None),
+        DataLoader(dataset, batch_size=None, generator=torch.Generator()),
         total=dataset.num_test_batches(),
         desc="evaluate",
         unit="batch",
