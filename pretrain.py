@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -20,48 +21,75 @@ from tqdm import tqdm
 
 from errors import UserError, one_line_errors
 from puzzle_dataset import Batch, PuzzleDataset, PuzzleDatasetConfig
-from training import run_folder
+from training import checkpoint, run_folder
 from training.compilation import compile_blocks
 from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
 from training.distributed import Ranks, select_device
 from training.evaluation import evaluate_split, save_predictions
 from training.metrics import MetricsLog, reduce_metrics, train_metrics
+from training.preemption import Stopped, StopRequest
 from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state, total_steps, train_step
 
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Run:
+    """What the steps of the loop share."""
+
+    config: PretrainConfig
+    ranks: Ranks
+    device: torch.device
+    state: TrainState
+    metrics_log: MetricsLog
+    bar: tqdm
+    stop: StopRequest
+    schedule: checkpoint.Schedule
+
+
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data = open_datasets(config, ranks)
-    folder = run_folder.create(config) if ranks.is_main else None
+    run = start(config, ranks, device, train_data)
+    passes = config.epochs // train_data.config.epochs_per_iter
+    batches = open_loader(train_data, device)
+    try:
+        while run.state.passes < passes:
+            for batch in one_pass(batches, run.state, device):
+                sums, lr = train_step(run.state, batch, config, ranks)
+                record(run, train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr))
+                save_or_stop(run)
+            evaluate_and_save(run, eval_data, last=run.state.passes == passes - 1)
+        farewell = f"finished: {Path(config.checkpoint_path) / f'step_{run.state.step}'}"
+    except Stopped as reason:
+        farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
+        if config.resume is not True:
+            farewell += f" checkpoint_path='{config.checkpoint_path}'"
+    run.bar.close()
+    run.metrics_log.close()
+    if ranks.is_main:
+        print(farewell, flush=True)
+
+
+def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data: PuzzleDataset) -> Run:
+    """A fresh run, or the one that `resume` names, where it stood."""
+    stop = StopRequest(config.max_minutes)
+    saved = ranks.broadcast_object(checkpoint.find_state(config) if ranks.is_main else None)
+    manifest = {} if saved is None else checkpoint.read_manifest(saved, config)
+    folder = run_folder.create(config, saved) if ranks.is_main else None
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
     if compile_blocks(state.head, config.compile, device, state.total_steps):
         log.info("compiling the model's blocks")
-    metrics_log = MetricsLog(ranks, folder, config, sum(p.numel() for p in state.head.parameters()))
-    bar = progress_bar(total=state.total_steps, desc="train", unit="step", enabled=ranks.is_main)
-    batches = open_loader(train_data, device)
-
-    passes = config.epochs // train_data.config.epochs_per_iter
-    for this_pass in range(1, passes + 1):
-        for batch in one_pass(batches, state, device):
-            sums, lr = train_step(state, batch, config, ranks)
-            metrics = train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr)
-            metrics_log.write(state.step, metrics)
-            show(bar, metrics)
-        last = this_pass == passes
-        metrics, saved = evaluate_split(state.head, eval_data, ranks, device, config.eval_save_outputs)
-        metrics_log.write(state.step, metrics)
-        if ranks.is_main:
-            bar.write(summary(state.step, metrics))
-        if config.checkpoint_every_eval or last:
-            save(state, config, ranks, saved)
-    bar.close()
-    metrics_log.close()
-    if ranks.is_main:
-        print(f"saved: {folder / f'step_{state.step}'}", flush=True)
+    if saved is not None:
+        checkpoint.load_state(saved, manifest, state, ranks, device)
+        train_data.seek(state.passes, state.batches)
+        log.info("resuming %s", saved)
+    num_params = sum(p.numel() for p in state.head.parameters())
+    metrics_log = MetricsLog(ranks, folder, config, num_params, manifest.get("metrics_bytes", 0))
+    bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
+    return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config))
 
 
 def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
@@ -112,19 +140,52 @@ def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> It
         yield {name: field.to(device, non_blocking=True) for name, field in batch.items()}
 
 
-def save(state: TrainState, config: PretrainConfig, ranks: Ranks, saved: dict) -> None:
-    folder = Path(config.checkpoint_path)
-    if ranks.is_main:
-        run_folder.save_weights(folder, state.step, state.head)
-    if saved:
-        save_predictions(folder, f"step_{state.step}", ranks.rank, saved)
-
-
-def show(bar: tqdm, metrics: dict[str, float]) -> None:
+def record(run: Run, metrics: dict[str, float]) -> None:
+    run.metrics_log.write(run.state.step, metrics)
     if metrics["train/count"]:  # a step in which nothing halted has no accuracy
         loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
-        bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
-    bar.update()
+        run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+    run.bar.update()
+
+
+def save_or_stop(run: Run) -> None:
+    """Save a state where one is due or the run should stop; raise `Stopped` then. All ranks agree on it."""
+    stopping, due = run.ranks.any(run.stop.reason is not None, run.schedule.due(run.state.step))
+    if stopping or due:
+        save_state(run)
+    if stopping:
+        raise Stopped(run.stop.reason)
+
+
+def save_state(run: Run) -> None:
+    checkpoint.save_state(run.state, run.config, run.ranks, run.metrics_log.sync())
+    run.schedule.saved()
+
+
+def evaluate_and_save(run: Run, eval_data: PuzzleDataset, last: bool) -> None:
+    config, state = run.config, run.state
+    metrics, saved = evaluate_split(
+        state.head, eval_data, run.ranks, run.device, config.eval_save_outputs, after_batch=lambda: stop_evaluating(run)
+    )
+    run.metrics_log.write(state.step, metrics)
+    if run.ranks.is_main:
+        run.bar.write(summary(state.step, metrics))
+    state.passes, state.batches = state.passes + 1, 0
+    if config.checkpoint_every_eval or last:
+        folder = Path(config.checkpoint_path)
+        if run.ranks.is_main:
+            run_folder.save_weights(folder, state.step, state.head)
+        if saved:
+            save_predictions(folder, f"step_{state.step}", run.ranks.rank, saved)
+        save_state(run)
+
+
+def stop_evaluating(run: Run) -> None:
+    """A long evaluation stops too; it is done again after the resume."""
+    (stopping,) = run.ranks.any(run.stop.reason is not None)
+    if stopping:
+        save_state(run)
+        raise Stopped(run.stop.reason)
 
 
 def summary(step: int, metrics: dict[str, float]) -> str:

@@ -69,7 +69,12 @@ class PuzzleDataset(IterableDataset):
         folder = Path(config.dataset_path) / split
         self.metadata = load_metadata(folder)
         self.sets = {name: load_set(folder, name, self.metadata) for name in self.metadata.sets}
-        self._pass = 0
+        self._pass = 0  # training passes begun, over all sets
+        self._skip = 0  # batches of the next pass that an earlier process has had
+
+    def seek(self, passes: int, batches: int) -> None:
+        """Go on where a run stood: after `passes` whole iterations and `batches` of the next one."""
+        self._pass, self._skip = passes * len(self.sets), batches
 
     def __iter__(self) -> Iterator[tuple[str, Batch, int]]:
         worker = get_worker_info()
@@ -84,11 +89,14 @@ class PuzzleDataset(IterableDataset):
         return sum(-(-len(self._test_examples(s)) // self.config.global_batch_size) for s in self.sets.values())
 
     def _iter_train(self) -> Iterator[tuple[str, Batch, int]]:
-        size = self.config.global_batch_size
+        size, skip, self._skip = self.config.global_batch_size, self._skip, 0
         for name, puzzles in self.sets.items():
             self._pass += 1
             rng = np.random.Generator(np.random.Philox(seed=self.config.seed + self._pass))
             for examples, puzzle_ids in sample_batches(rng, puzzles, self.config.epochs_per_iter, size):
+                if skip:
+                    skip -= 1
+                    continue
                 mine = slice(self.config.rank * self.local_batch_size, (self.config.rank + 1) * self.local_batch_size)
                 yield name, self._collate(puzzles, examples[mine], puzzle_ids[mine]), size
 

@@ -63,7 +63,7 @@ def main(*overrides: str) -> None:
     """`overrides` go to pretrain.py."""
     shutil.rmtree(RUN, ignore_errors=True)  # a demo starts afresh; its own folder only
     command(
-        "dataset/build_sudoku_dataset.py", "--generate", "--size", "4", "--num-train", "4096", "--num-test", "400",
+        "dataset/build_sudoku_dataset.py", "--generate", "--size", "4", "--num-train", "8192", "--num-test", "400",
         "--output-dir", DATA,
     )  # fmt: skip
     start = time.monotonic()

@@ -77,16 +77,26 @@ class PretrainConfig(StrictModel):
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
     load_checkpoint: str | None = None  # start from these weights
 
+    resume: bool | str = (
+        False  # true: the newest state in checkpoint_path, or a fresh start; else a state or run folder
+    )
+    checkpoint_interval: int | None = Field(default=None, ge=1)  # steps between training states, beside evaluations
+    checkpoint_minutes: float | None = Field(default=None, gt=0)  # the same by the clock
+    keep_last: int = Field(default=2, ge=1)  # training states; model checkpoints are all kept
+    max_minutes: float | None = Field(default=None, gt=0)  # save and stop in good order then
+
     project_name: str | None = None  # of W&B, and the folder of its runs
     run_name: str | None = None
     checkpoint_path: str | None = None  # the run folder
 
     @model_validator(mode="after")
-    def _evaluations_divide_epochs(self):
+    def _keys_fit_together(self):
         if self.eval_interval is not None and self.epochs % self.eval_interval:
             raise ValueError(
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}; choose a divisor of it"
             )
+        if self.resume is True and self.checkpoint_path is None:
+            raise ValueError("resume=true needs checkpoint_path, the run folder; give both from the first start on")
         return self
 
     def check_ranks(self, world_size: int) -> None:

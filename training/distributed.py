@@ -60,6 +60,19 @@ class Ranks:
             dist.barrier()
             dist.destroy_process_group()
 
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on any rank, the same on all."""
+        if self.world_size == 1:
+            return list(flags)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        votes = torch.tensor(flags, dtype=torch.int32, device=device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return votes.bool().tolist()
+
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:

@@ -1,6 +1,7 @@
 """Runs a model over an evaluation split, and keeps what was asked for."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,8 +24,12 @@ def evaluate_split(
     save_outputs: list[str],
     *,
     leave_bar: bool = False,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """-> (`eval/…` metrics, on rank 0 only; this rank's saved outputs, padding rows included, on the CPU)."""
+    """-> (`eval/…` metrics, on rank 0 only; this rank's saved outputs, padding rows included, on the CPU).
+
+    `after_batch` may raise to leave early.
+    """
     if dataset.num_examples() == 0:
         raise UserError(f"{dataset.config.dataset_path}/{dataset.split} holds no examples to evaluate")
     sums: dict[str, dict[str, Tensor]] = {}
@@ -47,6 +52,7 @@ def evaluate_split(
             for key, value in (batch | outputs).items():
                 if key in save_outputs:
                     saved[key].append(value.cpu())
+            after_batch()
     reduced = {name: reduce_metrics(metrics, ranks) for name, metrics in sums.items()}
     return eval_metrics(reduced), {key: torch.cat(parts) for key, parts in saved.items()}
 

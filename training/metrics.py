@@ -48,16 +48,27 @@ def eval_metrics(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
 class MetricsLog:
     """Rank 0's record of the run; on other ranks every call does nothing."""
 
-    def __init__(self, ranks: Ranks, folder: Path | None, config: PretrainConfig, num_params: int):
-        self._file = open(folder / "metrics.jsonl", "a", buffering=1) if ranks.is_main else None
+    def __init__(self, ranks: Ranks, folder: Path | None, config: PretrainConfig, num_params: int, keep_bytes: int = 0):
+        """A resumed run keeps the first `keep_bytes` of metrics.jsonl: the lines up to its state."""
+        self._file = open(folder / "metrics.jsonl", "ab") if ranks.is_main else None
+        if self._file is not None:
+            self._file.truncate(keep_bytes)
         self._wandb = _start_wandb(folder, config, num_params) if ranks.is_main else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write((json.dumps({"step": step} | values) + "\n").encode())
+        self._file.flush()
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+
+    def sync(self) -> int:
+        """Put everything on disk; -> bytes of metrics.jsonl."""
+        if self._file is None:
+            return 0
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         if self._file is not None:

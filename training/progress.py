@@ -6,10 +6,13 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(iterable=None, *, total: int, desc: str, unit: str, enabled: bool, leave: bool = True) -> tqdm:
+def progress_bar(
+    iterable=None, *, total: int, desc: str, unit: str, enabled: bool, leave: bool = True, initial: int = 0
+) -> tqdm:
     return tqdm(
         iterable,
         total=total,
+        initial=initial,
         desc=desc,
         unit=unit,
         disable=not enabled,

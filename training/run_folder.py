@@ -35,18 +35,24 @@ def name_run(config: PretrainConfig) -> PretrainConfig:
     return config.model_copy(update=dict(project_name=project, run_name=run, checkpoint_path=path))
 
 
-def create(config: PretrainConfig) -> Path:
-    """Make the folder and write down what will be run."""
+def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
+    """Make the folder, or take up the one of the state that the run goes on from, and write down what will be run."""
     folder = Path(config.checkpoint_path)
-    if (folder / "metrics.jsonl").exists():
-        raise UserError(f"checkpoint_path={folder} already holds a run; choose another folder, or remove it")
+    in_use = (folder / "metrics.jsonl").exists()
+    goes_on = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
+    if in_use and not goes_on and config.resume is not True:
+        raise UserError(
+            f"checkpoint_path={folder} already holds a run; go on with it (resume=true), choose another, or remove it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+        if resumed_from is not None and not goes_on:
+            shutil.copy(resumed_from.parent / "metrics.jsonl", folder)
+        for part in (MODELS[config.arch.name], HEADS[config.arch.loss.name]):
+            shutil.copy(inspect.getfile(part), folder)
     except OSError as error:
         raise UserError(f"cannot write to checkpoint_path={folder}: {error.strerror}") from None
-    for part in (MODELS[config.arch.name], HEADS[config.arch.loss.name]):
-        shutil.copy(inspect.getfile(part), folder)
     return folder
 
 

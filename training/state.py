@@ -23,6 +23,8 @@ class TrainState:
     base_lrs: list[float]  # one an optimiser; the last is the one that is logged
     total_steps: int
     step: int = 0
+    passes: int = 0  # over the training data, evaluated
+    batches: int = 0  # of the pass at hand
     carry: Any = None
 
 
@@ -74,6 +76,7 @@ def train_step(
 ) -> tuple[dict[str, torch.Tensor], float]:
     """One step on this rank's batch; -> (sums of this rank's metrics, learning rate)."""
     state.step += 1
+    state.batches += 1
     if state.carry is None:
         state.carry = state.head.initial_carry(batch)
     out = state.head(carry=state.carry, batch=batch, return_keys=[])

@@ -1,0 +1,232 @@
+"""The training state: everything that a run needs to go on as if it had never stopped.
+
+    <run>/state_<n>/manifest.json    step, position in the data, ranks, what must not change, bytes of metrics.jsonl
+    <run>/state_<n>/model.pt         state dict of the model
+    <run>/state_<n>/optimizers.pt    list of the optimisers' state dicts
+    <run>/state_<n>/rank_<r>.pt      a rank's carry and random generators
+
+A state is written beside its place and renamed when every file is on disk; what has another name is not a state.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+from models.hrm.hrm_act_v1 import Carry, InnerCarry
+from training.config import PretrainConfig
+from training.distributed import Ranks
+from training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+# Another value of one of these makes the position in the data, or the weights, meaningless.
+FIXED_KEYS = ("arch", "data", "global_batch_size", "eval_interval", "seed")
+
+
+def fixed_values(config: PretrainConfig) -> dict:
+    """What a state may be resumed with: flat keys -> values; `data` is a digest of the training split's description."""
+    description = (Path(config.data_path) / "train" / "dataset.json").read_bytes()
+    values = config.model_dump() | {"data": hashlib.sha256(description).hexdigest()[:16]}
+    flat = {}
+    for key in FIXED_KEYS:
+        value = values[key]
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+class Schedule:
+    """When a state is due between evaluations: every so many steps, every so many minutes."""
+
+    def __init__(self, config: PretrainConfig):
+        self._interval = config.checkpoint_interval
+        self._seconds = None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes
+        self._saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        if self._interval is not None and step % self._interval == 0:
+            return True
+        return self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds
+
+    def saved(self) -> None:
+        self._saved_at = time.monotonic()
+
+
+def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_bytes: int) -> Path:
+    """Write `state_<step>`, by all ranks together, and remove the oldest beyond `keep_last`.
+
+    Raises `UserError` where it cannot be written; complete states are not touched then.
+    """
+    run = Path(config.checkpoint_path)
+    place, beside = run / f"state_{state.step}", run / f".state_{state.step}.tmp"
+    try:
+        if ranks.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+        ranks.barrier()
+        _write(beside / f"rank_{ranks.rank}.pt", rank_state(state))
+        if ranks.is_main:
+            _write(beside / "model.pt", state.head.state_dict())
+            _write(beside / "optimizers.pt", [optimizer.state_dict() for optimizer in state.optimizers])
+        ranks.barrier()
+        if ranks.is_main:
+            manifest = {
+                "step": state.step,
+                "passes": state.passes,
+                "batches": state.batches,
+                "world_size": ranks.world_size,
+                "metrics_bytes": metrics_bytes,
+                "fixed": fixed_values(config),
+            }
+            _write_text(beside / "manifest.json", json.dumps(manifest, indent=1))
+            shutil.rmtree(place, ignore_errors=True)  # the same step, written again after a resume
+            beside.rename(place)
+            _sync(run)
+            for old in complete_states(run)[config.keep_last :]:
+                shutil.rmtree(old)
+        ranks.barrier()
+    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
+        if ranks.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"cannot save the training state in {run}: {error}; earlier states are untouched") from error
+    return place
+
+
+def rank_state(state: TrainState) -> dict:
+    """A rank's own part, as tensors in plain containers."""
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        generators["mps"] = torch.mps.get_rng_state()
+    return {"carry": None if state.carry is None else asdict(state.carry), "generators": generators}
+
+
+def complete_states(run: Path) -> list[Path]:
+    """The states of a run, newest first; one that lacks a file is passed over with a warning."""
+    found = sorted(
+        (int(match[1]), path) for path in run.glob("state_*") if (match := re.fullmatch(r"state_(\d+)", path.name))
+    )
+    return [path for _, path in reversed(found) if _is_complete(path)]
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        wanted = ["model.pt", "optimizers.pt", *(f"rank_{r}.pt" for r in range(manifest["world_size"]))]
+        missing = [name for name in wanted if not (path / name).is_file()]
+    except (OSError, ValueError, KeyError) as error:
+        missing = [f"a readable manifest.json ({type(error).__name__})"]
+    if missing:
+        log.warning("%s is not complete (no %s); passing over it", path, ", ".join(missing))
+    return not missing
+
+
+def find_state(config: PretrainConfig) -> Path | None:
+    """The state that `resume` asks for: None for a fresh start."""
+    if config.resume is False:
+        return None
+    if config.resume is True:
+        states = complete_states(Path(config.checkpoint_path))
+        return states[0] if states else None
+    path = Path(config.resume)
+    if (path / "manifest.json").exists():
+        if not _is_complete(path):
+            raise UserError(f"resume={path} is not a complete state; name another, or the run folder for its newest")
+        return path
+    states = complete_states(path)
+    if not states:
+        raise UserError(f"resume={path} holds no complete training state; name a run folder or a state_<n> in it")
+    return states[0]
+
+
+def read_manifest(path: Path, config: PretrainConfig) -> dict:
+    """The manifest, after checking that the run may go on with this config."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    now, then = fixed_values(config), manifest["fixed"]
+    differing = [
+        f"{key} (was {then.get(key)}, is {now.get(key)})"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{path} cannot be resumed with another {', '.join(differing)}; "
+            f"restore these, or start a new run with load_checkpoint"
+        )
+    return manifest
+
+
+def load_state(path: Path, manifest: dict, state: TrainState, ranks: Ranks, device: torch.device) -> None:
+    """Bring a freshly created state to where the saved one was."""
+    state.head.load_state_dict(_read(path / "model.pt"))
+    for optimizer, saved in zip(state.optimizers, _read(path / "optimizers.pt"), strict=True):
+        optimizer.load_state_dict(saved)
+    state.step, state.passes, state.batches = manifest["step"], manifest["passes"], manifest["batches"]
+    if manifest["world_size"] != ranks.world_size:
+        log.warning(
+            "%s was saved by %d ranks, now there are %d: every sequence starts afresh",
+            path, manifest["world_size"], ranks.world_size,
+        )  # fmt: skip
+        return
+    saved = _read(path / f"rank_{ranks.rank}.pt")
+    if saved["carry"] is not None:
+        state.carry = _carry_on(saved["carry"], device)
+    generators = saved["generators"]
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and device.type == "cuda":
+        torch.cuda.set_rng_state(generators["cuda"])
+    if "mps" in generators and device.type == "mps":
+        torch.mps.set_rng_state(generators["mps"])
+
+
+def _carry_on(saved: dict, device: torch.device) -> Carry:
+    def move(fields: dict) -> dict:
+        return {name: field.to(device) for name, field in fields.items()}
+
+    return Carry(
+        inner_carry=InnerCarry(**move(saved["inner_carry"])),
+        steps=saved["steps"].to(device),
+        halted=saved["halted"].to(device),
+        current_data=move(saved["current_data"]),
+    )
+
+
+def _write(path: Path, value) -> None:
+    with open(path, "wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}); remove its folder to resume from an older state"
+        ) from None
