@@ -5,6 +5,7 @@ with its cost and expected result stands in README.md; every key in training/con
 """
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -58,9 +59,13 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
         while run.state.passes < passes:
             for batch in one_pass(batches, run.state, device):
                 sums, lr = train_step(run.state, batch, config, ranks)
-                record(run, train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr))
+                metrics = train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr)
+                stop_if_diverged(run, metrics)
+                record(run, metrics)
                 save_or_stop(run)
             evaluate_and_save(run, eval_data, last=run.state.passes == passes - 1)
+        if config.eval_split != "test" or config.eval_max_examples is not None:
+            test_at_the_end(run)
         farewell = f"finished: {Path(config.checkpoint_path) / f'step_{run.state.step}'}"
     except Stopped as reason:
         farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
@@ -78,6 +83,8 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     saved = ranks.broadcast_object(checkpoint.find_state(config) if ranks.is_main else None)
     manifest = {} if saved is None else checkpoint.read_manifest(saved, config)
     folder = run_folder.create(config, saved) if ranks.is_main else None
+    if ranks.is_main:
+        run_folder.record_environment(folder, ranks, device)
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
     if compile_blocks(state.head, config.compile, device, state.total_steps):
@@ -93,28 +100,33 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
 
 
 def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
-    def dataset(split: str, test_set_mode: bool, epochs_per_iter: int) -> PuzzleDataset:
-        return PuzzleDataset(
-            PuzzleDatasetConfig(
-                seed=config.seed,
-                dataset_path=config.data_path,
-                global_batch_size=config.global_batch_size,
-                test_set_mode=test_set_mode,
-                epochs_per_iter=epochs_per_iter,
-                rank=ranks.rank,
-                num_replicas=ranks.world_size,
-            ),
-            split,
-        )
-
+    """The training split, and the one that is evaluated while training goes on."""
     epochs_per_pass = config.eval_interval or config.epochs
-    train_data = dataset("train", False, epochs_per_pass)
+    train_data = open_split(config, ranks, "train", epochs_per_pass)
     if total_steps(config, train_data.metadata) * epochs_per_pass < config.epochs:
         raise UserError(
             f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size}; "
             f"lower global_batch_size, or raise epochs and eval_interval"
         )
-    return train_data, dataset("test", True, 1)
+    return train_data, open_split(config, ranks, config.eval_split, 1, config.eval_max_examples)
+
+
+def open_split(
+    config: PretrainConfig, ranks: Ranks, split: str, epochs_per_iter: int, max_examples: int | None = None
+) -> PuzzleDataset:
+    return PuzzleDataset(
+        PuzzleDatasetConfig(
+            seed=config.seed,
+            dataset_path=config.data_path,
+            global_batch_size=config.global_batch_size,
+            test_set_mode=split != "train",
+            epochs_per_iter=epochs_per_iter,
+            rank=ranks.rank,
+            num_replicas=ranks.world_size,
+            max_examples=max_examples,
+        ),
+        split,
+    )
 
 
 def open_loader(dataset: PuzzleDataset, device: torch.device) -> DataLoader:
@@ -138,6 +150,17 @@ def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> It
         if state.step >= state.total_steps:
             return
         yield {name: field.to(device, non_blocking=True) for name, field in batch.items()}
+
+
+def stop_if_diverged(run: Run, metrics: dict[str, float]) -> None:
+    """A loss that is not a number ends the run; what it made since the last state is not saved."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    (diverged,) = run.ranks.any(run.ranks.is_main and bool(bad))
+    if diverged:
+        states = checkpoint.complete_states(Path(run.config.checkpoint_path))
+        kept = f"the last good state is {states[0]}" if states else "no state was saved before"
+        what = f"{bad[0]} is {metrics[bad[0]]}" if bad else "a loss is not finite"
+        raise UserError(f"{what} at step {run.state.step}: the run has diverged; {kept}; lower lr")
 
 
 def record(run: Run, metrics: dict[str, float]) -> None:
@@ -171,13 +194,36 @@ def evaluate_and_save(run: Run, eval_data: PuzzleDataset, last: bool) -> None:
     if run.ranks.is_main:
         run.bar.write(summary(state.step, metrics))
     state.passes, state.batches = state.passes + 1, 0
-    if config.checkpoint_every_eval or last:
+    (improved,) = run.ranks.any(run.ranks.is_main and note_best(run, metrics["eval/exact_accuracy"]))
+    if config.checkpoint_every_eval or improved or last:
         folder = Path(config.checkpoint_path)
         if run.ranks.is_main:
             run_folder.save_weights(folder, state.step, state.head)
+            if improved:
+                run_folder.write_best(folder, state.best)
         if saved:
             save_predictions(folder, f"step_{state.step}", run.ranks.rank, saved)
         save_state(run)
+
+
+def note_best(run: Run, exact_accuracy: float) -> bool:
+    """Keep the record of the best evaluation, of which the first of equals counts; -> whether this one is it."""
+    state = run.state
+    if state.best is not None and exact_accuracy <= state.best["value"]:
+        return False
+    state.best = {"metric": "eval/exact_accuracy", "value": exact_accuracy, "step": state.step}
+    return True
+
+
+def test_at_the_end(run: Run) -> None:
+    """The whole test split, where training looked at something else; its metrics are called `test/…`."""
+    test_data = open_split(run.config, run.ranks, "test", 1)
+    metrics, _ = evaluate_split(
+        run.state.head, test_data, run.ranks, run.device, [], after_batch=lambda: stop_evaluating(run)
+    )
+    if run.ranks.is_main:
+        run.bar.write("whole test split: " + summary(run.state.step, metrics))
+    run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})
 
 
 def stop_evaluating(run: Run) -> None:

@@ -66,6 +66,8 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
 
     Raises `UserError` where it cannot be written; complete states are not touched then.
     """
+    if not all(torch.isfinite(p).all() for p in state.head.parameters()):
+        raise UserError(f"the weights are not finite after step {state.step}; earlier states are untouched; lower lr")
     run = Path(config.checkpoint_path)
     place, beside = run / f"state_{state.step}", run / f".state_{state.step}.tmp"
     try:
@@ -83,6 +85,7 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
                 "step": state.step,
                 "passes": state.passes,
                 "batches": state.batches,
+                "best": state.best,
                 "world_size": ranks.world_size,
                 "metrics_bytes": metrics_bytes,
                 "fixed": fixed_values(config),
@@ -172,6 +175,7 @@ def load_state(path: Path, manifest: dict, state: TrainState, ranks: Ranks, devi
     for optimizer, saved in zip(state.optimizers, _read(path / "optimizers.pt"), strict=True):
         optimizer.load_state_dict(saved)
     state.step, state.passes, state.batches = manifest["step"], manifest["passes"], manifest["batches"]
+    state.best = manifest["best"]
     if manifest["world_size"] != ranks.world_size:
         log.warning(
             "%s was saved by %d ranks, now there are %d: every sequence starts afresh",

@@ -75,7 +75,10 @@ class PretrainConfig(StrictModel):
     compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
     checkpoint_every_eval: bool = False  # else only the last
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
+    eval_split: Literal["test", "val"] = "test"  # during training; the whole test split is evaluated at the end anyway
+    eval_max_examples: int | None = Field(default=None, ge=1)  # during training: a seeded subset
     load_checkpoint: str | None = None  # start from these weights
+    load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = "error"  # where its table has another number of rows
 
     resume: bool | str = (
         False  # true: the newest state in checkpoint_path, or a fresh start; else a state or run folder

@@ -1,6 +1,7 @@
 """The one place that knows about ranks. One process is the same code with a world of size 1."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -89,11 +90,21 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum over the ranks: the loss is divided by the global batch, so the sum is the gradient of its mean."""
-        if self.world_size > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
+        """Sum over the ranks: the loss is divided by the global batch, so the sum is the gradient of its mean.
+
+        They travel as one flat bucket a dtype, not one call a parameter.
+        """
+        if self.world_size == 1:
+            return
+        buckets = defaultdict(list)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                buckets[parameter.grad.dtype].append(parameter.grad)
+        for gradients in buckets.values():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            summed = flat.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(summed, gradients, strict=True)])
 
     def sum_to_main(self, values: Tensor) -> Tensor:
         """The sum over the ranks, on rank 0; elsewhere the content is undefined."""

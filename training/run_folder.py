@@ -8,10 +8,15 @@ step_<n>_all_preds.<rank>   saved predictions
 """
 
 import inspect
+import json
 import os
 import pickle
+import platform
 import shutil
+import subprocess
+import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import coolname
@@ -22,7 +27,9 @@ from dataset.common import PuzzleDatasetMetadata
 from errors import UserError
 from models.losses import ACTLossHead
 from training.config import HEADS, MODELS, PretrainConfig, load_config
+from training.distributed import Ranks
 
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
 
@@ -56,6 +63,35 @@ def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
     return folder
 
 
+def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None:
+    """Add this start to environment.json."""
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    start = {
+        "command": [sys.executable, *sys.argv],
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})",
+        "ranks": ranks.world_size,
+    }
+    write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
+
+
+def _git_commit() -> str | None:
+    """Of the code that runs, `-dirty` where it was changed; None outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
 def write_atomically(path: Path, save) -> None:
     """`save(file)` into a sibling that takes its place when complete."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -77,10 +113,20 @@ def save_weights(folder: Path, step: int, head: torch.nn.Module) -> Path:
     return path
 
 
-def load_weights(head: torch.nn.Module, path: str | Path, belongs_to: str | None = None) -> None:
+def write_best(folder: Path, best: dict) -> None:
+    """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`."""
+    text = json.dumps(best | {"checkpoint": f"step_{best['step']}"})
+    write_atomically(folder / "best.json", lambda file: file.write(text.encode()))
+
+
+def load_weights(
+    head: torch.nn.Module, path: str | Path, belongs_to: str | None = None, other_puzzles: str = "error"
+) -> None:
     """Load a checkpoint, the original's too, into a model on any device.
 
-    Raises `UserError` where it is missing or damaged, or does not fit; `belongs_to` is the dataset it was trained on.
+    `other_puzzles` says what becomes of a puzzle-embedding table with another number of rows: `error`, or all rows of
+    the model's `zero`, or the `mean` of the checkpoint's rows in use. Raises `UserError` where the file is missing or
+    damaged, or does not fit; `belongs_to` is the dataset it was trained on.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -92,7 +138,10 @@ def load_weights(head: torch.nn.Module, path: str | Path, belongs_to: str | None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; name a step_<n> file")
     weights = {key.removeprefix(COMPILED_PREFIX): value for key, value in loaded.items()}
-    _check_fit(weights, head.state_dict(), path, belongs_to)
+    expected = head.state_dict()
+    if other_puzzles != "error" and PUZZLE_TABLE in weights and PUZZLE_TABLE in expected:
+        weights[PUZZLE_TABLE] = _for_other_puzzles(weights[PUZZLE_TABLE], expected[PUZZLE_TABLE], other_puzzles)
+    _check_fit(weights, expected, path, belongs_to)
     head.load_state_dict(weights)
 
 
@@ -112,6 +161,20 @@ def load_model(
     return head, config
 
 
+def _for_other_puzzles(theirs: torch.Tensor, ours: torch.Tensor, how: str) -> torch.Tensor:
+    """A table (rows, dim) for the model's puzzles out of one for others; of the same size it stays as it is."""
+    if theirs.shape == ours.shape or theirs.shape[1] != ours.shape[1]:
+        return theirs
+    if how == "zero":
+        return torch.zeros_like(ours, device="cpu")
+    # Row 0 is the blank, and rows that were never trained are zero: neither says anything about puzzles.
+    used = theirs[1:][theirs[1:].any(dim=1)]
+    mean = used.mean(dim=0) if len(used) else torch.zeros_like(theirs[0])
+    table = mean.expand(ours.shape).clone()
+    table[0] = theirs[0]
+    return table
+
+
 def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str | None) -> None:
     if PUZZLE_TABLE in weights and PUZZLE_TABLE in expected:
         theirs, ours = weights[PUZZLE_TABLE].shape, expected[PUZZLE_TABLE].shape
@@ -119,7 +182,8 @@ def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str 
             of = f" ({belongs_to})" if belongs_to else ""
             raise UserError(
                 f"{path} has a puzzle-embedding table of {theirs[0]} × {theirs[1]}, the dataset and config need "
-                f"{ours[0]} × {ours[1]}; use the dataset that the checkpoint was trained on{of}"
+                f"{ours[0]} × {ours[1]}; use the dataset that the checkpoint was trained on{of}, "
+                f"or start new puzzles from it: pretrain.py load_checkpoint_puzzle_emb=mean|zero"
             )
     missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or unknown:

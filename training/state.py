@@ -26,6 +26,7 @@ class TrainState:
     passes: int = 0  # over the training data, evaluated
     batches: int = 0  # of the pass at hand
     carry: Any = None
+    best: dict | None = None  # rank 0's: metric, value and step of the best evaluation
 
 
 def create_state(
@@ -40,7 +41,7 @@ def create_state(
             num_puzzle_identifiers=metadata.num_puzzle_identifiers,
         )
     if config.load_checkpoint is not None:
-        load_weights(head, config.load_checkpoint)
+        load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
     ranks.broadcast_module(head)
 
     # The lr is set before every step, see `learning_rate`.

@@ -1,0 +1,101 @@
+"""Which checkpoint, and from whose weights: python -m pytest tests/test_checkpoints.py"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.launch import error_line, run
+from tests.runs import PIPELINE, lines_with, load, pretrain, read_metrics, reference_overrides
+
+TABLE = "model.inner.puzzle_emb.weights"
+
+
+@pytest.fixture(scope="module")
+def with_val(tmp_path_factory):
+    """The reference dataset with a val split: the first 10 groups of train."""
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    shutil.copytree(PIPELINE / "dataset", path)
+    shutil.copytree(path / "train", path / "val")
+    arrays = {file: np.load(file) for file in (path / "val").glob("*.npy")}
+    by_field = {file.stem.removeprefix("all__"): array for file, array in arrays.items()}
+    groups = 10
+    puzzles = by_field["group_indices"][groups]
+    examples = by_field["puzzle_indices"][puzzles]
+    rows = {"inputs": examples, "labels": examples, "puzzle_identifiers": puzzles}
+    rows |= {"puzzle_indices": puzzles + 1, "group_indices": groups + 1}
+    for file, array in arrays.items():
+        np.save(file, array[: rows[file.stem.removeprefix("all__")]])
+    return path
+
+
+def test_best_is_chosen_on_val_and_the_test_split_is_evaluated_once(tmp_path, with_val):
+    folder = tmp_path / "run"
+    lines = pretrain(folder, data_path=with_val, eval_split="val", checkpoint_every_eval="false", lr=5e-3)
+    evaluations = {line["step"]: line["eval/exact_accuracy"] for line in lines_with(lines, "eval/")}
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == max(evaluations.values()) == evaluations[best["step"]]
+    assert (folder / best["checkpoint"]).exists()
+    (final,) = lines_with(lines, "test/")
+    whole = run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_outputs=[]")
+    assert f"eval/accuracy         {final['test/accuracy']:.4f}" in whole.stdout
+
+
+def test_a_subset_during_training_is_the_same_each_time(tmp_path):
+    lines = pretrain(tmp_path / "run", eval_max_examples=5, lr=0, puzzle_emb_lr=0)
+    values = [line["eval/lm_loss"] for line in lines_with(lines, "eval/")]
+    assert len(set(values)) == 1  # nothing was learned, so only another subset could change it
+    (final,) = lines_with(lines, "test/")
+    assert final["test/lm_loss"] != pytest.approx(values[0], rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path):
+    folder = tmp_path / "run"
+    pretrain(folder, epochs=4)
+    poisoned = load(folder / "state_20/model.pt")
+    poisoned["model.inner.lm_head.weight"][0, 0] = float("nan")
+    torch.save(poisoned, folder / "state_20/model.pt")
+    done = run("pretrain.py", *reference_overrides(folder, epochs=8, resume="true", checkpoint_interval=1), check=False)
+    assert done.returncode == 2
+    expected = (
+        f"error: train/lm_loss is nan at step 21: the run has diverged; the last good state is {folder / 'state_20'}"
+    )
+    assert expected in done.stderr
+    assert [path.name for path in folder.glob("state_*")] == ["state_20"]
+    assert read_metrics(folder)[-1]["step"] == 20
+
+
+@pytest.mark.parametrize("how", ["mean", "zero"])
+def test_weights_for_other_puzzles(tmp_path, how):
+    weights = load(PIPELINE / "init_checkpoint.pt")
+    weights[TABLE] = torch.zeros(5, 32)
+    weights[TABLE][2:4] = torch.tensor([1.0, 3.0]).unsqueeze(1)
+    torch.save(weights, tmp_path / "other")
+    changes = {"load_checkpoint": tmp_path / "other", "lr": 0, "puzzle_emb_lr": 0}
+    # The reference dataset knows the blank alone, so give it two puzzles more.
+    data = tmp_path / "data"
+    shutil.copytree(PIPELINE / "dataset", data)
+    for split in ("train", "test"):
+        description = json.loads((data / split / "dataset.json").read_text())
+        (data / split / "dataset.json").write_text(json.dumps(description | {"num_puzzle_identifiers": 3}))
+    changes["data_path"] = data
+    message = error_line("pretrain.py", *reference_overrides(tmp_path / "refused", **changes))
+    assert "5 × 32" in message
+    assert "load_checkpoint_puzzle_emb=mean|zero" in message
+    pretrain(tmp_path / "run", load_checkpoint_puzzle_emb=how, epochs=4, **changes)
+    table = load(tmp_path / "run/step_20")[TABLE]
+    assert torch.equal(table[0], torch.zeros(32))
+    assert torch.equal(table[1:], torch.full((2, 32), 2.0 if how == "mean" else 0.0))
+
+
+def test_the_environment_is_recorded_at_every_start(tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(2):
+        run("pretrain.py", *reference_overrides(folder, epochs=4, resume="true"))
+    first, second = json.loads((folder / "environment.json").read_text())
+    assert first["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert any(argument.endswith("pretrain.py") for argument in second["command"])
+    assert first["ranks"] == 1
+    assert first["git_commit"] is None or len(first["git_commit"].removesuffix("-dirty")) == 40
