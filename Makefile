@@ -34,7 +34,7 @@ clean:  ## remove the virtual environment and what the demo made
 $(READY): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "error: $(PYTHON) is older than Python 3.10; set PYTHON=python3.x" >&2; exit 2; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } \
 		|| { echo "error: cannot make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt -c constraints.txt
 	@touch $@

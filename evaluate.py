@@ -9,6 +9,7 @@ Reads `all_config.yaml` beside the checkpoint; prints a table; writes `step_<n>_
 saved. Checkpoints of the original load too.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -45,21 +46,31 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     dataset = open_split(config, run, ranks)
+    folder = writable_folder(Path(config.output_dir or checkpoint.parent)) if config.save_outputs else None
     torch.manual_seed(run.seed + ranks.rank)
-    head, _ = load_model(checkpoint, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-    steps = dataset.num_test_batches() * run.arch.halt_max_steps
-    compile_blocks(head, config.compile, device, steps)
+    head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
+    compile_blocks(head, config.compile, device, steps=dataset.num_test_batches() * run.arch.halt_max_steps)
 
     metrics, saved = evaluate_split(head, dataset, ranks, device, config.save_outputs, leave_bar=True)
-    if saved:
-        folder = Path(config.output_dir) if config.output_dir else checkpoint.parent
-        folder.mkdir(parents=True, exist_ok=True)
+    if ranks.is_main:
+        print(table(metrics, dataset))
+    if folder is not None:
         path = save_predictions(folder, checkpoint.name, ranks.rank, saved)
         if ranks.is_main:
             print(f"predictions: {path.with_suffix('')}.*")
-    if ranks.is_main:
-        print(table(metrics, dataset))
     return metrics
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make the folder; said before the work starts, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"cannot write predictions to {folder}; set output_dir, or save_outputs=[]")
+    return folder
 
 
 def open_split(config: EvalConfig, run: PretrainConfig, ranks: Ranks) -> PuzzleDataset:

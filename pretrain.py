@@ -28,7 +28,7 @@ from training.config import PretrainConfig, accept_plain_overrides, from_hydra, 
 from training.distributed import Ranks, select_device
 from training.evaluation import evaluate_split, save_predictions
 from training.metrics import MetricsLog, reduce_metrics, train_metrics
-from training.preemption import Stopped, StopRequest
+from training.preemption import Stopped, StopRequest, leave_to_the_main_process
 from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state, total_steps, train_step
 
@@ -51,7 +51,7 @@ class Run:
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
-    train_data, eval_data = open_datasets(config, ranks)
+    train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
     passes = config.epochs // train_data.config.epochs_per_iter
     batches = open_loader(train_data, device)
@@ -60,12 +60,11 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
             for batch in one_pass(batches, run.state, device):
                 sums, lr = train_step(run.state, batch, config, ranks)
                 metrics = train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr)
-                stop_if_diverged(run, metrics)
                 record(run, metrics)
-                save_or_stop(run)
+                save_or_stop(run, metrics)
             evaluate_and_save(run, eval_data, last=run.state.passes == passes - 1)
-        if config.eval_split != "test" or config.eval_max_examples is not None:
-            test_at_the_end(run)
+        if test_data is not None:
+            test_at_the_end(run, test_data)
         farewell = f"finished: {Path(config.checkpoint_path) / f'step_{run.state.step}'}"
     except Stopped as reason:
         farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
@@ -82,9 +81,8 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     stop = StopRequest(config.max_minutes)
     saved = ranks.broadcast_object(checkpoint.find_state(config) if ranks.is_main else None)
     manifest = {} if saved is None else checkpoint.read_manifest(saved, config)
-    folder = run_folder.create(config, saved) if ranks.is_main else None
     if ranks.is_main:
-        run_folder.record_environment(folder, ranks, device)
+        run_folder.check_free(config, saved)
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
     if compile_blocks(state.head, config.compile, device, state.total_steps):
@@ -93,14 +91,17 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
         checkpoint.load_state(saved, manifest, state, ranks, device)
         train_data.seek(state.passes, state.batches)
         log.info("resuming %s", saved)
+    folder = run_folder.create(config, saved) if ranks.is_main else None  # only now: a mistake leaves nothing behind
+    if ranks.is_main:
+        run_folder.record_environment(folder, ranks, device)
     num_params = sum(p.numel() for p in state.head.parameters())
     metrics_log = MetricsLog(ranks, folder, config, num_params, manifest.get("metrics_bytes", 0))
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
     return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config))
 
 
-def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
-    """The training split, and the one that is evaluated while training goes on."""
+def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset, PuzzleDataset | None]:
+    """The training split, what is evaluated while training goes on, and the whole test split where that is not it."""
     epochs_per_pass = config.eval_interval or config.epochs
     train_data = open_split(config, ranks, "train", epochs_per_pass)
     if total_steps(config, train_data.metadata) * epochs_per_pass < config.epochs:
@@ -108,7 +109,9 @@ def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, 
             f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size}; "
             f"lower global_batch_size, or raise epochs and eval_interval"
         )
-    return train_data, open_split(config, ranks, config.eval_split, 1, config.eval_max_examples)
+    eval_data = open_split(config, ranks, config.eval_split, 1, config.eval_max_examples)
+    is_whole_test = config.eval_split == "test" and config.eval_max_examples is None
+    return train_data, eval_data, None if is_whole_test else open_split(config, ranks, "test", 1)
 
 
 def open_split(
@@ -140,6 +143,7 @@ def open_loader(dataset: PuzzleDataset, device: torch.device) -> DataLoader:
         pin_memory=ahead,
         persistent_workers=ahead,
         generator=torch.Generator(),
+        worker_init_fn=leave_to_the_main_process,
     )
 
 
@@ -152,18 +156,9 @@ def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> It
         yield {name: field.to(device, non_blocking=True) for name, field in batch.items()}
 
 
-def stop_if_diverged(run: Run, metrics: dict[str, float]) -> None:
-    """A loss that is not a number ends the run; what it made since the last state is not saved."""
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    (diverged,) = run.ranks.any(run.ranks.is_main and bool(bad))
-    if diverged:
-        states = checkpoint.complete_states(Path(run.config.checkpoint_path))
-        kept = f"the last good state is {states[0]}" if states else "no state was saved before"
-        what = f"{bad[0]} is {metrics[bad[0]]}" if bad else "a loss is not finite"
-        raise UserError(f"{what} at step {run.state.step}: the run has diverged; {kept}; lower lr")
-
-
 def record(run: Run, metrics: dict[str, float]) -> None:
+    if not_finite(metrics):
+        return
     run.metrics_log.write(run.state.step, metrics)
     if metrics["train/count"]:  # a step in which nothing halted has no accuracy
         loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
@@ -171,9 +166,22 @@ def record(run: Run, metrics: dict[str, float]) -> None:
     run.bar.update()
 
 
-def save_or_stop(run: Run) -> None:
-    """Save a state where one is due or the run should stop; raise `Stopped` then. All ranks agree on it."""
-    stopping, due = run.ranks.any(run.stop.reason is not None, run.schedule.due(run.state.step))
+def not_finite(metrics: dict[str, float]) -> list[str]:
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
+
+
+def save_or_stop(run: Run, metrics: dict[str, float]) -> None:
+    """Save a state where one is due or the run should stop; raise `Stopped` then. All ranks agree on it.
+
+    A loss that is not finite ends the run at once: what it made since the last state is not saved.
+    """
+    bad = not_finite(metrics) if run.ranks.is_main else []
+    diverged, stopping, due = run.ranks.any(bool(bad), run.stop.reason is not None, run.schedule.due(run.state.step))
+    if diverged:
+        states = checkpoint.complete_states(Path(run.config.checkpoint_path))
+        kept = f"the last good state is {states[0]}" if states else "no state was saved before"
+        what = f"{bad[0]} is {metrics[bad[0]]}" if bad else "a loss on rank 0 is not finite"
+        raise UserError(f"{what} at step {run.state.step}: the run has diverged; {kept}; lower lr")
     if stopping or due:
         save_state(run)
     if stopping:
@@ -215,9 +223,8 @@ def note_best(run: Run, exact_accuracy: float) -> bool:
     return True
 
 
-def test_at_the_end(run: Run) -> None:
+def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """The whole test split, where training looked at something else; its metrics are called `test/…`."""
-    test_data = open_split(run.config, run.ranks, "test", 1)
     metrics, _ = evaluate_split(
         run.state.head, test_data, run.ranks, run.device, [], after_batch=lambda: stop_evaluating(run)
     )

@@ -5,7 +5,7 @@ examples in order and pads the last batch. All ranks make the same draws and cut
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dataset.cli import describe_validation_error
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
 from errors import UserError
 
@@ -69,6 +70,7 @@ class PuzzleDataset(IterableDataset):
         folder = Path(config.dataset_path) / split
         self.metadata = load_metadata(folder)
         self.sets = {name: load_set(folder, name, self.metadata) for name in self.metadata.sets}
+        _check_totals(self.sets.values(), folder, self.metadata)
         self._pass = 0  # training passes begun, over all sets
         self._skip = 0  # batches of the next pass that an earlier process has had
 
@@ -198,8 +200,9 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
         raise UserError(f"{path} is missing; {found}")
     try:
         return PuzzleDatasetMetadata(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, ValidationError, TypeError) as error:
-        raise UserError(f"{path} is not a valid dataset description ({error}); build the dataset again") from None
+    except (ValueError, TypeError) as error:
+        reason = describe_validation_error(error, str) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} is not a valid dataset description ({reason}); build the dataset again") from None
 
 
 def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:
@@ -225,6 +228,8 @@ def _load_array(path: Path, mmap: bool) -> np.ndarray:
         raise UserError(f"{path} is missing; build the dataset again") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is truncated or not a .npy file ({error}); build the dataset again") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive, not a .npy file; build the dataset again")
     if not np.issubdtype(array.dtype, np.integer):
         raise UserError(f"{path} holds {array.dtype}, not integers; build the dataset again")
     return array
@@ -234,6 +239,9 @@ def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleD
     def fail(field: str, what: str) -> None:
         raise UserError(f"{folder}/{name}__{field}.npy: {what}; build the dataset again")
 
+    ids = puzzles.puzzle_identifiers
+    if ids.ndim != 1:
+        fail("puzzle_identifiers", f"has shape {ids.shape}, not one axis")
     for field in ("inputs", "labels"):
         shape = getattr(puzzles, field).shape
         if len(shape) != 2 or shape[1] != metadata.seq_len:
@@ -249,11 +257,25 @@ def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleD
             fail(field, "does not ascend from 0")
         if indices[-1] != end:
             fail(field, f"ends at {indices[-1]}, but there are {end} {of}")
-    ids = puzzles.puzzle_identifiers
     if len(puzzles.puzzle_indices) - 1 != len(ids):
         fail("puzzle_identifiers", f"has {len(ids)} entries for {len(puzzles.puzzle_indices) - 1} puzzles")
     if len(ids) and (ids.min() < 0 or ids.max() >= metadata.num_puzzle_identifiers):
         fail("puzzle_identifiers", f"goes outside 0..{metadata.num_puzzle_identifiers - 1}, which dataset.json allows")
+
+
+def _check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleDatasetMetadata) -> None:
+    """The numbers that the length of a run is computed from."""
+    groups = sum(len(puzzles.group_indices) - 1 for puzzles in sets)
+    puzzles = sum(len(puzzles.puzzle_identifiers) for puzzles in sets)
+    mean = sum(len(puzzles.inputs) for puzzles in sets) / max(1, puzzles)
+    for key, stated, found in (
+        ("total_groups", metadata.total_groups, groups),
+        ("mean_puzzle_examples", metadata.mean_puzzle_examples, mean),
+    ):
+        if not np.isclose(stated, found, rtol=1e-6):
+            raise UserError(
+                f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; build the dataset again"
+            )
 
 
 def _check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata) -> None:

@@ -5,6 +5,8 @@ so lists default to `[]` and the builder fills in its own; and help texts go thr
 cent sign is written `%%`.
 """
 
+import signal
+import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -38,5 +40,12 @@ def run_builder(build: Callable[[Any], None]) -> None:
     parser.command(singleton=True)(build)
     parser.entrypoint = parser._build_entrypoint()
     parser.entrypoint.formatter_class = ArgumentDefaultsHelpFormatter
+    parser.entrypoint.error = _refuse
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a build that is ended cleans up
     with one_line_errors():
         parser()
+
+
+def _refuse(message: str) -> NoReturn:
+    """In place of argparse's error, which prints the whole usage before it."""
+    raise UserError(f"{message} (see --help)")

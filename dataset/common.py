@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from errors import UserError
 
@@ -37,12 +37,12 @@ class PuzzleDatasetMetadata(BaseModel):
     pad_id: int
     ignore_label_id: int | None
     blank_identifier_id: int
-    vocab_size: int
-    seq_len: int
-    num_puzzle_identifiers: int
-    total_groups: int
-    mean_puzzle_examples: float
-    sets: list[str]
+    vocab_size: int = Field(ge=2)
+    seq_len: int = Field(ge=1)
+    num_puzzle_identifiers: int = Field(ge=1)
+    total_groups: int = Field(ge=0)
+    mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
+    sets: list[str] = Field(min_length=1)
 
 
 def dihedral_transform(grid: np.ndarray, tid: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
 
     An existing dataset is replaced only then. After an error or Ctrl-C the sibling is removed.
     """
-    target = Path(output_dir)
+    target = Path(output_dir).resolve()  # a link to a scratch disk stays a link
     if target.exists() and not target.is_dir():
         raise UserError(f"--output-dir {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / "identifiers.json").exists():
@@ -84,19 +84,19 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
     except OSError as error:
         raise UserError(f"cannot write beside --output-dir {target}: {error.strerror}") from None
+    old = folder.with_name(folder.name + "-old")
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         if target.exists():
-            old = folder.with_name(folder.name + "-old")
             target.rename(old)
-            folder.rename(target)
-            shutil.rmtree(old)
-        else:
-            folder.rename(target)
+        folder.rename(target)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

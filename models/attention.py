@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from errors import UserError
+
 log = logging.getLogger(__name__)
 
 # q, k, v: (B, S, heads, head_dim) -> (B, S, heads, head_dim)
 AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _FLASH_MODULES = {"flash3": "flash_attn_interface", "flash2": "flash_attn"}
+_FLASH_CAPABILITY = {"flash3": (9,), "flash2": range(8, 100)}  # major compute capabilities that `auto` uses them on
 ATTENTION_KERNELS = ("auto", *_FLASH_MODULES, "sdpa")
 
 
@@ -44,13 +47,17 @@ def _flash(name: str) -> AttentionKernel:
 def select_attention(name: str, device_type: str, dtype: torch.dtype) -> AttentionKernel:
     """The kernel for `name`; `auto` takes FA3, then FA2, on CUDA in half precision, else SDPA. Logged once a choice.
 
-    Raises `ValueError` where a kernel is named that is not known or not installed.
+    Raises `UserError` where a kernel is named that is not known or installed, or does not fit device and dtype.
     """
     if name not in ATTENTION_KERNELS:
-        raise ValueError(f"unknown attention kernel '{name}'; choose one of {', '.join(ATTENTION_KERNELS)}")
+        raise UserError(f"unknown attention kernel '{name}'; choose one of {', '.join(ATTENTION_KERNELS)}")
+    fits = device_type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     wanted = [name] if name != "auto" else []
-    if name == "auto" and device_type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        wanted = list(_FLASH_MODULES)
+    if name == "auto" and fits:
+        major, _ = torch.cuda.get_device_capability()
+        wanted = [kernel for kernel, needed in _FLASH_CAPABILITY.items() if major in needed]
+    if name in _FLASH_MODULES and not fits:
+        raise UserError(f"arch.attention={name} needs CUDA and half precision, not {device_type} and {dtype}; use auto")
     for candidate in wanted:
         if candidate == "sdpa":
             break
@@ -59,7 +66,7 @@ def select_attention(name: str, device_type: str, dtype: torch.dtype) -> Attenti
         except ImportError as error:
             if name != "auto":
                 module = _FLASH_MODULES[candidate]
-                raise ValueError(f"arch.attention={name}: {module} does not import ({error}); use auto") from None
+                raise UserError(f"arch.attention={name}: {module} does not import ({error}); use auto") from None
             continue
         log.info("attention: %s", candidate)
         return kernel

@@ -5,6 +5,7 @@ learning curve, and shows what the model answers after each reasoning step. Ever
 would type. README.md says what it costs and what comes out.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from errors import one_line_errors  # noqa: E402
 from evaluators.boards import side_by_side, sudoku_lines  # noqa: E402
 from evaluators.steps import reasoning_steps  # noqa: E402
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig  # noqa: E402
+from training.config import load_config  # noqa: E402
 from training.report import report  # noqa: E402
 from training.run_folder import load_model  # noqa: E402
 
@@ -44,7 +46,8 @@ def show_steps(checkpoint: Path) -> None:
         rank=0, num_replicas=1, max_examples=SHOWN,
     )  # fmt: skip
     dataset = PuzzleDataset(config, "test")
-    head, _ = load_model(checkpoint, dataset.metadata, batch_size=SHOWN, device=torch.device("cpu"))
+    run = load_config(f"{RUN}/all_config.yaml")
+    head = load_model(checkpoint, run, dataset.metadata, batch_size=SHOWN, device=torch.device("cpu"))
     _, batch, _ = next(iter(dataset))
     steps = reasoning_steps(head, batch)
     for i in range(SHOWN):
@@ -69,7 +72,7 @@ def main(*overrides: str) -> None:
     start = time.monotonic()
     command("pretrain.py", "+experiment=sudoku_4x4_demo", *overrides)
     minutes = (time.monotonic() - start) / 60
-    checkpoint = max(Path(RUN).glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    checkpoint = Path(RUN) / json.loads((Path(RUN) / "best.json").read_text())["checkpoint"]
     command("evaluate.py", f"checkpoint={checkpoint}", "save_outputs=[]")
 
     print(f"\n$ python -m training.report {RUN}")

@@ -28,6 +28,8 @@ def with_val(tmp_path_factory):
     rows |= {"puzzle_indices": puzzles + 1, "group_indices": groups + 1}
     for file, array in arrays.items():
         np.save(file, array[: rows[file.stem.removeprefix("all__")]])
+    description = json.loads((path / "val/dataset.json").read_text())
+    (path / "val/dataset.json").write_text(json.dumps(description | {"total_groups": groups}))
     return path
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 import yaml
 
+from errors import UserError
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
+from training.config import load_config
 
 ARCH = TRAJECTORY["config"]["arch"]
 
@@ -82,6 +84,7 @@ def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
     assert "step_61 does not exist" in line(f"checkpoint={checkpoint.with_name('step_61')}")
     assert "it has the splits test, train" in line(f"checkpoint={checkpoint}", "split=val")
     assert "save_outputs" in line(f"checkpoint={checkpoint}", "save_outputs=[nonsense]")
+    assert "cannot write predictions" in line(f"checkpoint={checkpoint}", "output_dir=/proc/nope")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert "not a readable checkpoint" in line(f"checkpoint={checkpoint}")
 
@@ -94,6 +97,14 @@ def test_a_table_of_another_dataset_names_the_right_one(checkpoint):
     assert "961 × 32" in message
     assert "need 1 × 32" in message
     assert str(PIPELINE / "dataset") in message
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1", ""])
+def test_a_config_that_is_none_is_named(checkpoint, content):
+    path = checkpoint.with_name("all_config.yaml")
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"all_config\.yaml is not the config of a run"):
+        load_config(str(path))
 
 
 def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):

@@ -156,7 +156,9 @@ REFUSED = {
     "no dataset": (["data_path=/nonexistent"], "no dataset at /nonexistent"),
     "batch too large": (["global_batch_size=4096"], "do not fill one batch of 4096"),
     "checkpoint": (["load_checkpoint=/nonexistent"], "checkpoint /nonexistent does not exist"),
-    "device": (["device=mps"], "device=mps is not available"),
+    "device": (["device=tpu"], "device: "),
+    "attention": (["arch.attention=flash2"], "arch.attention=flash2 needs CUDA and half precision"),
+    "bool for a number": (["epochs=true"], "epochs: Input should not be true or false"),
 }
 
 
@@ -173,6 +175,7 @@ def test_mistakes_are_refused_in_one_line(tmp_path, case, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistake_is_one_line_for_the_shell_too(tmp_path):

@@ -1,5 +1,6 @@
 """Batches against the original's, sampling, and broken datasets: python -m pytest tests/test_puzzle_dataset.py"""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,11 @@ def edit(path, change):
     np.save(path, change(array))
 
 
+def edit_json(folder, **changes):
+    path = folder / "train/dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def descend(indices):
     indices[2], indices[3] = indices[3], indices[2]
     return indices
@@ -187,6 +193,16 @@ BROKEN = {
     "label vocabulary": (lambda d: edit(d / "train/all__labels.npy", lambda a: a + 4), "outside the vocabulary"),
     "identifiers": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a + 1), "goes outside 0..0"),
     "floats": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a * 1.0), "not integers"),
+    "binary json": (
+        lambda d: (d / "train/dataset.json").write_bytes(b"\xff\xfe\x00"),
+        "not a valid dataset description",
+    ),
+    "no sets": (lambda d: edit_json(d, sets=[]), "not a valid dataset description"),
+    "other groups": (lambda d: edit_json(d, total_groups=999), "total_groups is 999, the arrays say 40"),
+    "other mean": (lambda d: edit_json(d, mean_puzzle_examples=2.5), "mean_puzzle_examples is 2.5"),
+    "not a number": (lambda d: edit_json(d, mean_puzzle_examples=float("nan")), "not a valid dataset description"),
+    "archive": (lambda d: np.savez(open(d / "train/all__inputs.npy", "wb"), a=1), "is an archive"),
+    "two axes": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a[:, None]), "not one axis"),
     "bad json": (lambda d: (d / "train/dataset.json").write_text("{"), "not a valid dataset description"),
     "missing key": (lambda d: (d / "train/dataset.json").write_text('{"pad_id": 0}'), "not a valid dataset"),
 }

@@ -175,7 +175,7 @@ def load_state(path: Path, manifest: dict, state: TrainState, ranks: Ranks, devi
     for optimizer, saved in zip(state.optimizers, _read(path / "optimizers.pt"), strict=True):
         optimizer.load_state_dict(saved)
     state.step, state.passes, state.batches = manifest["step"], manifest["passes"], manifest["batches"]
-    state.best = manifest["best"]
+    state.best = manifest.get("best")
     if manifest["world_size"] != ranks.world_size:
         log.warning(
             "%s was saved by %d ranks, now there are %d: every sequence starts afresh",

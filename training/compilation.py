@@ -30,6 +30,8 @@ def compile_blocks(head: nn.Module, mode: str, device: torch.device, steps: int)
     blocks = [module for module in head.modules() if isinstance(module, Block)]
     try:
         trial = torch.compile(blocks[0], dynamic=False)
+        with torch.no_grad():
+            trial(x, cos_sin)
         trial(x.requires_grad_(), cos_sin).sum().backward()
     except Exception as error:  # whatever the compiler stack raises: it is optional
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,10 +8,19 @@ import re
 import sys
 from typing import Literal
 
+import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dataset.cli import describe_validation_error
 from errors import UserError
@@ -26,7 +35,14 @@ SAVABLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "logits", "q_halt_l
 
 
 class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_a_bool(cls, value, info: ValidationInfo):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | str):
+            raise ValueError("Input should not be true or false")
+        return value
 
 
 class LossConfig(StrictModel):
@@ -73,7 +89,7 @@ class PretrainConfig(StrictModel):
     seed: int = Field(default=0, ge=0)
     device: Literal[DEVICES] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
-    checkpoint_every_eval: bool = False  # else only the last
+    checkpoint_every_eval: bool = False  # else only the best so far and the last
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
     eval_split: Literal["test", "val"] = "test"  # during training; the whole test split is evaluated at the end anyway
     eval_max_examples: int | None = Field(default=None, ge=1)  # during training: a seeded subset
@@ -142,9 +158,14 @@ def from_hydra(cfg: DictConfig) -> PretrainConfig:
 def load_config(path: str) -> PretrainConfig:
     """Read an `all_config.yaml`, the original's included."""
     try:
-        return from_hydra(OmegaConf.load(path))
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise UserError("it is not a mapping")
+        return from_hydra(config)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a checkpoint lies in its run folder, beside all_config.yaml") from None
+    except (UserError, yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not the config of a run: {error}") from None
 
 
 def accept_plain_overrides() -> None:

@@ -4,7 +4,9 @@ import json
 import logging
 import netrc
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -60,8 +62,7 @@ class MetricsLog:
             return
         self._file.write((json.dumps({"step": step} | values) + "\n").encode())
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        self._tell_wandb(lambda run: run.log(values, step=step))
 
     def sync(self) -> int:
         """Put everything on disk; -> bytes of metrics.jsonl."""
@@ -73,8 +74,22 @@ class MetricsLog:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._tell_wandb(lambda run: run.finish())
+
+    def _tell_wandb(self, call: Callable[[Any], None]) -> None:
+        """W&B may fail at any time; training does not stop for it."""
+        if self._wandb is None:
+            return
+        try:
+            call(self._wandb)
+        except Exception as error:
+            log.warning("W&B failed, going on without: %s", describe(error))
+            self._wandb = None
+
+
+def describe(error: Exception) -> str:
+    """Somebody else's exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _wandb_login() -> bool:
@@ -83,7 +98,7 @@ def _wandb_login() -> bool:
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -96,7 +111,7 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int):
     try:
         import wandb
 
-        if mode is None and not _wandb_login():
+        if mode in (None, "online") and not _wandb_login():
             mode = "offline"
         run = wandb.init(
             project=config.project_name,
@@ -108,6 +123,6 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int):
         )
         run.log({"num_params": num_params}, step=0)
     except Exception as error:  # optional: no failure of it may cost a training run
-        log.warning("W&B is off for this run: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
+        log.warning("W&B is off for this run: %s", describe(error))
         return None
     return run

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
+from importlib.metadata import distributions
 from pathlib import Path
 
 import coolname
@@ -26,7 +26,7 @@ import yaml
 from dataset.common import PuzzleDatasetMetadata
 from errors import UserError
 from models.losses import ACTLossHead
-from training.config import HEADS, MODELS, PretrainConfig, load_config
+from training.config import HEADS, MODELS, PretrainConfig
 from training.distributed import Ranks
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
@@ -42,19 +42,23 @@ def name_run(config: PretrainConfig) -> PretrainConfig:
     return config.model_copy(update=dict(project_name=project, run_name=run, checkpoint_path=path))
 
 
+def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
+    """Refuse a folder whose run would be overwritten."""
+    folder = Path(config.checkpoint_path)
+    if resumed_from is not None and resumed_from.resolve().parent == folder.resolve():
+        return
+    if any(folder.glob("step_*")) or (config.resume is not True and (folder / "metrics.jsonl").exists()):
+        remedy = "it has no training state to go on from" if config.resume is True else "go on with it (resume=true)"
+        raise UserError(f"checkpoint_path={folder} already holds a run; {remedy}, choose another, or remove it")
+
+
 def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
     """Make the folder, or take up the one of the state that the run goes on from, and write down what will be run."""
     folder = Path(config.checkpoint_path)
-    in_use = (folder / "metrics.jsonl").exists()
-    goes_on = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
-    if in_use and not goes_on and config.resume is not True:
-        raise UserError(
-            f"checkpoint_path={folder} already holds a run; go on with it (resume=true), choose another, or remove it"
-        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
-        if resumed_from is not None and not goes_on:
+        if resumed_from is not None and resumed_from.resolve().parent != folder.resolve():
             shutil.copy(resumed_from.parent / "metrics.jsonl", folder)
         for part in (MODELS[config.arch.name], HEADS[config.arch.loss.name]):
             shutil.copy(inspect.getfile(part), folder)
@@ -71,13 +75,18 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None
         "command": [sys.executable, *sys.argv],
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type} ({platform.machine()})",
         "ranks": ranks.world_size,
     }
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
+
+
+def _versions() -> dict[str, str]:
+    installed = {distribution.metadata["Name"].lower(): distribution.version for distribution in distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def _git_commit() -> str | None:
@@ -146,10 +155,11 @@ def load_weights(
 
 
 def load_model(
-    checkpoint: Path, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device
-) -> tuple[ACTLossHead, PretrainConfig]:
-    """The model of a checkpoint, on the device, for a dataset; and the config that lies beside it."""
-    config = load_config(str(checkpoint.parent / "all_config.yaml"))
+    checkpoint: Path, config: PretrainConfig, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device
+) -> ACTLossHead:
+    """The model of a checkpoint, for a dataset, on the device; `config` is its run's (`load_config`)."""
+    if not checkpoint.is_file():
+        raise UserError(f"checkpoint {checkpoint} does not exist")
     with torch.device(device):
         head = config.arch.build(
             batch_size=batch_size,
@@ -158,7 +168,7 @@ def load_model(
             num_puzzle_identifiers=metadata.num_puzzle_identifiers,
         )
     load_weights(head, checkpoint, belongs_to=config.data_path)
-    return head, config
+    return head
 
 
 def _for_other_puzzles(theirs: torch.Tensor, ours: torch.Tensor, how: str) -> torch.Tensor:
