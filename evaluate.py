@@ -26,7 +26,7 @@ from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_c
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import evaluate_split, save_predictions
 from training.progress import start_logging
-from training.run_folder import load_model
+from training.weights import load_model
 
 
 class EvalConfig(StrictModel):

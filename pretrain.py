@@ -31,6 +31,7 @@ from training.metrics import MetricsLog, reduce_metrics, train_metrics
 from training.preemption import Stopped, StopRequest, leave_to_the_main_process
 from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state, total_steps, train_step
+from training.weights import save_weights
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def evaluate_and_save(run: Run, eval_data: PuzzleDataset, last: bool) -> None:
     if config.checkpoint_every_eval or improved or last:
         folder = Path(config.checkpoint_path)
         if run.ranks.is_main:
-            run_folder.save_weights(folder, state.step, state.head)
+            save_weights(folder, state.step, state.head)
             if improved:
                 run_folder.write_best(folder, state.best)
         if saved:

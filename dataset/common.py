@@ -14,7 +14,6 @@ A group is one original puzzle with all its augmentations. Every builder writes 
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,15 +78,17 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
         raise UserError(f"--output-dir {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / "identifiers.json").exists():
         raise UserError(f"--output-dir {target} is not empty and holds no dataset; name a new folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write beside --output-dir {target}: {error.strerror}") from None
+    # Named before it is made: a signal may come between any two lines, and must find what to remove.
+    folder = target.with_name(f".{target.name}.building-{os.getpid()}")
     old = folder.with_name(folder.name + "-old")
     try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # of a killed process that had this number
+            folder.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot write beside --output-dir {target}: {error.strerror}") from None
         yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         if target.exists():
             target.rename(old)
         folder.rename(target)
@@ -97,12 +98,6 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_identifiers(folder: Path, names: Sequence[str]) -> None:

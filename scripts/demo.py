@@ -25,7 +25,7 @@ from evaluators.steps import reasoning_steps  # noqa: E402
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig  # noqa: E402
 from training.config import load_config  # noqa: E402
 from training.report import report  # noqa: E402
-from training.run_folder import load_model  # noqa: E402
+from training.weights import load_model  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
 SHOWN = 3  # puzzles

@@ -10,7 +10,6 @@ step_<n>_all_preds.<rank>   saved predictions
 import inspect
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -23,15 +22,11 @@ import coolname
 import torch
 import yaml
 
-from dataset.common import PuzzleDatasetMetadata
 from errors import UserError
-from models.losses import ACTLossHead
 from training.config import HEADS, MODELS, PretrainConfig
 from training.distributed import Ranks
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
-COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
-PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
 
 
 def name_run(config: PretrainConfig) -> PretrainConfig:
@@ -116,94 +111,7 @@ def write_atomically(path: Path, save) -> None:
         raise
 
 
-def save_weights(folder: Path, step: int, head: torch.nn.Module) -> Path:
-    path = folder / f"step_{step}"
-    write_atomically(path, lambda file: torch.save(head.state_dict(), file))
-    return path
-
-
 def write_best(folder: Path, best: dict) -> None:
     """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`."""
     text = json.dumps(best | {"checkpoint": f"step_{best['step']}"})
     write_atomically(folder / "best.json", lambda file: file.write(text.encode()))
-
-
-def load_weights(
-    head: torch.nn.Module, path: str | Path, belongs_to: str | None = None, other_puzzles: str = "error"
-) -> None:
-    """Load a checkpoint, the original's too, into a model on any device.
-
-    `other_puzzles` says what becomes of a puzzle-embedding table with another number of rows: `error`, or all rows of
-    the model's `zero`, or the `mean` of the checkpoint's rows in use. Raises `UserError` where the file is missing or
-    damaged, or does not fit; `belongs_to` is the dataset it was trained on.
-    """
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
-        reason = "damaged, or it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged"
-        raise UserError(f"{path} is not a readable checkpoint: {reason}; name a step_<n> file") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; name a step_<n> file")
-    weights = {key.removeprefix(COMPILED_PREFIX): value for key, value in loaded.items()}
-    expected = head.state_dict()
-    if other_puzzles != "error" and PUZZLE_TABLE in weights and PUZZLE_TABLE in expected:
-        weights[PUZZLE_TABLE] = _for_other_puzzles(weights[PUZZLE_TABLE], expected[PUZZLE_TABLE], other_puzzles)
-    _check_fit(weights, expected, path, belongs_to)
-    head.load_state_dict(weights)
-
-
-def load_model(
-    checkpoint: Path, config: PretrainConfig, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device
-) -> ACTLossHead:
-    """The model of a checkpoint, for a dataset, on the device; `config` is its run's (`load_config`)."""
-    if not checkpoint.is_file():
-        raise UserError(f"checkpoint {checkpoint} does not exist")
-    with torch.device(device):
-        head = config.arch.build(
-            batch_size=batch_size,
-            seq_len=metadata.seq_len,
-            vocab_size=metadata.vocab_size,
-            num_puzzle_identifiers=metadata.num_puzzle_identifiers,
-        )
-    load_weights(head, checkpoint, belongs_to=config.data_path)
-    return head
-
-
-def _for_other_puzzles(theirs: torch.Tensor, ours: torch.Tensor, how: str) -> torch.Tensor:
-    """A table (rows, dim) for the model's puzzles out of one for others; of the same size it stays as it is."""
-    if theirs.shape == ours.shape or theirs.shape[1] != ours.shape[1]:
-        return theirs
-    if how == "zero":
-        return torch.zeros_like(ours, device="cpu")
-    # Row 0 is the blank, and rows that were never trained are zero: neither says anything about puzzles.
-    used = theirs[1:][theirs[1:].any(dim=1)]
-    mean = used.mean(dim=0) if len(used) else torch.zeros_like(theirs[0])
-    table = mean.expand(ours.shape).clone()
-    table[0] = theirs[0]
-    return table
-
-
-def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str | None) -> None:
-    if PUZZLE_TABLE in weights and PUZZLE_TABLE in expected:
-        theirs, ours = weights[PUZZLE_TABLE].shape, expected[PUZZLE_TABLE].shape
-        if theirs != ours:
-            of = f" ({belongs_to})" if belongs_to else ""
-            raise UserError(
-                f"{path} has a puzzle-embedding table of {theirs[0]} × {theirs[1]}, the dataset and config need "
-                f"{ours[0]} × {ours[1]}; use the dataset that the checkpoint was trained on{of}, "
-                f"or start new puzzles from it: pretrain.py load_checkpoint_puzzle_emb=mean|zero"
-            )
-    missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    if missing or unknown:
-        raise UserError(
-            f"{path} is of another architecture: {len(missing)} tensors missing, {len(unknown)} unknown, "
-            f"first {sorted(missing | unknown)[0]}; set arch to the checkpoint's all_config.yaml"
-        )
-    for key, value in expected.items():
-        if weights[key].shape != value.shape:
-            raise UserError(
-                f"{path}: {key} is {tuple(weights[key].shape)}, the dataset and config need {tuple(value.shape)}; "
-                f"set arch to the checkpoint's all_config.yaml and use its dataset"
-            )

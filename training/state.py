@@ -13,7 +13,7 @@ from models.sparse_embedding import SparseSignSGD
 from puzzle_dataset import Batch
 from training.config import PretrainConfig
 from training.distributed import Ranks
-from training.run_folder import load_weights
+from training.weights import load_weights
 
 
 @dataclass

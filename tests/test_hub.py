@@ -1,0 +1,497 @@
+"""Runs on the Hugging Face Hub, the transport replaced by folders: python -m pytest tests/test_hub.py"""
+
+import functools
+import http.server
+import json
+import os
+import pickle
+import shutil
+import stat
+import threading
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, RepoUrl, snapshot_download
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from errors import UserError
+from tests.launch import ROOT, error_line, run
+from tests.runs import PIPELINE, TRAJECTORY, load
+from training import hub
+from training.config import load_config
+from training.weights import load_weights
+
+REPO = "someone/small-run"
+
+
+class FakeHub:
+    """Repositories as folders; takes and gives files as the Hub does, patterns included."""
+
+    def __init__(self, root):
+        self.root, self.private, self.uploads = root, {}, 0
+
+    def create_repo(self, repo, *, private, exist_ok):
+        repo = repo if "/" in repo else f"someone/{repo}"
+        assert exist_ok
+        (self.root / repo).mkdir(parents=True, exist_ok=True)
+        self.private.setdefault(repo, private)
+        return RepoUrl(f"https://huggingface.co/{repo}")
+
+    def repo_info(self, repo):
+        return type("RepoInfo", (), {"private": self.private[repo]})
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+        assert commit_message
+        place = self.root / repo_id
+        for name in filter_repo_objects([path.name for path in place.iterdir()], allow_patterns=delete_patterns):
+            (place / name).unlink()
+        shutil.copytree(folder_path, place, dirs_exist_ok=True)
+        self.uploads += 1
+
+    def snapshot_download(self, repo, *, revision, allow_patterns, ignore_patterns):
+        """Links to read-only files, as in the cache of the Hub's client."""
+        snapshot = self.root / "cache" / repo / (revision or "main")
+        shutil.rmtree(snapshot, ignore_errors=True)
+        snapshot.mkdir(parents=True)
+        names = [path.name for path in (self.root / repo).iterdir()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (self.root / repo / name).chmod(0o444)
+            (snapshot / name).symlink_to(self.root / repo / name)
+        return str(snapshot)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(hub, "snapshot_download", fake.snapshot_download)
+    return fake
+
+
+def write_config(folder):
+    config = yaml.safe_load((ROOT / "tests/reference/published_all_config.yaml").read_text())
+    config["arch"] |= TRAJECTORY["config"]["arch"]
+    config |= dict(data_path=str(PIPELINE / "dataset"), global_batch_size=8, seed=7)
+    (folder / "all_config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run with all that may lie in it."""
+    folder = tmp_path / "runs" / "a run"  # a blank in the name, as in default run names
+    (folder / "state_60").mkdir(parents=True)
+    (folder / "state_60" / "model.pt").write_bytes(b"state")
+    write_config(folder)
+    lines = [
+        {"step": 40, "eval/exact_accuracy": 0.25},
+        {"step": 60, "train/lm_loss": 0.5},
+        {"step": 60, "eval/exact_accuracy": 0.75},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "losses.py").write_text("# the head\n")
+    (folder / "hrm_act_v1.py").write_text("# the model\n")
+    (folder / "step_60_all_preds.0").write_bytes(b"predictions")
+    (folder / "learning_curves.png").write_bytes(b"picture")
+    shutil.copy(PIPELINE / "init_checkpoint.pt", folder / "step_9")  # 9 < 60, "step_9" > "step_60"
+    shutil.copy(PIPELINE / "final_checkpoint.pt", folder / "step_60")
+    return folder
+
+
+def raw(tensor: torch.Tensor) -> tuple:
+    """dtype, shape and every bit, in row-major order."""
+    return tensor.dtype, tuple(tensor.shape), bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def assert_same_bits(got: dict, expected: dict):
+    assert got.keys() == expected.keys()
+    assert {key: raw(value) for key, value in got.items()} == {key: raw(value) for key, value in expected.items()}
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_every_tensor_comes_back_bit_for_bit(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    checkpoint = hub.pull(REPO, tmp_path / "pulled" / "b")
+    assert checkpoint == tmp_path / "pulled" / "b" / "step_60"
+    assert_same_bits(load(checkpoint), load(PIPELINE / "final_checkpoint.pt"))
+
+
+def test_odd_tensors_come_back_bit_for_bit(fake, folder, tmp_path):
+    """Other dtypes, special values, views of one storage, transposed and empty tensors, and the compiled prefix."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(6, 4, generator=generator)
+    weights = (
+        load(PIPELINE / "final_checkpoint.pt")
+        | {
+            "model.inner.H_init": torch.randn(32, generator=generator).bfloat16(),
+            "half": torch.tensor([1.5, -0.0, float("inf")], dtype=torch.float16),
+            "nan": torch.tensor([0x7FC12345, 0x7F812345, 1], dtype=torch.int32).view(
+                torch.float32
+            ),  # payloads, a denormal
+            "scalar": torch.tensor(7),
+            "flags": torch.tensor([True, False]),
+            "empty": torch.zeros(0, 3),
+            "whole": whole,
+            "same": whole,
+            "part": whole[2:4],
+            "transposed": whole.T,
+            "expanded": whole[:1].expand(5, 4),
+        }
+    )
+    torch.save({f"_orig_mod.{key}": value for key, value in weights.items()}, folder / "step_61")
+    hub.push(folder, REPO)
+    assert_same_bits(load_file(fake.root / REPO / "model.safetensors"), weights)
+    assert_same_bits(load(hub.pull(REPO, tmp_path / "pulled")), weights)
+
+
+def test_what_is_uploaded(fake, folder):
+    assert hub.push(folder, "small-run") == REPO  # with the user's name before it
+    place = fake.root / REPO
+    records = {"all_config.yaml", "metrics.jsonl", "hrm_act_v1.py", "losses.py"}
+    assert names(place) == records | {"model.safetensors", "README.md"}
+    for name in records:
+        assert (place / name).read_bytes() == (folder / name).read_bytes()
+    with safe_open(place / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "checkpoint": "step_60", "step": "60"}
+    assert fake.uploads == 1
+
+
+def test_the_model_card(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    _, head, text = (fake.root / REPO / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "pytorch"
+    assert "| dataset folder | `dataset` |" in text
+    assert str(PIPELINE) not in text
+    assert "| `eval/exact_accuracy` | 0.7500 |" in text
+    assert f"python -m training.hub pull {REPO} checkpoints/small-run\n" in text
+    assert "checkpoint=checkpoints/small-run/step_60 " in text
+    hub.push(folder, REPO, checkpoint="step_9")  # was not evaluated
+    assert "exact_accuracy" not in (fake.root / REPO / "README.md").read_text()
+
+
+def test_what_is_pulled(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    (fake.root / REPO / "step_60_all_preds.0").write_bytes(b"predictions")
+    (fake.root / REPO / "extra.bin").write_bytes(b"something else")
+    target = tmp_path / "pulled"
+    hub.pull(REPO, target)
+    records = {"all_config.yaml", "metrics.jsonl", "hrm_act_v1.py", "losses.py"}
+    assert names(target) == records | {"step_60", "README.md"}
+    assert names(fake.root / "cache" / REPO / "main") == records | {"model.safetensors", "README.md"}  # nor downloaded
+    for name in records:
+        assert (target / name).read_bytes() == (folder / name).read_bytes()
+        assert (target / name).stat().st_mode & stat.S_IWUSR and not (target / name).is_symlink()
+    made = tmp_path / "made"
+    made.mkdir()
+    assert target.stat().st_mode == made.stat().st_mode  # as readable to others as any folder
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_pulled_run_is_pushed_and_pulled_again(fake, folder, tmp_path, fill):
+    hub.push(folder, REPO)
+    (tmp_path / "first").mkdir()  # an empty folder may be there
+    hub.pull(REPO, tmp_path / "first")
+    if fill:
+        (tmp_path / "first" / "metrics.jsonl").unlink()
+    hub.push(tmp_path / "first", REPO)
+    assert (fake.root / REPO / "metrics.jsonl").exists() != fill  # another run's would be misleading
+    second = hub.pull(REPO, tmp_path / "second")
+    assert_same_bits(load(second), load(PIPELINE / "final_checkpoint.pt"))
+
+
+def test_which_checkpoint_is_pushed(fake, folder, tmp_path):
+    torch.save({"w": torch.ones(2)}, folder / "step_60_ema")
+    (folder / "best.json").write_text(json.dumps({"checkpoint": "step_9", "step": 9}))
+    for asked, expected in [
+        (None, "step_60"),
+        ("step_60_ema", "step_60_ema"),
+        ("best", "step_9"),
+        ("step_9", "step_9"),
+    ]:
+        hub.push(folder, REPO, checkpoint=asked)
+        pulled = hub.pull(REPO, tmp_path / f"from {asked}")
+        assert pulled.name == expected
+        assert_same_bits(load(pulled), load(folder / expected))
+
+
+def model_of(checkpoint) -> torch.nn.Module:
+    """The model as the config beside the checkpoint describes it, with its weights."""
+    config = load_config(str(checkpoint.with_name("all_config.yaml")))
+    sizes = json.loads((PIPELINE / "dataset/test/dataset.json").read_text())
+    sizes = {key: sizes[key] for key in ("seq_len", "vocab_size", "num_puzzle_identifiers")}
+    head = config.arch.build(batch_size=8, **sizes)
+    load_weights(head, checkpoint)
+    return head
+
+
+def test_a_pulled_model_is_the_one_that_was_pushed(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    checkpoint = hub.pull(REPO, tmp_path / "pulled")
+    assert_same_bits(model_of(checkpoint).state_dict(), load(PIPELINE / "final_checkpoint.pt"))
+
+
+@pytest.mark.slow
+def test_a_pulled_model_is_evaluated(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    checkpoint = hub.pull(REPO, tmp_path / "pulled")
+    done = run("evaluate.py", f"checkpoint={checkpoint}", "save_outputs=[]")
+    rows = dict(line.split() for line in done.stdout.splitlines() if line.startswith("eval/"))
+    expected = TRAJECTORY["eval"][-1]["all"]
+    assert {key: float(value) for key, value in rows.items()} == {
+        f"eval/{key}": pytest.approx(value, abs=6e-5) for key, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("files", [["checkpoint"], ["step_9", "step_60"]])
+def test_repositories_of_the_original(fake, tmp_path, files):
+    """A bare pickled state dict with the compiled prefix; the step is known only where the name tells it."""
+    place = fake.root / REPO
+    place.mkdir(parents=True)
+    write_config(place)
+    weights = load(PIPELINE / "final_checkpoint.pt")
+    torch.save({"w": torch.zeros(1)}, place / files[0])
+    torch.save({f"_orig_mod.{key}": value for key, value in weights.items()}, place / files[-1])
+    checkpoint = hub.pull(REPO, tmp_path / "pulled")
+    assert names(tmp_path / "pulled") == {files[-1], "all_config.yaml"}
+    assert checkpoint.name == files[-1]
+    assert_same_bits(load(checkpoint), weights)
+    assert_same_bits(model_of(checkpoint).state_dict(), weights)
+    hub.push(tmp_path / "pulled", "someone/again", checkpoint=files[-1])
+    assert hub.pull("someone/again", tmp_path / "again").name == files[-1]
+
+
+def test_a_private_push_is_private(fake, folder):
+    hub.push(folder, REPO, private=True)
+    assert fake.private[REPO]
+    hub.push(folder, "someone/open")
+    before = (fake.root / "someone/open" / "README.md").read_text()
+    with pytest.raises(UserError, match="is public"):
+        hub.push(folder, "someone/open", checkpoint="step_9", private=True)
+    assert (fake.root / "someone/open" / "README.md").read_text() == before
+
+
+# Mistakes: one line each, and nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("break_it", "checkpoint", "message"),
+    [
+        (shutil.rmtree, None, "is not a folder; name a run folder"),
+        (lambda run: (run / "all_config.yaml").unlink(), None, "all_config.yaml is missing"),
+        (lambda run: (run / "all_config.yaml").write_text("a: [1"), None, "is not the config of a run"),
+        (lambda run: (run / "all_config.yaml").write_text("- 1"), None, "is not the config of a run"),
+        (lambda run: [(run / name).unlink() for name in ("step_9", "step_60")], None, "holds no checkpoint step_<n>$"),
+        (lambda run: None, "step_61", "no checkpoint step_61; it has step_9, step_60"),
+        (lambda run: None, "metrics.jsonl", "no checkpoint metrics.jsonl"),
+        (lambda run: None, "best", "no checkpoint best"),
+        (lambda run: (run / "best.json").write_text("{"), "best", "best.json is damaged"),
+        (lambda run: (run / "step_60").write_bytes(b"?"), None, "step_60 is not a readable checkpoint"),
+        (lambda run: torch.save([1], run / "step_60"), None, "step_60 is not a checkpoint"),
+        (lambda run: torch.save({"w": 1}, run / "step_60"), None, "step_60 is not a checkpoint"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 6'), None, "metrics.jsonl is damaged"),
+    ],
+)
+def test_a_run_that_cannot_be_pushed(fake, folder, break_it, checkpoint, message):
+    break_it(folder)
+    with pytest.raises(UserError, match=message):
+        hub.push(folder, REPO, checkpoint)
+    assert not fake.root.exists()  # not even an empty repository
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def bad_safetensors(place, weights, **about):
+    save_file(weights, place / "model.safetensors", metadata=about)
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (lambda place: None, "holds no checkpoint"),
+        (
+            lambda place: (place / "all_config.yaml").unlink(),
+            "^someone/small-run is not a run: .*all_config.yaml is missing",
+        ),
+        (lambda place: (place / "all_config.yaml").write_text("archi: 1"), "unknown config key 'archi'"),
+        (lambda place: (place / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+        (lambda place: (place / "model.safetensors").write_bytes(b"not safe at all"), "model.safetensors is damaged"),
+        (lambda place: bad_safetensors(place, {}, step="60"), "holds no tensors|is damaged"),
+        (lambda place: bad_safetensors(place, {"w": torch.ones(1)}, checkpoint="../step_1"), "names its checkpoint"),
+        (lambda place: bad_safetensors(place, {"w": torch.ones(1)}, checkpoint="losses.py"), "names its checkpoint"),
+        (lambda place: (place / "checkpoint").write_bytes(b"?"), "not a readable checkpoint"),
+        (
+            lambda place: (place / "checkpoint").write_bytes(pickle.dumps({"w": Trap(place / "sprung")}, protocol=2)),
+            "it holds more than tensors",
+        ),
+    ],
+)
+def test_a_repository_that_cannot_be_pulled(fake, tmp_path, fill, message):
+    place = fake.root / REPO
+    place.mkdir(parents=True)
+    write_config(place)
+    fill(place)
+    with pytest.raises(UserError, match=message):
+        hub.pull(REPO, tmp_path / "runs" / "pulled")
+    assert not (tmp_path / "runs").exists()
+    assert not (place / "sprung").exists()
+
+
+def test_an_existing_run_is_not_overwritten(fake, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("checked only after the download"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for target in (folder, folder / "step_60"):
+        with pytest.raises(UserError, match="exists already"):
+            hub.pull(REPO, target)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("when", ["during the download", "while writing", "interrupted while writing", "at the end"])
+def test_a_failing_pull_leaves_nothing(fake, folder, tmp_path, monkeypatch, when):
+    hub.push(folder, REPO)
+    target = tmp_path / "pulls" / "b"
+    seen = []
+
+    def fail(*args, **kwargs):
+        seen.append([path.name for path in tmp_path.glob("pulls/*")])
+        raise KeyboardInterrupt if when.startswith("interrupted") else OSError(28, "No space left on device")
+
+    def occupied(*args):
+        (target / "other").mkdir(parents=True)  # somebody else makes the same run meanwhile
+
+    if when == "during the download":
+        monkeypatch.setattr(hub, "snapshot_download", fail)
+    elif when == "at the end":
+        copy = hub.copy_records
+        monkeypatch.setattr(hub, "copy_records", lambda *args: (copy(*args), occupied()))
+    else:
+        monkeypatch.setattr(hub, "copy_records", fail)
+    with pytest.raises(KeyboardInterrupt if when.startswith("interrupted") else UserError):
+        hub.pull(REPO, target)
+    left = list(tmp_path.glob("pulls/*"))
+    if when == "at the end":
+        assert left == [target] and names(target) == {"other"}
+    else:
+        assert left == []
+        assert len(seen) == 1 and target.name not in seen[0]
+        assert bool(seen[0]) == (when != "during the download")  # the sibling
+
+
+def test_a_failing_upload_is_one_line(fake, folder, monkeypatch):
+    def fail(**_):
+        raise OSError("connection reset\nand much more")
+
+    monkeypatch.setattr(fake, "upload_folder", fail)
+    with pytest.raises(
+        UserError, match=r"cannot push to someone/small-run \(OSError: connection reset\); check"
+    ) as error:
+        hub.push(folder, REPO)
+    assert "\n" not in str(error.value)
+
+
+# The real client against a server on this machine that refuses everything
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def __init__(self, *args, status, code, **kwargs):
+        self.status, self.code = status, code
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.status)
+        if self.code:
+            self.send_header("X-Error-Code", self.code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """The client without the user's login and cache; -> a function that makes it ask a refusing server."""
+    servers = []
+
+    def ask(status, code=None):
+        handler = functools.partial(Refusing, status=status, code=code)
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        here = dict(endpoint=f"http://127.0.0.1:{servers[-1].server_port}", token=False)
+        monkeypatch.setattr(hub, "HfApi", functools.partial(HfApi, **here))
+        download = functools.partial(snapshot_download, cache_dir=tmp_path / "cache", **here)
+        monkeypatch.setattr(hub, "snapshot_download", download)
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield ask
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (404, "RepoNotFound", r"RepositoryNotFoundError: .*check the name, and if it is private, log in"),
+        (404, "RevisionNotFound", r"RevisionNotFoundError: .*choose an existing branch"),
+        (403, "GatedRepo", r"GatedRepoError: .*ask for access"),
+    ],
+)
+def test_pulling_what_the_hub_refuses(client, tmp_path, status, code, message):
+    client(status, code)
+    with pytest.raises(UserError, match=message):
+        hub.pull(REPO, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_pushing_without_a_login(client, folder, status):
+    client(status)
+    with pytest.raises(UserError, match=r"cannot push to someone/small-run .*hf auth login.*write permission"):
+        hub.push(folder, REPO)
+
+
+def test_names_that_are_none(folder, tmp_path):
+    for attempt in (lambda: hub.push(folder, "a/b/c"), lambda: hub.pull("a/b/c", tmp_path / "pulled")):
+        with pytest.raises(UserError, match="a repository is named user/name"):
+            attempt()
+
+
+@pytest.mark.slow
+def test_no_network_through_the_command_line(folder, tmp_path):
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": None}
+    line = error_line("-m", "training.hub", "push", folder, REPO, **environment)
+    assert "OfflineModeIsEnabled" in line
+    line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", **environment)
+    assert "LocalEntryNotFoundError" in line
+    assert "check the network, HF_HUB_OFFLINE" in line
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+    line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", **environment)
+    assert "check the network" in line
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_the_command_line(fake, folder, tmp_path, capsys):
+    hub.main(["push", str(folder), REPO, "--checkpoint", "step_9", "--private"])
+    assert fake.private[REPO]
+    assert f"training.hub pull {REPO}" in capsys.readouterr().out
+    hub.main(["pull", REPO, str(tmp_path / "a pull"), "--revision", "v1"])
+    assert f"'checkpoint={tmp_path}/a pull/step_9'" in capsys.readouterr().out
+    assert (fake.root / "cache" / REPO / "v1").exists()
+    with pytest.raises(SystemExit) as end:
+        hub.main(["pull", REPO, str(tmp_path / "a pull")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")

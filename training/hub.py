@@ -1,0 +1,285 @@
+"""Move a run to and from the Hugging Face Hub.
+
+    python -m training.hub push <run> <user/name> [--checkpoint step_<n>] [--private]
+    python -m training.hub pull <user/name> <run> [--revision <branch, tag or commit>]
+
+A repository holds one checkpoint:
+
+model.safetensors            its tensors, bit for bit; metadata: `checkpoint`, the file's name in the run, and `step`
+README.md                    a model card
+all_config.yaml, metrics.jsonl, *.py    as in the run folder, see training/run_folder.py
+
+Training states and predictions stay where they are. Pull also takes repositories in the original's format: a pickled
+`checkpoint` or `step_<n>` beside `all_config.yaml`. Nothing that comes with a download is ever executed. Pushing needs
+a login with write permission (`hf auth login`, or HF_TOKEN).
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.utils import (
+    GatedRepoError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.logging import set_verbosity_error
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from errors import UserError, one_line_errors
+from training.config import PretrainConfig, load_config
+from training.run_folder import write_atomically
+from training.weights import read_weights
+
+Weights = dict[str, torch.Tensor]
+
+RECORDS = ("all_config.yaml", "metrics.jsonl", "*.py")  # of the run folder, beside the checkpoint
+ORIGINAL_CHECKPOINT = "checkpoint"  # as the original's repositories call it
+PULLED = ("model.safetensors", "README.md", *RECORDS, ORIGINAL_CHECKPOINT, "step_*")
+PREDICTIONS = "*_all_preds.*"
+CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
+
+LOG_IN = "log in (hf auth login, or HF_TOKEN); a push needs write permission"
+REMEDIES = {  # the first that fits, so a kind before what it is a kind of
+    GatedRepoError: f"ask for access on its page, and {LOG_IN}",
+    RepositoryNotFoundError: f"check the name, and if it is private, {LOG_IN}",
+    RevisionNotFoundError: "choose an existing branch, tag or commit",
+    HFValidationError: "a repository is named user/name",
+    LocalTokenNotFoundError: LOG_IN,
+}
+
+
+def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = False) -> str:
+    """Upload a checkpoint (default: the newest) with what describes it, as one commit; -> the repository's full name.
+
+    Everything in the run is read and checked before the repository is made.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder; name a run folder (checkpoint_path of pretrain.py)")
+    config = load_config(str(run / "all_config.yaml"))
+    path = choose_checkpoint(run, checkpoint)
+    weights = read_weights(path)
+    metrics = metrics_at(run, step_of(path.name))
+    api = HfApi()
+    with hub_errors("push to", repo):
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id  # with the user's name before it
+        public = private and not api.repo_info(repo).private
+    if public:
+        raise UserError(f"{repo} exists and is public, --private cannot change that; do so on its page, or rename")
+    with tempfile.TemporaryDirectory(prefix="hub-") as temporary:
+        folder = Path(temporary)
+        try:
+            write_safetensors(weights, folder / "model.safetensors", path.name)
+            copy_records(run, folder, RECORDS)
+            (folder / "README.md").write_text(model_card(repo, path.name, config, metrics), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot prepare the upload in {folder}: {error}; free space, or set TMPDIR") from None
+        with hub_errors("push to", repo):
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=f"{path.name} of {run.resolve().name}",
+                delete_patterns="metrics.jsonl",  # of another run, where this one has none
+            )
+    return repo
+
+
+def pull(repo: str, run: Path, revision: str | None = None) -> Path:
+    """Make the run folder of a repository, whole or not at all; -> its checkpoint, for evaluate.py or load_checkpoint.
+
+    The download itself goes through the Hub's cache: one that broke off goes on where it stopped.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run} exists already; name a new folder, or remove it")
+    with hub_errors("pull", repo):
+        snapshot = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(PULLED), ignore_patterns=[PREDICTIONS])
+        )
+    try:
+        load_config(str(snapshot / "all_config.yaml"))
+        name, weights = read_snapshot(snapshot)
+    except UserError as error:
+        raise UserError(f"{repo} is not a run: {error}") from None
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{run.name}.pulling-", dir=run.parent) as temporary:
+            folder = Path(temporary) / run.name  # one deeper: what tempfile makes is private for good
+            folder.mkdir()
+            write_atomically(folder / name, lambda file: torch.save(weights, file))
+            copy_records(snapshot, folder, (*RECORDS, "README.md"))
+            folder.rename(run)
+    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
+        raise UserError(f"cannot write {run}: {error}; nothing was kept") from None
+    return run / name
+
+
+def choose_checkpoint(folder: Path, name: str | None) -> Path:
+    """A checkpoint by its file name, or as best.json says with `best`, or the newest step_<n>."""
+    if name == "best" and (folder / "best.json").exists():
+        try:
+            name = json.loads((folder / "best.json").read_text())["checkpoint"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{folder}/best.json is damaged; name a step_<n> file") from None
+    there = sorted((path for path in folder.iterdir() if is_checkpoint(path.name) and path.is_file()), key=by_step)
+    chosen = [path for path in there if (path.name == name if name else re.fullmatch(r"step_\d+", path.name))]
+    if not chosen:
+        has = f"; it has {', '.join(path.name for path in there)}" if there else ""
+        raise UserError(f"{folder} holds no checkpoint {name or 'step_<n>'}{has}")
+    return chosen[-1]
+
+
+def by_step(path: Path) -> int:
+    step = step_of(path.name)
+    return -1 if step is None else step
+
+
+def is_checkpoint(name: str) -> bool:
+    return name == ORIGINAL_CHECKPOINT or step_of(name) is not None
+
+
+def step_of(name: str) -> int | None:
+    """The step in a checkpoint's file name (step_60, step_60_ema), None for any other file."""
+    match = re.fullmatch(r"step_(\d+)(_ema)?", name)
+    return int(match[1]) if match else None
+
+
+def write_safetensors(weights: Weights, path: Path, checkpoint: str) -> None:
+    # safetensors takes neither views of one storage nor other than row-major tensors.
+    separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
+    step = step_of(checkpoint)
+    about = {"checkpoint": checkpoint} if step is None else {"checkpoint": checkpoint, "step": str(step)}
+    save_file(separate, path, metadata={"format": "pt"} | about)
+
+
+def read_safetensors(path: Path) -> tuple[str, Weights]:
+    """-> (the checkpoint's file name, its tensors)"""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    name = about.get("checkpoint", ORIGINAL_CHECKPOINT)
+    # It becomes a file, so whoever made the repository may not choose freely.
+    if not is_checkpoint(name):
+        raise UserError(f"{path} names its checkpoint {name!r}; it must be step_<n> or {ORIGINAL_CHECKPOINT}")
+    if not weights:
+        raise UserError(f"{path} holds no tensors")
+    return name, weights
+
+
+def read_snapshot(folder: Path) -> tuple[str, Weights]:
+    """-> (the checkpoint's file name, its tensors) of a download in this format or the original's"""
+    if (folder / "model.safetensors").exists():
+        return read_safetensors(folder / "model.safetensors")
+    has_original = (folder / ORIGINAL_CHECKPOINT).is_file()
+    path = choose_checkpoint(folder, ORIGINAL_CHECKPOINT if has_original else None)
+    return path.name, read_weights(path)
+
+
+def copy_records(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+def metrics_at(run: Path, step: int | None) -> dict[str, float]:
+    """What the model card says of the checkpoint, where the run measured it."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return {}
+    found = {}
+    try:
+        for line in map(json.loads, path.read_text().splitlines()):
+            if line["step"] == step:
+                found |= {key: float(line[key]) for key in CARD_METRICS if key in line}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return found
+
+
+def model_card(repo: str, checkpoint: str, config: PretrainConfig, metrics: dict[str, float]) -> str:
+    dataset, run = Path(config.data_path).name, f"checkpoints/{repo.split('/')[-1]}"
+    rows = [
+        ("checkpoint", f"`{checkpoint}`"),
+        ("dataset folder", f"`{dataset}`"),
+        *((f"`{key}`", f"{value:.4f}") for key, value in metrics.items()),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: pytorch
+tags:
+- hierarchical-reasoning-model
+---
+
+# {repo.split("/")[-1]}
+
+A Hierarchical Reasoning Model: a small recurrent network that solves puzzles by iterating a slow and a fast module
+until it decides to halt.
+
+| | |
+| --- | --- |
+{table}
+
+`model.safetensors` holds the weights, `all_config.yaml` the architecture and how it was trained, `metrics.jsonl` the
+learning curves where they were recorded, the `.py` files the source of the model.
+
+To use it, in a checkout of the code that it was trained with and with the dataset built there:
+
+```bash
+python -m training.hub pull {shlex.quote(repo)} {shlex.quote(run)}
+python evaluate.py checkpoint={shlex.quote(f"{run}/{checkpoint}")} data_path={shlex.quote(f"data/{dataset}")}
+```
+"""
+
+
+@contextmanager
+def hub_errors(action: str, repo: str) -> Iterator[None]:
+    """Whatever a call of the Hub's client raises, as one line with a remedy."""
+    try:
+        yield
+    except Exception as error:  # its own errors and those of the HTTP client below it, which changed between versions
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        other = LOG_IN if status in (401, 403) else "check the network, HF_HUB_OFFLINE and the free disk space"
+        remedy = next((text for kind, text in REMEDIES.items() if isinstance(error, kind)), other)
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"cannot {action} {repo} ({type(error).__name__}: {reason}); {remedy}") from error
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.hub", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    pushing = commands.add_parser("push", help="upload a checkpoint of a run")
+    pushing.add_argument("run", type=Path, help="run folder")
+    pushing.add_argument("repo", help="user/name; made where it does not exist")
+    pushing.add_argument("--checkpoint", help="its file name, or best (default: the newest step_<n>)")
+    pushing.add_argument("--private", action="store_true", help="make the repository private")
+    pulling = commands.add_parser("pull", help="make a run folder of a repository")
+    pulling.add_argument("repo", help="user/name")
+    pulling.add_argument("run", type=Path, help="run folder to make")
+    pulling.add_argument("--revision", help="branch, tag or commit (default: the newest of main)")
+    given = parser.parse_args(args)
+    set_verbosity_error()  # of the Hub's client: its retries would each print a line
+    with one_line_errors():
+        if given.command == "push":
+            repo = push(given.run, given.repo, given.checkpoint, given.private)
+            print(f"pushed to {repo}; fetch it with: python -m training.hub pull {repo} <run>")
+        else:
+            checkpoint = pull(given.repo, given.run, given.revision)
+            print(f"evaluate with: python evaluate.py {shlex.quote(f'checkpoint={checkpoint}')} data_path=<dataset>")
+
+
+if __name__ == "__main__":
+    main()
