@@ -71,6 +71,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
         farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
         if config.resume is not True:
             farewell += f" checkpoint_path='{config.checkpoint_path}'"
+    run.stop.done()
     run.bar.close()
     run.metrics_log.close()
     if ranks.is_main:
@@ -186,7 +187,7 @@ def save_or_stop(run: Run, metrics: dict[str, float]) -> None:
     if stopping or due:
         save_state(run)
     if stopping:
-        raise Stopped(run.stop.reason)
+        raise Stopped(run.stop.reason or "a signal to another rank")
 
 
 def save_state(run: Run) -> None:
@@ -239,7 +240,7 @@ def stop_evaluating(run: Run) -> None:
     (stopping,) = run.ranks.any(run.stop.reason is not None)
     if stopping:
         save_state(run)
-        raise Stopped(run.stop.reason)
+        raise Stopped(run.stop.reason or "a signal to another rank")
 
 
 def summary(step: int, metrics: dict[str, float]) -> str:

@@ -8,7 +8,15 @@ from tests.runs import read_metrics
 
 @pytest.mark.slow
 def test_the_demo_runs_from_nothing_to_pictures(tmp_path):
-    done = run(ROOT / "scripts/demo.py", "epochs=2", "eval_interval=1", "global_batch_size=128", cwd=tmp_path)
+    done = run(
+        ROOT / "scripts/demo.py",
+        "epochs=1",
+        "eval_interval=1",
+        "global_batch_size=128",
+        "arch.H_layers=1",
+        "arch.L_layers=1",
+        cwd=tmp_path,
+    )
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert [line.split()[2].split("/")[-1] for line in commands[:3]] == [
         "build_sudoku_dataset.py", "pretrain.py", "evaluate.py",
