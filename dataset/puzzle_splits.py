@@ -185,7 +185,8 @@ class DatasetWriter:
 
 
 def _progress(label: str, total: int | None = None) -> tqdm:
-    return tqdm(desc=label, total=total, unit=" puzzles", unit_scale=True)
+    # Shown after a moment only: a mistake in the first rows stays a single line.
+    return tqdm(desc=label, total=total, unit=" puzzles", unit_scale=True, delay=0.5, leave=False)
 
 
 def warn(message: str) -> None:
