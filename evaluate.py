@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from training.compilation import compile_blocks
-from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_config, validate
+from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, from_cli, load_config
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import evaluate_split, save_predictions
 from training.progress import start_logging
@@ -96,23 +94,9 @@ def table(metrics: dict[str, float], dataset: PuzzleDataset) -> str:
     return "\n".join([f"{dataset.config.dataset_path}/{dataset.split}: {dataset.num_examples()} examples", *rows])
 
 
-def config_from_cli(args: list[str]) -> EvalConfig:
-    if not args or {"-h", "--help"} & set(args):
-        print(__doc__)
-        raise SystemExit(0 if args else 2)
-    wrong = [arg for arg in args if "=" not in arg]
-    if wrong:
-        raise UserError(f"'{wrong[0]}' is not of the form key=value (see python evaluate.py --help)")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_cli(args))
-    except OmegaConfBaseException as error:
-        raise UserError(f"cannot read the arguments: {error}") from None
-    return validate(EvalConfig, values)
-
-
 def main() -> None:
     with one_line_errors():
-        config = config_from_cli(sys.argv[1:])
+        config = from_cli(EvalConfig, sys.argv[1:], __doc__)
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)

@@ -168,6 +168,21 @@ def load_config(path: str) -> PretrainConfig:
         raise UserError(f"{path} is not the config of a run: {error}") from None
 
 
+def from_cli(model: type[BaseModel], args: list[str], usage: str) -> BaseModel:
+    """`model` from arguments of the form `key=value`, for commands without Hydra; `--help` prints `usage`."""
+    if not args or {"-h", "--help"} & set(args):
+        print(usage)
+        raise SystemExit(0 if args else 2)
+    wrong = [arg for arg in args if "=" not in arg]
+    if wrong:
+        raise UserError(f"'{wrong[0]}' is not of the form key=value (see --help)")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_cli(args))
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot read the arguments: {error}") from None
+    return validate(model, values)
+
+
 def accept_plain_overrides() -> None:
     """Let `key=value` and `+key=value` both mean "set it": the typed config decides which keys exist.
 
