@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing import errors as elastic
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,6 +28,7 @@ from training import checkpoint, run_folder
 from training.compilation import compile_blocks
 from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
 from training.distributed import Ranks, select_device
+from training.early_stop import note_accuracy, reason_to_stop
 from training.evaluation import evaluate_split, save_predictions
 from training.metrics import MetricsLog, reduce_metrics, train_metrics
 from training.preemption import Stopped, StopRequest, leave_to_the_main_process
@@ -48,31 +51,31 @@ class Run:
     bar: tqdm
     stop: StopRequest
     schedule: checkpoint.Schedule
+    passes: int  # over the training data, an evaluation after each
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
-    passes = config.epochs // train_data.config.epochs_per_iter
     batches = open_loader(train_data, device)
     try:
-        while run.state.passes < passes:
-            for batch in one_pass(batches, run.state, device):
-                sums, lr = train_step(run.state, batch, config, ranks)
-                metrics = train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr)
-                record(run, metrics)
-                save_or_stop(run, metrics)
-            evaluate_and_save(run, eval_data, last=run.state.passes == passes - 1)
+        while not finished(run):
+            train_pass(run, batches)
+            evaluate_and_save(run, eval_data)
         if test_data is not None:
             test_at_the_end(run, test_data)
-        farewell = f"finished: {Path(config.checkpoint_path) / f'step_{run.state.step}'}"
+        farewell = f"finished: {Path(config.checkpoint_path) / evaluated_name(run)}"
+        if early := reason_to_stop(config.early_stop, run.state):
+            farewell += f" ({early})"
     except Stopped as reason:
+        save_state(run)
         farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
         if config.resume is not True:
             farewell += f" checkpoint_path='{config.checkpoint_path}'"
+    finally:
+        run.bar.close()  # an error gets a line of its own
     run.stop.done()
-    run.bar.close()
     run.metrics_log.close()
     if ranks.is_main:
         print(farewell, flush=True)
@@ -90,16 +93,20 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     if compile_blocks(state.head, config.compile, device, state.total_steps):
         log.info("compiling the model's blocks")
     if saved is not None:
-        checkpoint.load_state(saved, manifest, state, ranks, device)
+        checkpoint.load_state(saved, manifest, state, Path(config.checkpoint_path), ranks, device)
         train_data.seek(state.passes, state.batches)
         log.info("resuming %s", saved)
     folder = run_folder.create(config, saved) if ranks.is_main else None  # only now: a mistake leaves nothing behind
     if ranks.is_main:
         run_folder.record_environment(folder, ranks, device)
     num_params = sum(p.numel() for p in state.head.parameters())
-    metrics_log = MetricsLog(ranks, folder, config, num_params, manifest.get("metrics_bytes", 0))
+    metrics_log = MetricsLog(
+        ranks, folder, config, num_params, keep_bytes=manifest.get("metrics_bytes", 0), wandb_id=state.wandb_id
+    )
+    state.wandb_id = metrics_log.wandb_id
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
-    return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config))
+    passes = config.epochs // train_data.config.epochs_per_iter
+    return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config), passes)
 
 
 def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset, PuzzleDataset | None]:
@@ -149,6 +156,32 @@ def open_loader(dataset: PuzzleDataset, device: torch.device) -> DataLoader:
     )
 
 
+def finished(run: Run) -> bool:
+    """Whether the epochs are used up, or a rule of `early_stop` holds; the last weights have been evaluated then."""
+    state = run.state
+    return state.passes == run.passes or (state.evaluated == state.step and ends_early(run))
+
+
+def ends_early(run: Run) -> bool:
+    """The same on all ranks."""
+    (early,) = run.ranks.any(run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None)
+    return early
+
+
+def train_pass(run: Run, batches: DataLoader) -> None:
+    """The steps of one pass, or what is left of it; `early_stop` may end it before its time."""
+    if ends_early(run):  # stopped by a signal just before the last evaluation
+        return
+    for batch in one_pass(batches, run.state, run.device):
+        sums, lr = train_step(run.state, batch, run.config, run.ranks)
+        sums = reduce_metrics(sums, run.ranks)
+        note_accuracy(run.state, sums["count"], sums["exact_accuracy"])
+        metrics = train_metrics(sums, run.config.global_batch_size, lr)
+        record(run, metrics)
+        if save_or_stop(run, metrics):
+            return
+
+
 def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> Iterator[Batch]:
     """The batches of one pass, on the device; the run ends with its last step even where batches are left over."""
     state.head.train()
@@ -172,22 +205,26 @@ def not_finite(metrics: dict[str, float]) -> list[str]:
     return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
-def save_or_stop(run: Run, metrics: dict[str, float]) -> None:
-    """Save a state where one is due or the run should stop; raise `Stopped` then. All ranks agree on it.
+def save_or_stop(run: Run, metrics: dict[str, float]) -> bool:
+    """Save a state where one is due; -> whether the pass ends here. Raises `Stopped`. All ranks agree on all of it.
 
     A loss that is not finite ends the run at once: what it made since the last state is not saved.
     """
     bad = not_finite(metrics) if run.ranks.is_main else []
-    diverged, stopping, due = run.ranks.any(bool(bad), run.stop.reason is not None, run.schedule.due(run.state.step))
+    early = run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None
+    diverged, stopping, due, early = run.ranks.any(
+        bool(bad), run.stop.reason is not None, run.schedule.due(run.state.step), early
+    )
     if diverged:
         states = checkpoint.complete_states(Path(run.config.checkpoint_path))
         kept = f"the last good state is {states[0]}" if states else "no state was saved before"
         what = f"{bad[0]} is {metrics[bad[0]]}" if bad else "a loss on rank 0 is not finite"
         raise UserError(f"{what} at step {run.state.step}: the run has diverged; {kept}; lower lr")
-    if stopping or due:
-        save_state(run)
     if stopping:
         raise Stopped(run.stop.reason or "a signal to another rank")
+    if due:
+        save_state(run)
+    return early
 
 
 def save_state(run: Run) -> None:
@@ -195,41 +232,58 @@ def save_state(run: Run) -> None:
     run.schedule.saved()
 
 
-def evaluate_and_save(run: Run, eval_data: PuzzleDataset, last: bool) -> None:
-    config, state = run.config, run.state
-    metrics, saved = evaluate_split(
-        state.head, eval_data, run.ranks, run.device, config.eval_save_outputs, after_batch=lambda: stop_evaluating(run)
-    )
-    run.metrics_log.write(state.step, metrics)
-    if run.ranks.is_main:
-        run.bar.write(summary(state.step, metrics))
-    state.passes, state.batches = state.passes + 1, 0
-    (improved,) = run.ranks.any(run.ranks.is_main and note_best(run, metrics["eval/exact_accuracy"]))
-    if config.checkpoint_every_eval or improved or last:
-        folder = Path(config.checkpoint_path)
+def evaluate_and_save(run: Run, eval_data: PuzzleDataset) -> None:
+    config, state, folder, name = run.config, run.state, Path(run.config.checkpoint_path), evaluated_name(run)
+    with evaluated_weights(run):
+        metrics, saved = evaluate_split(
+            state.head, eval_data, run.ranks, run.device, config.eval_save_outputs,
+            after_batch=lambda: stop_evaluating(run),
+        )  # fmt: skip
+        run.metrics_log.write(state.step, metrics)
         if run.ranks.is_main:
-            save_weights(folder, state.step, state.head)
+            run.bar.write(summary(state.step, metrics))
+        if not ends_early(run):  # else the pass is not over: it would go on where early_stop is lifted
+            state.passes, state.batches = state.passes + 1, 0
+        state.evaluated = state.step
+        (improved,) = run.ranks.any(run.ranks.is_main and note_best(state, metrics["eval/exact_accuracy"], name))
+        saving = config.checkpoint_every_eval or improved or finished(run)
+        if saving and run.ranks.is_main and state.ema is not None:
+            save_weights(folder / name, state.head)
+    if saving:
+        if run.ranks.is_main:
+            save_weights(folder / f"step_{state.step}", state.head)
             if improved:
                 run_folder.write_best(folder, state.best)
         if saved:
-            save_predictions(folder, f"step_{state.step}", run.ranks.rank, saved)
+            save_predictions(folder, name, run.ranks.rank, saved)
         save_state(run)
 
 
-def note_best(run: Run, exact_accuracy: float) -> bool:
+def evaluated_name(run: Run) -> str:
+    """The checkpoint that an evaluation at this step is of."""
+    return f"step_{run.state.step}" + ("" if run.state.ema is None else "_ema")
+
+
+def evaluated_weights(run: Run) -> AbstractContextManager:
+    return nullcontext() if run.state.ema is None else run.state.ema.in_the_model()
+
+
+def note_best(state: TrainState, exact_accuracy: float, name: str) -> bool:
     """Keep the record of the best evaluation, of which the first of equals counts; -> whether this one is it."""
-    state = run.state
     if state.best is not None and exact_accuracy <= state.best["value"]:
+        state.since_best += 1
         return False
-    state.best = {"metric": "eval/exact_accuracy", "value": exact_accuracy, "step": state.step}
+    state.since_best = 0
+    state.best = {"metric": "eval/exact_accuracy", "value": exact_accuracy, "step": state.step, "checkpoint": name}
     return True
 
 
 def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """The whole test split, where training looked at something else; its metrics are called `test/…`."""
-    metrics, _ = evaluate_split(
-        run.state.head, test_data, run.ranks, run.device, [], after_batch=lambda: stop_evaluating(run)
-    )
+    with evaluated_weights(run):
+        metrics, _ = evaluate_split(
+            run.state.head, test_data, run.ranks, run.device, [], after_batch=lambda: stop_evaluating(run)
+        )
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
     run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})
@@ -239,7 +293,6 @@ def stop_evaluating(run: Run) -> None:
     """A long evaluation stops too; it is done again after the resume."""
     (stopping,) = run.ranks.any(run.stop.reason is not None)
     if stopping:
-        save_state(run)
         raise Stopped(run.stop.reason or "a signal to another rank")
 
 
@@ -264,6 +317,7 @@ def launch(cfg: DictConfig) -> None:
         ranks.close()
 
 
+@elastic.record  # torchrun then ends its report with the traceback of the rank that failed first
 def main() -> None:
     accept_plain_overrides()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to the line below

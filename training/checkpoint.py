@@ -3,6 +3,7 @@
     <run>/state_<n>/manifest.json    step, position in the data, ranks, what must not change, bytes of metrics.jsonl
     <run>/state_<n>/model.pt         state dict of the model
     <run>/state_<n>/optimizers.pt    list of the optimisers' state dicts
+    <run>/state_<n>/ema.pt           the averaged parameters, with ema_decay
     <run>/state_<n>/rank_<r>.pt      a rank's carry and random generators
 
 A state is written beside its place and renamed when every file is on disk; what has another name is not a state.
@@ -25,12 +26,13 @@ from errors import UserError
 from models.hrm.hrm_act_v1 import Carry, InnerCarry
 from training.config import PretrainConfig
 from training.distributed import Ranks
+from training.run_folder import durably
 from training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 # Another value of one of these makes the position in the data, or the weights, meaningless.
-FIXED_KEYS = ("arch", "data", "global_batch_size", "eval_interval", "seed")
+FIXED_KEYS = ("arch", "data", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze")
 
 
 def fixed_values(config: PretrainConfig) -> dict:
@@ -75,33 +77,50 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         ranks.barrier()
-        _write(beside / f"rank_{ranks.rank}.pt", rank_state(state))
-        if ranks.is_main:
-            _write(beside / "model.pt", state.head.state_dict())
-            _write(beside / "optimizers.pt", [optimizer.state_dict() for optimizer in state.optimizers])
+        shared = shared_state(state) if ranks.is_main else {}
+        for name, value in {f"rank_{ranks.rank}.pt": rank_state(state), **shared}.items():
+            with durably(beside / name) as file:
+                torch.save(value, file)
         ranks.barrier()
         if ranks.is_main:
             manifest = {
-                "step": state.step,
-                "passes": state.passes,
-                "batches": state.batches,
-                "best": state.best,
+                "progress": state.progress(),
                 "world_size": ranks.world_size,
                 "metrics_bytes": metrics_bytes,
                 "fixed": fixed_values(config),
+                "files": [*shared, *(f"rank_{rank}.pt" for rank in range(ranks.world_size))],
             }
-            _write_text(beside / "manifest.json", json.dumps(manifest, indent=1))
-            shutil.rmtree(place, ignore_errors=True)  # the same step, written again after a resume
-            beside.rename(place)
+            with durably(beside / "manifest.json") as file:
+                file.write(json.dumps(manifest, indent=1).encode())
+            _take_the_place(beside, place)
             _sync(run)
             for old in complete_states(run)[config.keep_last :]:
                 shutil.rmtree(old)
         ranks.barrier()
-    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
+    except (OSError, RuntimeError) as error:  # RuntimeError: another rank failed, and its connection is closed
         if ranks.is_main:
             shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"cannot save the training state in {run}: {error}; earlier states are untouched") from error
     return place
+
+
+def _take_the_place(new: Path, place: Path) -> None:
+    """Rename; a state of the same step, saved before its evaluation, steps aside: at no moment is there none."""
+    aside = place.with_name(place.name + ".old")
+    if place.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+    new.rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def shared_state(state: TrainState) -> dict[str, dict | list]:
+    """What is the same on all ranks, by file."""
+    files = {
+        "model.pt": state.head.state_dict(),
+        "optimizers.pt": [optimizer.state_dict() for optimizer in state.optimizers],
+    }
+    return files if state.ema is None else files | {"ema.pt": state.ema.state_dict()}
 
 
 def rank_state(state: TrainState) -> dict:
@@ -116,17 +135,15 @@ def rank_state(state: TrainState) -> dict:
 
 def complete_states(run: Path) -> list[Path]:
     """The states of a run, newest first; one that lacks a file is passed over with a warning."""
-    found = sorted(
-        (int(match[1]), path) for path in run.glob("state_*") if (match := re.fullmatch(r"state_(\d+)", path.name))
-    )
-    return [path for _, path in reversed(found) if _is_complete(path)]
+    matches = [(re.fullmatch(r"state_(\d+)(\.old)?", path.name), path) for path in run.glob("state_*")]
+    found = sorted((int(match[1]), match[2] is None, path) for match, path in matches if match)
+    return [path for _, _, path in reversed(found) if _is_complete(path)]
 
 
 def _is_complete(path: Path) -> bool:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        wanted = ["model.pt", "optimizers.pt", *(f"rank_{r}.pt" for r in range(manifest["world_size"]))]
-        missing = [name for name in wanted if not (path / name).is_file()]
+        missing = [name for name in manifest["files"] if not (path / name).is_file()]
     except (OSError, ValueError, KeyError) as error:
         missing = [f"a readable manifest.json ({type(error).__name__})"]
     if missing:
@@ -169,13 +186,17 @@ def read_manifest(path: Path, config: PretrainConfig) -> dict:
     return manifest
 
 
-def load_state(path: Path, manifest: dict, state: TrainState, ranks: Ranks, device: torch.device) -> None:
-    """Bring a freshly created state to where the saved one was."""
+def load_state(path: Path, manifest: dict, state: TrainState, run: Path, ranks: Ranks, device: torch.device) -> None:
+    """Bring a freshly created state to where the saved one was; `run` is the folder in which it goes on."""
     state.head.load_state_dict(_read(path / "model.pt"))
     for optimizer, saved in zip(state.optimizers, _read(path / "optimizers.pt"), strict=True):
         optimizer.load_state_dict(saved)
-    state.step, state.passes, state.batches = manifest["step"], manifest["passes"], manifest["batches"]
-    state.best = manifest.get("best")
+    if state.ema is not None:
+        state.ema.load_state_dict(_read(path / "ema.pt"))
+    for name, value in manifest["progress"].items():
+        setattr(state, name, value)
+    if path.resolve().parent != run.resolve():
+        state.wandb_id = None  # another run, which branches off
     if manifest["world_size"] != ranks.world_size:
         log.warning(
             "%s was saved by %d ranks, now there are %d: every sequence starts afresh",
@@ -203,20 +224,6 @@ def _carry_on(saved: dict, device: torch.device) -> Carry:
         halted=saved["halted"].to(device),
         current_data=move(saved["current_data"]),
     )
-
-
-def _write(path: Path, value) -> None:
-    with open(path, "wb") as file:
-        torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

@@ -68,6 +68,13 @@ class ArchConfig(HRMArchitecture):
         return HEADS[self.loss.name](model, self.loss.loss_type)
 
 
+class EarlyStop(StrictModel):
+    """When to end before the epochs are used up, see training/early_stop.py; null: never."""
+
+    patience: int | None = Field(default=None, ge=1)  # evaluations in a row without a better eval/exact_accuracy
+    train_exact_accuracy: float | None = Field(default=None, gt=0, le=1)  # over the last steps
+
+
 class PretrainConfig(StrictModel):
     arch: ArchConfig
     data_path: str  # a dataset folder, see dataset/common.py
@@ -85,6 +92,10 @@ class PretrainConfig(StrictModel):
 
     puzzle_emb_lr: float = Field(ge=0)
     puzzle_emb_weight_decay: float = Field(ge=0)
+
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)  # average the weights, and evaluate the average
+    freeze: Literal["weights"] | None = None  # train the puzzle embeddings only
+    early_stop: EarlyStop = EarlyStop()
 
     seed: int = Field(default=0, ge=0)
     device: Literal[DEVICES] = "auto"
@@ -114,6 +125,10 @@ class PretrainConfig(StrictModel):
             raise ValueError(
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}; choose a divisor of it"
             )
+        if self.freeze and not self.arch.puzzle_emb_ndim:
+            raise ValueError("freeze=weights trains puzzle embeddings, but arch.puzzle_emb_ndim=0: there are none")
+        if self.freeze and self.ema_decay is not None:
+            raise ValueError("freeze=weights leaves nothing for ema_decay to average; leave one of them out")
         if self.resume is True and self.checkpoint_path is None:
             raise ValueError("resume=true needs checkpoint_path, the run folder; give both from the first start on")
         return self

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from errors import UserError
 from training.config import PretrainConfig
 from training.distributed import Ranks
 
@@ -50,18 +51,30 @@ def eval_metrics(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
 class MetricsLog:
     """Rank 0's record of the run; on other ranks every call does nothing."""
 
-    def __init__(self, ranks: Ranks, folder: Path | None, config: PretrainConfig, num_params: int, keep_bytes: int = 0):
-        """A resumed run keeps the first `keep_bytes` of metrics.jsonl: the lines up to its state."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        folder: Path | None,
+        config: PretrainConfig,
+        num_params: int,
+        keep_bytes: int = 0,
+        wandb_id: str | None = None,
+    ):
+        """A resumed run keeps the first `keep_bytes` of metrics.jsonl, the lines up to its state, and its W&B run."""
         self._file = open(folder / "metrics.jsonl", "ab") if ranks.is_main else None
         if self._file is not None:
             self._file.truncate(keep_bytes)
-        self._wandb = _start_wandb(folder, config, num_params) if ranks.is_main else None
+        self._wandb = _start_wandb(folder, config, num_params, wandb_id) if ranks.is_main else None
+        self.wandb_id = wandb_id if self._wandb is None else self._wandb.id
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._file is None:
             return
-        self._file.write((json.dumps({"step": step} | values) + "\n").encode())
-        self._file.flush()
+        try:
+            self._file.write((json.dumps({"step": step} | values) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._file.name}: {error.strerror}; saved states are untouched") from None
         self._tell_wandb(lambda run: run.log(values, step=step))
 
     def sync(self) -> int:
@@ -103,8 +116,11 @@ def _wandb_login() -> bool:
         return False
 
 
-def _start_wandb(folder: Path, config: PretrainConfig, num_params: int):
-    """The W&B run, or None. `WANDB_MODE` decides; without it, offline where no login is found. It never stops a run."""
+def _start_wandb(folder: Path, config: PretrainConfig, num_params: int, run_id: str | None):
+    """The W&B run, or None. `WANDB_MODE` decides; without it, offline where no login is found. It never stops a run.
+
+    `run_id` goes on with an earlier one. W&B drops the steps that it has already: after a kill they are the same again.
+    """
     mode = os.environ.get("WANDB_MODE")
     if mode == "disabled":
         return None
@@ -119,9 +135,12 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int):
             config=config.model_dump(),
             dir=folder,
             mode=mode,
+            id=run_id,
+            resume=None if run_id is None else "allow",
             settings=wandb.Settings(silent=True, x_disable_stats=True, init_timeout=30),
         )
-        run.log({"num_params": num_params}, step=0)
+        if run_id is None:
+            run.log({"num_params": num_params}, step=0)
     except Exception as error:  # optional: no failure of it may cost a training run
         log.warning("W&B is off for this run: %s", describe(error))
         return None

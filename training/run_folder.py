@@ -4,9 +4,13 @@ all_config.yaml             the resolved config
 hrm_act_v1.py, losses.py    the source of the model and of its head
 metrics.jsonl               one object a line: `step`, then `train/<metric>` or `eval/<metric>`
 step_<n>                    state dict of the model
+step_<n>_ema                the same of its averaged weights, with ema_decay
+best.json                   metric, value, step and file of the best checkpoint
+environment.json            command, versions and device of every start
 step_<n>_all_preds.<rank>   saved predictions
 """
 
+import errno
 import inspect
 import json
 import os
@@ -14,9 +18,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import coolname
 import torch
@@ -96,22 +102,33 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def write_atomically(path: Path, save) -> None:
-    """`save(file)` into a sibling that takes its place when complete."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+@contextmanager
+def durably(path: Path) -> Iterator[BinaryIO]:
+    """A new file that is on the disk when the block ends. Raises OSError where the disk is full, for torch.save too."""
+    with open(path, "wb") as file:
+        try:
+            yield file
+        except RuntimeError as error:  # torch.save's own, which does not say why
+            if shutil.disk_usage(path.parent).free < 1 << 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise OSError(str(error).splitlines()[0]) from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> None:
+    """`save(file)` into a sibling that takes its place when complete. Raises `UserError` where it cannot be written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with durably(beside) as file:
             save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_best(folder: Path, best: dict) -> None:
     """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`."""
-    text = json.dumps(best | {"checkpoint": f"step_{best['step']}"})
-    write_atomically(folder / "best.json", lambda file: file.write(text.encode()))
+    write_atomically(folder / "best.json", lambda file: file.write(json.dumps(best).encode()))

@@ -1,7 +1,7 @@
 """Everything that changes while a run goes on: the model, its optimisers, the carry and the step counter."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -11,22 +11,37 @@ from models.adam_atan2 import adam_atan2
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
 from puzzle_dataset import Batch
+from training.averaging import WeightAverage
 from training.config import PretrainConfig
 from training.distributed import Ranks
 from training.weights import load_weights
 
 
-@dataclass
-class TrainState:
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is: plain values, which a saved state keeps as they are. Those marked * are rank 0's alone."""
+
+    step: int = 0
+    passes: int = 0  # over the training data, evaluated
+    batches: int = 0  # of the pass at hand
+    evaluated: int | None = None  # the step of the last evaluation
+    best: dict | None = None  # * metric, value and step of the best evaluation
+    since_best: int = 0  # * evaluations after it
+    recent: list[list[float]] = field(default_factory=list)  # * of the last steps, for early stopping
+    wandb_id: str | None = None  # *
+
+
+@dataclass(kw_only=True)
+class TrainState(Progress):
     head: ACTLossHead
     optimizers: list[torch.optim.Optimizer]
     base_lrs: list[float]  # one an optimiser; the last is the one that is logged
     total_steps: int
-    step: int = 0
-    passes: int = 0  # over the training data, evaluated
-    batches: int = 0  # of the pass at hand
     carry: Any = None
-    best: dict | None = None  # rank 0's: metric, value and step of the best evaluation
+    ema: WeightAverage | None = None
+
+    def progress(self) -> dict:
+        return {name.name: getattr(self, name.name) for name in fields(Progress)}
 
 
 def create_state(
@@ -44,18 +59,36 @@ def create_state(
         load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
     ranks.broadcast_module(head)
 
-    # The lr is set before every step, see `learning_rate`.
-    betas = (config.beta1, config.beta2)
-    optimizers = [adam_atan2(head.parameters(), lr=0, weight_decay=config.weight_decay, betas=betas)]
-    base_lrs = [config.lr]
+    optimizers, base_lrs = create_optimizers(head, config, ranks)
+    return TrainState(
+        head=head,
+        optimizers=optimizers,
+        base_lrs=base_lrs,
+        total_steps=total_steps(config, metadata),
+        ema=None if config.ema_decay is None else WeightAverage(head, config.ema_decay),
+    )
+
+
+def create_optimizers(
+    head: ACTLossHead, config: PretrainConfig, ranks: Ranks
+) -> tuple[list[torch.optim.Optimizer], list[float]]:
+    """-> (optimisers, the peak lr of each); the lr is set before every step, see `learning_rate`."""
+    optimizers, base_lrs = [], []
     puzzle_emb = head.model.puzzle_emb
     if puzzle_emb is not None:
-        sparse = SparseSignSGD(
-            puzzle_emb.buffers(), world_size=ranks.world_size, lr=0, weight_decay=config.puzzle_emb_weight_decay
+        optimizers.append(
+            SparseSignSGD(
+                puzzle_emb.buffers(), world_size=ranks.world_size, lr=0, weight_decay=config.puzzle_emb_weight_decay
+            )
         )
-        optimizers.insert(0, sparse)
-        base_lrs.insert(0, config.puzzle_emb_lr)
-    return TrainState(head, optimizers, base_lrs, total_steps(config, metadata))
+        base_lrs.append(config.puzzle_emb_lr)
+    if config.freeze == "weights":
+        head.requires_grad_(False)  # parameters; the puzzle embeddings are buffers
+    else:
+        betas = (config.beta1, config.beta2)
+        optimizers.append(adam_atan2(head.parameters(), lr=0, weight_decay=config.weight_decay, betas=betas))
+        base_lrs.append(config.lr)
+    return optimizers, base_lrs
 
 
 def total_steps(config: PretrainConfig, metadata: PuzzleDatasetMetadata) -> int:
@@ -91,4 +124,6 @@ def train_step(
             group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad()
+    if state.ema is not None:
+        state.ema.update()
     return out.metrics, lr

@@ -18,10 +18,8 @@ COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts bef
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
 
 
-def save_weights(folder: Path, step: int, head: torch.nn.Module) -> Path:
-    path = folder / f"step_{step}"
+def save_weights(path: Path, head: torch.nn.Module) -> None:
     write_atomically(path, lambda file: torch.save(head.state_dict(), file))
-    return path
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
