@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ONE_THREAD_NO_WANDB = dict(WANDB_MODE="disabled", DISABLE_COMPILE="1", OMP_NUM_THREADS="1")
 
 
 def run(*args, ranks: int | None = None, check: bool = True, cwd=ROOT, **env) -> subprocess.CompletedProcess:
@@ -16,8 +17,7 @@ def run(*args, ranks: int | None = None, check: bool = True, cwd=ROOT, **env) ->
     launcher = [sys.executable]
     if ranks is not None:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    defaults = dict(WANDB_MODE="disabled", DISABLE_COMPILE="1", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    settings = os.environ | defaults | env
+    settings = os.environ | ONE_THREAD_NO_WANDB | {"PYTHONPATH": str(ROOT)} | env
     done = subprocess.run(
         [*launcher, *map(str, args)],
         cwd=cwd,

@@ -92,6 +92,18 @@ def test_weights_for_other_puzzles(tmp_path, how):
     assert torch.equal(table[1:], torch.full((2, 32), 2.0 if how == "mean" else 0.0))
 
 
+def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path):
+    folder = tmp_path / "run"
+    pretrain(folder, freeze="weights", epochs=4, max_minutes=1e-5)
+    lines = pretrain(folder, freeze="weights", epochs=4, resume="true")
+    before, after = load(PIPELINE / "init_checkpoint.pt"), load(folder / "step_20")
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {TABLE}
+    assert lines[-2]["train/lr"] == pytest.approx(1e-2 * (0.1 + 0.9 * 0), rel=1e-6)  # the puzzle embeddings'
+    line = error_line("pretrain.py", *reference_overrides(folder, epochs=4, resume="true"))
+    assert "freeze (was weights, is None)" in line
+
+
 def test_the_environment_is_recorded_at_every_start(tmp_path):
     folder = tmp_path / "run"
     for _ in range(2):

@@ -198,13 +198,6 @@ def test_a_used_run_folder_is_not_overwritten(reference_run):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_wandb_works_offline_without_a_login(tmp_path):
-    env = {"WANDB_MODE": None, "HOME": str(tmp_path), "WANDB_API_KEY": None}
-    overrides = reference_overrides(tmp_path / "run", epochs=4)
-    run("pretrain.py", *overrides, **env)
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
-
-
 def test_every_experiment_has_the_hyperparameters_of_the_paper():
     from hydra import compose, initialize_config_dir
 

@@ -47,6 +47,22 @@ def test_the_picture_and_the_table(folder, capsys):
     assert rows[3].count("█") == 15
 
 
+def test_several_runs_share_a_picture_and_keep_their_names_apart(folder, tmp_path_factory, capsys):
+    other = tmp_path_factory.mktemp("other") / folder.name  # as seeds of one experiment are: the same last name
+    other.mkdir()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    better = [line | {"eval/exact_accuracy": 0.8} if "eval/accuracy" in line else line for line in lines]
+    (other / "metrics.jsonl").write_text("\n".join(map(json.dumps, better)))
+    alone = Image.open(report([folder], folder / "alone.png")).convert("RGB")
+    both = Image.open(report([folder, other], folder / "both.png")).convert("RGB")
+    orange = (255, 127, 14)  # the second of matplotlib's colours
+    assert orange not in {colour for _, colour in alone.getcolors(1 << 20)}
+    assert orange in {colour for _, colour in both.getcolors(1 << 20)}
+    rows = capsys.readouterr().out.splitlines()
+    assert rows.count(str(folder)) == rows.count(str(other)) == 1
+    assert len([row for row in rows if "80.0%" in row]) == 4
+
+
 @pytest.mark.parametrize(("content", "message"), [(None, "missing"), ("{", "damaged"), ("", "empty")])
 def test_unusable_runs(tmp_path, content, message):
     if content is not None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launch import ROOT, error_line, run
+from tests.launch import ONE_THREAD_NO_WANDB, ROOT, error_line, run
 from tests.runs import load, pretrain, read_metrics, reference_overrides
 
 # Exploration on, so that the random generators matter; states between and at evaluations.
 CHANGES = {"load_checkpoint": None, "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true"}
-ENVIRONMENT = os.environ | dict(WANDB_MODE="disabled", DISABLE_COMPILE="1", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+ENVIRONMENT = os.environ | ONE_THREAD_NO_WANDB | {"PYTHONPATH": str(ROOT)}
 
 
 def command(folder: Path, ranks: int | None, **changes) -> list[str]:
@@ -200,7 +200,7 @@ def test_the_clock_stops_a_run(tmp_path):
 def stopped(tmp_path):
     """A run that stands at step 2, with one state."""
     folder = tmp_path / "run"
-    run("pretrain.py", *reference_overrides(folder, **CHANGES | {"checkpoint_interval": 2, "max_minutes": 1e-5}))
+    pretrain(folder, **CHANGES | {"checkpoint_interval": 2, "max_minutes": 1e-5})
     assert [path.name for path in folder.glob("state_*")] == ["state_1"]
     return folder
 

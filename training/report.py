@@ -86,9 +86,15 @@ def table(name: str, lines: list[dict]) -> str:
     return "\n".join(rows)
 
 
+def distinct_names(folders: list[Path]) -> list[str]:
+    """The last part of each path, or all of it where two end alike."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
 def report(folders: list[Path], out: Path | None = None) -> Path:
     """Draw and print; -> the PNG."""
-    runs = {folder.name: read_run(folder) for folder in folders}
+    runs = {name: read_run(folder) for name, folder in zip(distinct_names(folders), folders, strict=True)}
     path = out or folders[0] / "learning_curves.png"
     draw(runs, path)
     for name, lines in runs.items():

@@ -1,0 +1,86 @@
+"""Ending a run before its epochs are used up: python -m pytest tests/test_early_stop.py"""
+
+import re
+
+import numpy as np
+import pytest
+
+from dataset.common import SplitWriter, write_identifiers
+from tests.launch import run
+from tests.runs import lines_with, pretrain, read_metrics, reference_overrides
+from training.config import EarlyStop
+from training.early_stop import WINDOW, note_accuracy, reason_to_stop
+from training.state import Progress
+
+
+def test_the_training_accuracy_is_that_of_the_sequences_of_the_window():
+    progress, rule = Progress(), EarlyStop(train_exact_accuracy=0.9)
+    for _ in range(50):
+        note_accuracy(progress, count=1, exact=0)
+    for _ in range(WINDOW - 51):
+        note_accuracy(progress, count=9, exact=9)
+    assert reason_to_stop(EarlyStop(train_exact_accuracy=0.01), progress) is None  # the window is not full
+    note_accuracy(progress, count=9, exact=9)
+    # 450 of 500 sequences, though only half of the steps went well
+    assert reason_to_stop(rule, progress) == "90.0% of the training sequences of the last 100 steps were exactly right"
+    note_accuracy(progress, count=3, exact=0)  # 450 of 502: a step of one sequence left the window
+    assert reason_to_stop(rule, progress) is None
+    for _ in range(WINDOW):
+        note_accuracy(progress, count=0, exact=0)
+    assert reason_to_stop(rule, progress) is None
+
+
+def test_patience_counts_evaluations():
+    rule = EarlyStop(patience=3)
+    assert reason_to_stop(rule, Progress(since_best=2)) is None
+    assert "in 3 evaluations" in reason_to_stop(rule, Progress(since_best=3))
+    assert reason_to_stop(EarlyStop(), Progress(since_best=99)) is None
+
+
+def test_a_run_out_of_patience_ends_and_goes_on_when_given_more(tmp_path):
+    changes = {"eval_interval": 1, "resume": "true"}  # five steps; nothing is solved, so the first stays the best
+    overrides = reference_overrides(tmp_path / "run", **changes | {"early_stop.patience": 2})
+    expected = f"finished: {tmp_path / 'run/step_15'} (no better eval/exact_accuracy in 2 evaluations)"
+    for _ in range(2):  # the second start finds that it has ended
+        assert run("pretrain.py", *overrides).stdout.splitlines()[-1] == expected
+        assert [line["step"] for line in lines_with(read_metrics(tmp_path / "run"), "eval/")] == [5, 10, 15]
+    pretrain(tmp_path / "run", **changes | {"early_stop.patience": 3})
+    pretrain(tmp_path / "patient", **changes | {"early_stop.patience": 3})
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 20
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "patient/metrics.jsonl").read_bytes()
+
+
+@pytest.fixture
+def easy(tmp_path):
+    """40 puzzles of four tokens whose answer is the input."""
+    path = tmp_path / "easy"
+    path.mkdir()
+    tokens = np.random.default_rng(0).integers(1, 6, (40, 4))
+    for split in ("train", "test"):
+        writer = SplitWriter(path, split, seq_len=4)
+        one_each = np.ones(40, np.int32)
+        writer.append(tokens, tokens, puzzle_identifiers=0 * one_each, puzzle_sizes=one_each, group_sizes=one_each)
+        writer.finish(vocab_size=6, num_puzzle_identifiers=1)
+    write_identifiers(path, [])
+    return path
+
+
+def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy):
+    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 46}
+    changes |= {"eval_interval": 46, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
+    done = run("pretrain.py", *reference_overrides(tmp_path / "run", **changes))
+    lines = read_metrics(tmp_path / "run")
+    stopped = lines[-1]["step"]
+    assert WINDOW <= stopped < 230
+    assert [line["step"] for line in lines_with(lines, "eval/")] == [stopped]
+    farewell = rf"finished: {tmp_path}/run/step_{stopped} \((8|9)\d\.\d% of the training sequences of the last 100 .*\)"
+    assert re.fullmatch(farewell, done.stdout.splitlines()[-1])
+    assert (tmp_path / f"run/step_{stopped}").exists()
+    # Lifted, the run is what it would have been, but for that evaluation.
+    del changes["early_stop.train_exact_accuracy"]
+    pretrain(tmp_path / "run", **changes)
+    pretrain(tmp_path / "whole", **changes)
+    resumed = read_metrics(tmp_path / "run")
+    assert resumed.pop(stopped) == lines[-1]
+    assert resumed == read_metrics(tmp_path / "whole")
+    assert resumed[-1]["step"] == 230

@@ -1,0 +1,126 @@
+"""metrics.jsonl and W&B: python -m pytest tests/test_metrics_log.py"""
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from errors import UserError
+from tests.launch import run
+from tests.runs import reference_overrides
+from training.distributed import Ranks
+from training.metrics import MetricsLog
+
+CONFIG = SimpleNamespace(project_name="project", run_name="run", model_dump=lambda: {"seed": 7})
+ONE = Ranks(0, 1, 0)
+
+
+class StandInRun:
+    """Records what it is told; breaks from its `healthy`-th record on."""
+
+    def __init__(self, healthy: int, **settings):
+        self.healthy, self.settings, self.logged, self.finished = healthy, settings, [], False
+        self.id = settings["id"] or "fresh"
+
+    def log(self, values: dict, step: int) -> None:
+        if len(self.logged) == self.healthy:
+            raise ConnectionError("the network\nis gone")
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """The package's stand-in, with the runs that it was asked for."""
+    module = SimpleNamespace(runs=[], healthy=1000, Settings=dict)
+
+    def init(**settings):
+        module.runs.append(StandInRun(module.healthy, **settings))
+        return module.runs[-1]
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    return module
+
+
+def write_steps(folder, steps, **options) -> MetricsLog:
+    metrics_log = MetricsLog(ONE, folder, CONFIG, 27, **options)
+    for step in steps:
+        metrics_log.write(step, {"train/lm_loss": step / 2})
+    metrics_log.close()
+    return metrics_log
+
+
+@pytest.mark.parametrize("mode", [None, "online", "offline"])
+def test_every_step_arrives(tmp_path, monkeypatch, wandb, mode):
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    write_steps(tmp_path, [1, 2])
+    (logged,) = wandb.runs
+    assert logged.settings["mode"] == mode
+    assert logged.settings["config"] == {"seed": 7}
+    assert logged.logged == [(0, {"num_params": 27}), (1, {"train/lm_loss": 0.5}), (2, {"train/lm_loss": 1.0})]
+    assert logged.finished
+
+
+def test_without_a_login_it_is_offline_and_disabled_is_off(tmp_path, monkeypatch, wandb):
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(tmp_path / "nowhere"))
+    write_steps(tmp_path, [1])
+    assert wandb.runs[0].settings["mode"] == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    write_steps(tmp_path, [1])
+    assert len(wandb.runs) == 1
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path, wandb):
+    first = write_steps(tmp_path, [1])
+    assert first.wandb_id == "fresh"
+    again = write_steps(tmp_path, [2], wandb_id=first.wandb_id)
+    assert (wandb.runs[1].settings["id"], wandb.runs[1].settings["resume"]) == ("fresh", "allow")
+    assert wandb.runs[1].logged == [(2, {"train/lm_loss": 1.0})]
+    assert again.wandb_id == "fresh"
+
+
+def test_a_failure_in_the_middle_costs_one_warning(tmp_path, wandb, caplog):
+    wandb.healthy = 3
+    with caplog.at_level(logging.WARNING):
+        metrics_log = write_steps(tmp_path, range(1, 10))
+    assert caplog.messages == ["W&B failed, going on without: ConnectionError: the network is gone"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 9
+    assert not wandb.runs[0].finished
+    assert metrics_log.wandb_id == "fresh"  # the next start tries again
+
+
+def test_a_failure_at_the_start_costs_one_warning(tmp_path, wandb, caplog):
+    wandb.init = lambda **settings: 1 / 0
+    with caplog.at_level(logging.WARNING):
+        write_steps(tmp_path, [1], wandb_id="earlier")
+    assert caplog.messages == ["W&B is off for this run: ZeroDivisionError: division by zero"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    metrics_log = MetricsLog(ONE, tmp_path, CONFIG, 27)
+    metrics_log._file = open("/dev/full", "ab")
+    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
+        metrics_log.write(1, {"train/lm_loss": 1.0})
+
+
+@pytest.mark.slow
+def test_the_real_package_goes_on_offline_with_the_run_of_the_state(tmp_path):
+    """Here W&B runs as installed, without a login."""
+    env = {"WANDB_MODE": None, "HOME": str(tmp_path), "WANDB_API_KEY": None}
+    changes = {"epochs": 4, "resume": "true"}
+    run("pretrain.py", *reference_overrides(tmp_path / "run", **changes, max_minutes=1e-5), **env)
+    run("pretrain.py", *reference_overrides(tmp_path / "run", **changes), **env)
+    ids = [path.name.split("-")[-1] for path in (tmp_path / "run/wandb").glob("offline-run-*")]
+    assert len(ids) == 2
+    manifest = json.loads((tmp_path / "run/state_20/manifest.json").read_text())
+    assert set(ids) == {manifest["progress"]["wandb_id"]}
