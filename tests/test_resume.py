@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.launch import ONE_THREAD_NO_WANDB, ROOT, error_line, run
-from tests.runs import load, pretrain, read_metrics, reference_overrides
+from tests.launch import ONE_THREAD_NO_WANDB, ROOT, run
+from tests.runs import PIPELINE, load, pretrain, read_metrics, reference_overrides
 
 # Exploration on, so that the random generators matter; states between and at evaluations.
 CHANGES = {"load_checkpoint": None, "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true"}
@@ -46,14 +49,21 @@ def kill(process: subprocess.Popen, ranks: int | None) -> None:
     process.communicate()
 
 
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
-    """Until metrics.jsonl has as many lines, or the process has ended."""
-    deadline = time.monotonic() + 120
     path = folder / "metrics.jsonl"
-    while process.poll() is None and time.monotonic() < deadline:
-        if path.exists() and path.read_bytes().count(b"\n") >= step:
-            return
-        time.sleep(0.002)
+    wait_until(process, lambda: path.exists() and path.read_bytes().count(b"\n") >= step)
+
+
+def wait_for_a_save(process: subprocess.Popen, folder: Path) -> None:
+    wait_until(process, lambda: any(folder.glob(".state_*.tmp")))
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -90,10 +100,14 @@ def uninterrupted(whole):
 def test_killed_three_times_at_random(tmp_path, whole, ranks):
     folder = tmp_path / "run"
     rng = random.Random(os.environ.get("KILL_SEED", "0"))
-    for target in sorted(rng.sample(range(2, 60), 3)):
+    targets = sorted(rng.sample(range(2, 50), 3))
+    for target in targets:
         process = start(folder, ranks)
         wait_for_step(process, folder, target)
-        time.sleep(rng.random() * 0.02)  # somewhere within a step, an evaluation or a save
+        if target == targets[1]:
+            wait_for_a_save(process, folder)
+        else:
+            time.sleep(rng.random() * 0.02)  # somewhere within a step, an evaluation or a save
         kill(process, ranks)
     pretrain(folder, ranks, **CHANGES)
     assert_same_run(folder, whole(ranks))
@@ -214,13 +228,22 @@ def test_an_incomplete_state_is_passed_over(stopped):
     assert read_metrics(stopped)[-1]["step"] == 2
 
 
-def test_what_cannot_be_resumed_is_refused_by_name(stopped):
+def test_what_cannot_be_resumed_is_refused_by_name(stopped, capsys):
     def line(**changes):
-        return error_line("pretrain.py", *reference_overrides(stopped, **CHANGES | changes))
+        with pytest.raises(SystemExit):
+            pretrain(stopped, **CHANGES | changes)
+        return capsys.readouterr().err
 
     assert "arch.halt_max_steps (was 4, is 5)" in line(**{"arch.halt_max_steps": 5})
     assert "seed (was 7, is 8)" in line(seed=8)
     assert "global_batch_size (was 8, is 4)" in line(global_batch_size=4)
+    data = stopped.parent / "data"
+    shutil.copytree(PIPELINE / "dataset", data)
+    description = data / "train/dataset.json"
+    description.write_text(
+        description.read_text().replace('"num_puzzle_identifiers": 1', '"num_puzzle_identifiers": 2')
+    )
+    assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line(data_path=data))
     assert "holds no complete training state" in line(resume=stopped / "nowhere")
 
 
