@@ -1,29 +1,42 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=<run>/step_<n> [key=value …], or under torchrun.
 
-    data_path=…            another dataset than the run's          split=test
-    save_outputs=[…]       among inputs, labels, puzzle_identifiers, logits, q_halt_logits, q_continue_logits
-    global_batch_size=…    default: the run's                      max_examples=… a seeded subset
-    device=auto            auto, cuda, mps or cpu                  output_dir=… default: the run folder
+    data_path=…           another dataset than the run's         split=test
+    max_examples=…        a seeded subset                        global_batch_size=…   default: the run's
+    halt=max              all sequences take all steps, as in the original; q: each stops when Q(halt) > Q(continue)
+    max_steps=…           reasoning steps, also more than trained; default: the run's arch.halt_max_steps
+    save_format=compact   step_<n>_preds/, see training/predictions.py; torch: the original's dictionaries,
+                          step_<n>_all_preds.<rank>; none
+    save_logits=false     for compact: also the logits           save_steps=false      also the answer of every step
+    save_outputs=[…]      for torch, and chooses it: among inputs, labels, puzzle_identifiers, logits, q_halt_logits,
+                          q_continue_logits; default: all; [] is save_format=none
+    output_dir=…          of predictions; default: the run folder
+    device=auto           auto, cuda, mps or cpu                 compile=auto          on or off; off with halt=q
 
-Reads `all_config.yaml` beside the checkpoint; prints a table; writes `step_<n>_all_preds.<rank>` where outputs are
-saved. Checkpoints of the original load too.
+Reads `all_config.yaml` beside the checkpoint; prints a table: the metrics, of which `eval/steps` is the mean number of
+steps, and the puzzles per second over all ranks, after one untimed step. Checkpoints of the original load too.
 """
 
 import os
 import sys
+import time
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
+from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from training.compilation import compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, from_cli, load_config
 from training.distributed import DEVICES, Ranks, select_device
-from training.evaluation import evaluate_split, save_predictions
+from training.evaluation import HALTING, evaluate_split
+from training.predictions import MAX_STEPS, PredictionWriter
 from training.progress import start_logging
+from training.torch_predictions import save_predictions, torch_path, torch_paths
 from training.weights import load_model
 
 
@@ -31,35 +44,70 @@ class EvalConfig(StrictModel):
     checkpoint: str
     data_path: str | None = None
     split: str = "test"
-    save_outputs: list[Literal[SAVABLE_OUTPUTS]] = Field(default=list(SAVABLE_OUTPUTS))
-    global_batch_size: int | None = Field(default=None, ge=1)
     max_examples: int | None = Field(default=None, ge=1)
+    global_batch_size: int | None = Field(default=None, ge=1)
+    halt: Literal[HALTING] = "max"
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    save_format: Literal["compact", "torch", "none"] | None = None  # None becomes what save_outputs says
+    save_logits: bool = False
+    save_steps: bool = False
+    save_outputs: list[Literal[SAVABLE_OUTPUTS]] | None = None
+    output_dir: str | None = None
     device: Literal[DEVICES] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    output_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self):
+        if self.save_format is None:
+            self.save_format = "compact" if self.save_outputs is None else "torch"
+        if self.save_outputs == []:
+            self.save_format = "none"
+        if self.save_format == "compact" and self.save_outputs:
+            raise ValueError("save_outputs chooses what save_format=torch saves; for compact there is save_logits=true")
+        if self.save_format != "compact" and (self.save_logits or self.save_steps):
+            raise ValueError("save_logits and save_steps need save_format=compact, the default without save_outputs")
+        if self.compile == "on" and self.halt == "q":
+            raise ValueError("compile=on needs halt=max: with halt=q the batch shrinks, each size would be compiled")
+        return self
+
+    def torch_outputs(self) -> list[str]:
+        """What is kept in memory for save_format=torch."""
+        return (self.save_outputs or list(SAVABLE_OUTPUTS)) if self.save_format == "torch" else []
 
 
 def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
     """-> `eval/…` metrics, on rank 0."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
+    run.arch.halt_max_steps = config.max_steps or run.arch.halt_max_steps
     dataset = open_split(config, run, ranks)
-    folder = writable_folder(Path(config.output_dir or checkpoint.parent)) if config.save_outputs else None
+    prefix = Path(config.output_dir or checkpoint.parent) / checkpoint.name
+    if config.save_format != "none":
+        make_writable(prefix.parent)
+    writer = open_writer(config, prefix, run, dataset, ranks) if config.save_format == "compact" else nullcontext()
     torch.manual_seed(run.seed + ranks.rank)
     head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-    compile_blocks(head, config.compile, device, steps=dataset.num_test_batches() * run.arch.halt_max_steps)
+    compile_mode = "off" if config.halt == "q" else config.compile
+    compile_blocks(head, compile_mode, device, steps=dataset.num_test_batches() * run.arch.halt_max_steps)
 
-    metrics, saved = evaluate_split(head, dataset, ranks, device, config.save_outputs, leave_bar=True)
+    with writer as writer:
+        warm_up(head, dataset, device)
+        ranks.barrier()
+        start = time.perf_counter()
+        metrics, saved = evaluate_split(
+            head, dataset, ranks, device, config.torch_outputs(), halt=config.halt, writer=writer, leave_bar=True
+        )
+        seconds = time.perf_counter() - start
+    if config.save_format == "torch":
+        save_torch(prefix, saved, ranks)
     if ranks.is_main:
-        print(table(metrics, dataset))
-    if folder is not None:
-        path = save_predictions(folder, checkpoint.name, ranks.rank, saved)
-        if ranks.is_main:
-            print(f"predictions: {path.with_suffix('')}.*")
+        print(table(config, run, dataset, metrics, seconds))
+        if config.save_format != "none":
+            print(f"predictions: {writer.place if writer else torch_path(prefix, 0).with_suffix('.*')}")
     return metrics
 
 
-def writable_folder(folder: Path) -> Path:
+def make_writable(folder: Path) -> None:
     """Make the folder; said before the work starts, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +115,39 @@ def writable_folder(folder: Path) -> Path:
     except OSError:
         writable = False
     if not writable:
-        raise UserError(f"cannot write predictions to {folder}; set output_dir, or save_outputs=[]")
-    return folder
+        raise UserError(f"cannot write predictions to {folder}; set output_dir, or save_format=none")
+
+
+def open_writer(
+    config: EvalConfig, prefix: Path, run: PretrainConfig, dataset: PuzzleDataset, ranks: Ranks
+) -> PredictionWriter:
+    return PredictionWriter(
+        prefix,
+        dataset,
+        ranks,
+        checkpoint=config.checkpoint,
+        halt=config.halt,
+        max_steps=run.arch.halt_max_steps,
+        logits=config.save_logits,
+        answers_by_step=config.save_steps,
+    )
+
+
+def save_torch(prefix: Path, saved: dict[str, torch.Tensor], ranks: Ranks) -> None:
+    save_predictions(prefix.parent, prefix.name, ranks.rank, saved)
+    if ranks.is_main:
+        for rank, path in torch_paths(prefix).items():
+            if rank >= ranks.world_size:
+                path.unlink()  # of an evaluation by more ranks: it would be read as a part of this one
+
+
+def warm_up(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> None:
+    """One step of the first batch, so that what is set up on first use is not timed."""
+    head.eval()
+    with torch.inference_mode():
+        for _, batch, _ in islice(dataset, 1):
+            batch = {name: field.to(device) for name, field in batch.items()}
+            head(carry=head.initial_carry(batch), batch=batch).loss.item()  # waits for the device
 
 
 def open_split(config: EvalConfig, run: PretrainConfig, ranks: Ranks) -> PuzzleDataset:
@@ -88,10 +167,19 @@ def open_split(config: EvalConfig, run: PretrainConfig, ranks: Ranks) -> PuzzleD
     )
 
 
-def table(metrics: dict[str, float], dataset: PuzzleDataset) -> str:
-    width = max(map(len, metrics))
+def table(
+    config: EvalConfig, run: PretrainConfig, dataset: PuzzleDataset, metrics: dict[str, float], seconds: float
+) -> str:
+    examples, width = dataset.num_examples(), max(map(len, metrics))
     rows = [f"{key:<{width}}  {value:.4f}" for key, value in metrics.items()]
-    return "\n".join([f"{dataset.config.dataset_path}/{dataset.split}: {dataset.num_examples()} examples", *rows])
+    return "\n".join(
+        [
+            f"{dataset.config.dataset_path}/{dataset.split}: {examples} examples, "
+            f"halt={config.halt}, max_steps={run.arch.halt_max_steps}",
+            *rows,
+            f"{'puzzles/s':<{width}}  {examples / seconds:.1f}",
+        ]
+    )
 
 
 def main() -> None:

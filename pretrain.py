@@ -29,11 +29,12 @@ from training.compilation import compile_blocks
 from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
 from training.distributed import Ranks, select_device
 from training.early_stop import note_accuracy, reason_to_stop
-from training.evaluation import evaluate_split, save_predictions
+from training.evaluation import evaluate_split
 from training.metrics import MetricsLog, reduce_metrics, train_metrics
 from training.preemption import Stopped, StopRequest, leave_to_the_main_process
 from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state, total_steps, train_step
+from training.torch_predictions import save_predictions
 from training.weights import save_weights
 
 log = logging.getLogger(__name__)

@@ -50,6 +50,10 @@ class PuzzleSet:
     puzzle_indices: np.ndarray  # (puzzles + 1,)
     group_indices: np.ndarray  # (groups + 1,)
 
+    def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
+        """Which puzzle each example belongs to."""
+        return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
+
 
 class PuzzleDataset(IterableDataset):
     """Iterates over `(set_name, batch, global_batch_size)`; the last is the number of real examples over all ranks.
@@ -103,14 +107,27 @@ class PuzzleDataset(IterableDataset):
                 yield name, self._collate(puzzles, examples[mine], puzzle_ids[mine]), size
 
     def _iter_test(self) -> Iterator[tuple[str, Batch, int]]:
+        for name, mine, size in self._test_batches():
+            puzzles = self.sets[name]
+            yield name, self._collate(puzzles, mine, puzzles.puzzles_of(mine)), size
+
+    def test_examples(self) -> Iterator[np.ndarray]:
+        """Which examples the rows of this rank's test batches are, batch after batch, without padding.
+
+        They are positions in the split, its sets one after another.
+        """
+        starts = dict(zip(self.sets, np.cumsum([0, *(len(s.inputs) for s in self.sets.values())]), strict=False))
+        for name, mine, _ in self._test_batches():
+            yield mine + starts[name]
+
+    def _test_batches(self) -> Iterator[tuple[str, np.ndarray, int]]:
+        """(set, this rank's examples of it, number of examples over all ranks) of each test batch."""
         size = self.config.global_batch_size
         for name, puzzles in self.sets.items():
             examples = self._test_examples(puzzles)
             for start in range(0, len(examples), size):
                 whole = examples[start : start + size]
-                mine = whole[self.config.rank * self.local_batch_size :][: self.local_batch_size]
-                puzzle_ids = np.searchsorted(puzzles.puzzle_indices, mine, side="right") - 1
-                yield name, self._collate(puzzles, mine, puzzle_ids), len(whole)
+                yield name, whole[self.config.rank * self.local_batch_size :][: self.local_batch_size], len(whole)
 
     def _test_examples(self, puzzles: PuzzleSet) -> np.ndarray:
         total, limit = len(puzzles.inputs), self.config.max_examples
@@ -124,9 +141,7 @@ class PuzzleDataset(IterableDataset):
         inputs, labels = puzzles.inputs[examples], puzzles.labels[examples]
         for field, rows in (("inputs", inputs), ("labels", labels)):
             _check_vocabulary(rows, f"{self.config.dataset_path}/{self.split}: {field}", meta)
-        labels = labels.astype(np.int32)
-        if meta.ignore_label_id is not None:
-            labels[labels == meta.ignore_label_id] = IGNORE_LABEL_ID
+        labels = mark_ignored(labels, meta)
         missing = self.local_batch_size - len(examples)
 
         def padded(rows: np.ndarray, value: int) -> Tensor:
@@ -140,6 +155,14 @@ class PuzzleDataset(IterableDataset):
             "labels": padded(labels, IGNORE_LABEL_ID),
             "puzzle_identifiers": padded(puzzles.puzzle_identifiers[puzzle_ids], meta.blank_identifier_id),
         }
+
+
+def mark_ignored(labels: np.ndarray, metadata: PuzzleDatasetMetadata) -> np.ndarray:
+    """Labels as they stand on disk -> int32, ignored ones -100."""
+    labels = labels.astype(np.int32)
+    if metadata.ignore_label_id is not None:
+        labels[labels == metadata.ignore_label_id] = IGNORE_LABEL_ID
+    return labels
 
 
 def sample_batches(

@@ -105,6 +105,20 @@ def write_identifiers(folder: Path, names: Sequence[str]) -> None:
     (folder / "identifiers.json").write_text(json.dumps([BLANK_IDENTIFIER, *names]))
 
 
+def read_identifiers(folder: Path) -> list[str]:
+    """The puzzles' names by identifier, from identifiers.json of a dataset."""
+    path = folder / "identifiers.json"
+    try:
+        names = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name the folder of a dataset") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not readable ({error}); build the dataset again") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is not a list of names; build the dataset again")
+    return names
+
+
 class NpyStream:
     """A `.npy` file written row after row, so that no more than one chunk is ever in memory.
 

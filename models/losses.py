@@ -64,6 +64,10 @@ class ACTLossHead(nn.Module):
 
     def forward(self, return_keys: list[str] | tuple[str, ...] = (), **model_inputs) -> ACTOutput:
         carry, outputs = self.model(**model_inputs)
+        return self.score(carry, outputs, return_keys)
+
+    def score(self, carry: Any, outputs: dict[str, Tensor], return_keys: list[str] | tuple[str, ...] = ()) -> ACTOutput:
+        """Losses and metrics of the model's `outputs` in the step that led to `carry`."""
         labels = carry.current_data["labels"]  # (B, S)
         labelled = (labels != IGNORE_LABEL_ID).sum(-1)  # (B,)
         divisor = labelled.clamp_min(1)

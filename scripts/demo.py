@@ -1,8 +1,8 @@
 """The demo, `make demo`: no network, no GPU; writes to data/ and checkpoints/ in the current folder.
 
 Generates 4×4 Sudokus, trains a small HRM on them, evaluates it on puzzles whose solutions it has never seen, draws the
-learning curve, and shows what the model answers after each reasoning step. Every command it runs is one that a user
-would type. README.md says what it costs and what comes out.
+learning curve, and solves one of these puzzles, showing its answer after each reasoning step. Every command it runs is
+one that a user would type. README.md says what it costs and what comes out.
 """
 
 import os
@@ -16,18 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script
 
-import torch  # noqa: E402
+import numpy as np  # noqa: E402
 
 from errors import one_line_errors  # noqa: E402
-from evaluators.boards import side_by_side, sudoku_lines  # noqa: E402
-from evaluators.steps import reasoning_steps  # noqa: E402
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig  # noqa: E402
-from training.config import load_config  # noqa: E402
 from training.report import report  # noqa: E402
-from training.weights import load_model  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
-SHOWN = 3  # puzzles
 
 
 def command(*args: str) -> None:
@@ -38,27 +32,10 @@ def command(*args: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def show_steps(checkpoint: Path) -> None:
-    """Print the answers to the first few held-out puzzles, step by step."""
-    config = PuzzleDatasetConfig(
-        seed=0, dataset_path=DATA, global_batch_size=SHOWN, test_set_mode=True, epochs_per_iter=1,
-        rank=0, num_replicas=1, max_examples=SHOWN,
-    )  # fmt: skip
-    dataset = PuzzleDataset(config, "test")
-    run = load_config(f"{RUN}/all_config.yaml")
-    head = load_model(checkpoint, run, dataset.metadata, batch_size=SHOWN, device=torch.device("cpu"))
-    _, batch, _ = next(iter(dataset))
-    steps = reasoning_steps(head, batch)
-    for i in range(SHOWN):
-        columns = [("puzzle", sudoku_lines(batch["inputs"][i].numpy()))]
-        before = batch["inputs"][i].numpy()
-        for n, step in enumerate(steps, start=1):
-            answer = step.answer[i].numpy()
-            columns.append((f"step {n}", [*sudoku_lines(answer, answer != before), f"sure: {step.confidence[i]:.0%}"]))
-            before = answer
-        right = torch.equal(steps[-1].answer[i], batch["labels"][i].to(steps[-1].answer.dtype))
-        print(f"\nheld-out puzzle {i + 1}: {'solved' if right else 'not solved'}")
-        print(side_by_side(columns))
+def held_out_puzzle(number: int) -> str:
+    """A puzzle of the test split as a person would type it."""
+    tokens = np.load(f"{DATA}/test/all__inputs.npy", mmap_mode="r")[number]
+    return "".join("." if token == 1 else str(token - 1) for token in tokens)
 
 
 def main(*overrides: str) -> None:
@@ -78,9 +55,8 @@ def main(*overrides: str) -> None:
 
     print(f"\n$ python -m training.report {RUN}")
     report([Path(RUN)])
-    print("\nWhat the model answers after each reasoning step (* changed since the one before):")
-    show_steps(checkpoint)
-    print(f"\nTrained in {minutes:.1f} min. Learning curves: {RUN}/learning_curves.png")
+    command("solve.py", f"checkpoint={checkpoint}", f"puzzle={held_out_puzzle(0)}", "--gif", f"{RUN}/solved.gif")
+    print(f"\nTrained in {minutes:.1f} min. Now type a puzzle of your own into the last command.")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """evaluate.py on the reference run's checkpoint: python -m pytest tests/test_evaluate.py"""
 
+import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from errors import UserError
+from evaluate import EvalConfig, evaluate
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
-from training.config import load_config
+from training.config import SAVABLE_OUTPUTS, from_cli, load_config
+from training.distributed import Ranks
+from training.predictions import read_predictions
 
 ARCH = TRAJECTORY["config"]["arch"]
 
@@ -25,6 +31,10 @@ def checkpoint(tmp_path):
     return tmp_path / "step_60"
 
 
+def in_this_process(*args) -> dict[str, float]:
+    return evaluate(from_cli(EvalConfig, list(args), ""), Ranks(0, 1, 0), torch.device("cpu"))
+
+
 def printed(output: str) -> dict[str, float]:
     rows = [line.split() for line in output.splitlines() if line.startswith("eval/")]
     return {key: float(value) for key, value in rows}
@@ -36,14 +46,32 @@ def check(output: str) -> None:
 
 
 def test_the_original_checkpoint_gives_the_original_metrics(checkpoint):
+    """And leaves compact predictions; the formats themselves are in test_predictions.py."""
     done = run("evaluate.py", f"checkpoint={checkpoint}")
     check(done.stdout)
+    assert "21 examples, halt=max, max_steps=4" in done.stdout
+    assert re.search(r"^puzzles/s +[1-9][\d.]*$", done.stdout, re.MULTILINE)
+    assert f"predictions: {checkpoint}_preds\n" in done.stdout
+    assert {path.name for path in checkpoint.parent.iterdir()} == {"all_config.yaml", "step_60", "step_60_preds"}
+    (rows,) = read_predictions(checkpoint, PIPELINE / "dataset")
+    assert (rows.answers == rows.labels).mean() == pytest.approx(TRAJECTORY["eval"][-1]["all"]["accuracy"], rel=1e-5)
+
+
+def test_the_original_format(checkpoint, capsys):
+    stale = checkpoint.with_name("step_60_all_preds.1")
+    torch.save({}, stale)  # of an evaluation by more ranks
+    in_this_process(f"checkpoint={checkpoint}", "save_format=torch")
+    output = capsys.readouterr().out
+    check(output)
+    assert f"predictions: {checkpoint}_all_preds.*\n" in output
     saved = load(checkpoint.with_name("step_60_all_preds.0"))
+    assert set(saved) == set(SAVABLE_OUTPUTS)
     assert saved["logits"].shape == (24, 16, 6)  # 21 examples, padded to whole batches
     assert saved["q_halt_logits"].shape == (24,)
     kept = saved["labels"][:, 0] != -100
     accuracy = (saved["logits"].argmax(-1) == saved["labels"])[kept].float().mean()
     assert accuracy.item() == pytest.approx(TRAJECTORY["eval"][-1]["all"]["accuracy"], rel=1e-5)
+    assert not stale.exists()
 
 
 @pytest.mark.slow
@@ -58,42 +86,103 @@ def test_ranks_and_compiled_prefix(checkpoint):
     assert sum((part["labels"][:, 0] != -100).sum() for part in parts) == 21
 
 
-def test_needs_only_the_split_it_evaluates(checkpoint, tmp_path):
+@pytest.mark.slow
+def test_two_ranks_write_one_folder(checkpoint, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = [f"checkpoint={checkpoint}", "halt=q", "max_steps=6", "save_logits=true", "save_steps=true"]
+    metrics = in_this_process(*options, f"output_dir={one}")
+    table = run("evaluate.py", *options, f"output_dir={two}", ranks=2).stdout
+    assert printed(table) == {key: pytest.approx(value, abs=1e-4) for key, value in metrics.items()}
+    assert [path.name for path in two.iterdir()] == ["step_60_preds"]
+    manifest = json.loads((two / "step_60_preds/manifest.json").read_text())
+    assert (manifest["world_size"], manifest["halt"], manifest["max_steps"]) == (2, "q", 6)
+    for field in manifest["fields"]:
+        parts = [np.load(two / f"step_60_preds/{field}.{rank}.npy") for rank in range(2)]
+        order = np.argsort(np.concatenate([np.load(two / f"step_60_preds/examples.{rank}.npy") for rank in range(2)]))
+        whole = np.load(one / f"step_60_preds/{field}.0.npy")
+        np.testing.assert_allclose(np.concatenate(parts)[order], whole, rtol=0, atol=2e-5)
+    assert np.load(one / "step_60_preds/answers_by_step.0.npy").shape == (21, 6, 16)
+    assert np.load(one / "step_60_preds/logits.0.npy").shape == (21, 16, 6)
+
+
+@pytest.mark.parametrize("nothing", ["save_outputs=[]", "save_format=none"])
+def test_needs_only_the_split_it_evaluates(checkpoint, tmp_path, capsys, nothing):
     data = tmp_path / "data"
     shutil.copytree(PIPELINE / "dataset/test", data / "val")
-    done = run("evaluate.py", f"checkpoint={checkpoint}", f"data_path={data}", "split=val", "save_outputs=[]")
-    check(done.stdout)
-    assert not list(tmp_path.glob("*all_preds*"))
+    in_this_process(f"checkpoint={checkpoint}", f"data_path={data}", "split=val", nothing)
+    output = capsys.readouterr().out
+    check(output)
+    assert "predictions:" not in output
+    assert not list(tmp_path.glob("*preds*"))
 
 
-def test_a_seeded_subset(checkpoint):
-    arguments = ("evaluate.py", f"checkpoint={checkpoint}", "max_examples=5", "save_outputs=[inputs]")
-    first = run(*arguments)
-    assert "5 examples" in first.stdout
+def test_a_seeded_subset(checkpoint, capsys):
+    arguments = [f"checkpoint={checkpoint}", "max_examples=5", "save_outputs=[inputs]"]
+    first = in_this_process(*arguments)
+    assert "5 examples" in capsys.readouterr().out
     inputs = load(checkpoint.with_name("step_60_all_preds.0"))["inputs"]
-    assert run(*arguments).stdout == first.stdout
+    assert in_this_process(*arguments) == first
     assert torch.equal(load(checkpoint.with_name("step_60_all_preds.0"))["inputs"], inputs)
 
 
-def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
-    def line(*args):
-        return error_line("evaluate.py", *args)
+def refusal(*args) -> str:
+    with pytest.raises(UserError) as refused:
+        in_this_process(*args)
+    return str(refused.value)
 
-    assert "did you mean 'max_examples'" in line(f"checkpoint={checkpoint}", "max_example=5")
-    assert "not of the form key=value" in line("step_60")
-    assert "step_61 does not exist" in line(f"checkpoint={checkpoint.with_name('step_61')}")
-    assert "it has the splits test, train" in line(f"checkpoint={checkpoint}", "split=val")
-    assert "save_outputs" in line(f"checkpoint={checkpoint}", "save_outputs=[nonsense]")
-    assert "cannot write predictions" in line(f"checkpoint={checkpoint}", "output_dir=/proc/nope")
+
+def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
+    this = f"checkpoint={checkpoint}"
+    assert "did you mean 'max_examples'" in error_line("evaluate.py", this, "max_example=5")
+    assert "not of the form key=value" in refusal("step_60")
+    assert "step_61 does not exist" in refusal(f"{this[:-2]}61")
+    assert "it has the splits test, train" in refusal(this, "split=val")
+    assert "save_outputs" in refusal(this, "save_outputs=[nonsense]")
+    assert "cannot write predictions" in refusal(this, "output_dir=/proc/nope")
+    assert "max_steps: Input should be greater than or equal to 1" in refusal(this, "max_steps=0")
+    assert "halt: Input should be 'max' or 'q'" in refusal(this, "halt=soon")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert "not a readable checkpoint" in line(f"checkpoint={checkpoint}")
+    assert "not a readable checkpoint" in refusal(this)
+    assert not list(tmp_path.glob("*preds*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["save_format=compact", "save_outputs=[logits]"], "save_outputs chooses what save_format=torch saves"),
+        (["save_format=torch", "save_logits=true"], "need save_format=compact"),
+        (["save_outputs=[labels]", "save_steps=true"], "need save_format=compact"),
+        (["halt=q", "compile=on"], "compile=on needs halt=max"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, message):
+    assert message in refusal("checkpoint=step_60", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "save_format"),
+    [
+        ([], "compact"),
+        (["save_outputs=[logits]"], "torch"),
+        (["save_format=torch"], "torch"),
+        (["save_outputs=[]"], "none"),
+        (["save_format=compact", "save_outputs=[]"], "none"),
+    ],
+)
+def test_what_is_saved(options, save_format):
+    assert from_cli(EvalConfig, ["checkpoint=step_60", *options], "").save_format == save_format
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_words_that_yaml_takes_for_booleans(word):
+    assert from_cli(EvalConfig, ["checkpoint=step_60", f"compile={word}"], "").compile == word
 
 
 def test_a_table_of_another_dataset_names_the_right_one(checkpoint):
     weights = load(checkpoint)
     weights["model.inner.puzzle_emb.weights"] = torch.zeros(961, 32)
     torch.save(weights, checkpoint)
-    message = error_line("evaluate.py", f"checkpoint={checkpoint}")
+    message = refusal(f"checkpoint={checkpoint}")
     assert "961 × 32" in message
     assert "need 1 × 32" in message
     assert str(PIPELINE / "dataset") in message
@@ -113,5 +202,5 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
             return (open, (str(tmp_path / "trapped"), "w"))
 
     torch.save({"model.inner.H_init": Trap()}, checkpoint)
-    assert "not a readable checkpoint" in error_line("evaluate.py", f"checkpoint={checkpoint}")
+    assert "not a readable checkpoint" in refusal(f"checkpoint={checkpoint}")
     assert not (tmp_path / "trapped").exists()

@@ -56,9 +56,10 @@ class FakeHub:
         snapshot = self.root / "cache" / repo / (revision or "main")
         shutil.rmtree(snapshot, ignore_errors=True)
         snapshot.mkdir(parents=True)
-        names = [path.name for path in (self.root / repo).iterdir()]
+        names = [str(path.relative_to(self.root / repo)) for path in (self.root / repo).rglob("*") if path.is_file()]
         for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
             (self.root / repo / name).chmod(0o444)
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
             (snapshot / name).symlink_to(self.root / repo / name)
         return str(snapshot)
 
@@ -177,6 +178,8 @@ def test_the_model_card(fake, folder, tmp_path):
 def test_what_is_pulled(fake, folder, tmp_path):
     hub.push(folder, REPO)
     (fake.root / REPO / "step_60_all_preds.0").write_bytes(b"predictions")
+    (fake.root / REPO / "step_60_preds").mkdir()
+    (fake.root / REPO / "step_60_preds/answers.0.npy").write_bytes(b"predictions")
     (fake.root / REPO / "extra.bin").write_bytes(b"something else")
     target = tmp_path / "pulled"
     hub.pull(REPO, target)

@@ -6,7 +6,7 @@ Unknown keys are errors at every level. What concerns several keys is checked he
 import difflib
 import re
 import sys
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
@@ -40,7 +40,10 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_number_is_a_bool(cls, value, info: ValidationInfo):
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | str):
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and "off" in get_args(annotation):
+            return "on" if value else "off"  # YAML takes both words for booleans
+        if isinstance(value, bool) and annotation not in (bool, bool | str):
             raise ValueError("Input should not be true or false")
         return value
 
@@ -160,7 +163,7 @@ def _unknown_key(key: str, model: type[BaseModel]) -> str:
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
+        keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _keys(field.annotation, f"{prefix}{name}.")
     return keys

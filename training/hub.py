@@ -47,7 +47,7 @@ Weights = dict[str, torch.Tensor]
 RECORDS = ("all_config.yaml", "metrics.jsonl", "*.py")  # of the run folder, beside the checkpoint
 ORIGINAL_CHECKPOINT = "checkpoint"  # as the original's repositories call it
 PULLED = ("model.safetensors", "README.md", *RECORDS, ORIGINAL_CHECKPOINT, "step_*")
-PREDICTIONS = "*_all_preds.*"
+PREDICTIONS = ("*_all_preds.*", "*_preds/*")
 CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
 
 LOG_IN = "log in (hf auth login, or HF_TOKEN); a push needs write permission"
@@ -104,7 +104,7 @@ def pull(repo: str, run: Path, revision: str | None = None) -> Path:
         raise UserError(f"{run} exists already; name a new folder, or remove it")
     with hub_errors("pull", repo):
         snapshot = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=list(PULLED), ignore_patterns=[PREDICTIONS])
+            snapshot_download(repo, revision=revision, allow_patterns=list(PULLED), ignore_patterns=list(PREDICTIONS))
         )
     try:
         load_config(str(snapshot / "all_config.yaml"))

@@ -7,7 +7,8 @@ step_<n>                    state dict of the model
 step_<n>_ema                the same of its averaged weights, with ema_decay
 best.json                   metric, value, step and file of the best checkpoint
 environment.json            command, versions and device of every start
-step_<n>_all_preds.<rank>   saved predictions
+step_<n>_preds/             predictions of evaluate.py, see training/predictions.py
+step_<n>_all_preds.<rank>   the same in the original's format
 """
 
 import errno

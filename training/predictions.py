@@ -1,0 +1,296 @@
+"""What a model predicted for a split: written compactly while an evaluation goes on, read from either format.
+
+Compact, at `<prefix>_preds/`, where the prefix is `<run>/step_<n>`; memory does not grow with the split:
+
+    manifest.json             written last: what was evaluated and how, which fields there are
+    examples.<rank>.npy           (n,) int64           position in the split, its sets one after another; no padding
+    answers.<rank>.npy            (n, seq_len) uint8   the most likely token of each cell
+    q_halt_logits.<rank>.npy      (n,) float32
+    q_continue_logits.<rank>.npy  (n,) float32
+    steps.<rank>.npy              (n,) uint16          reasoning steps taken
+    answers_by_step.<rank>.npy    (n, max_steps, seq_len) uint8, where asked for; repeats the last from `steps` on
+    logits.<rank>.npy             (n, seq_len, vocab_size) float32, where asked for
+
+Inputs, labels and identifiers are not repeated: they come from the dataset. The folder is written beside its place and
+renamed when every rank is done, so that an interrupted evaluation leaves the one before it as it was.
+
+The original's format is in training/torch_predictions.py.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset.common import NpyStream, PuzzleDatasetMetadata
+from errors import UserError
+from puzzle_dataset import PuzzleDataset, PuzzleSet, load_metadata, load_set, mark_ignored
+from training.distributed import Ranks
+from training.torch_predictions import read_torch, torch_path, torch_paths
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MAX_STEPS = np.iinfo(np.uint16).max
+
+
+@dataclass
+class PredictionRows:
+    """Some examples and what was predicted for them, without padding."""
+
+    inputs: np.ndarray  # (n, seq_len)
+    labels: np.ndarray | None  # (n, seq_len), ignored = -100; None where a torch dictionary holds none
+    puzzle_identifiers: np.ndarray  # (n,)
+    answers: np.ndarray  # (n, seq_len)
+    q_halt_logits: np.ndarray  # (n,) float32
+    q_continue_logits: np.ndarray | None  # (n,) float32
+
+
+def compact_folder(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}_preds")
+
+
+class PredictionWriter:
+    """Streams a rank's predictions to `<prefix>_preds`, all ranks together; a context manager.
+
+    Leaving it without an error puts the folder in place of an older one, leaving it with one removes what was written.
+    Raises `UserError` where the disk refuses, or tokens do not fit a byte.
+    """
+
+    def __init__(
+        self,
+        prefix: Path,
+        dataset: PuzzleDataset,
+        ranks: Ranks,
+        *,
+        checkpoint: str,
+        halt: str,
+        max_steps: int,
+        logits: bool = False,
+        answers_by_step: bool = False,
+    ):
+        meta = dataset.metadata
+        if meta.vocab_size > 256:
+            raise UserError(
+                f"compact predictions hold a token in a byte, {dataset.config.dataset_path} has a vocabulary of "
+                f"{meta.vocab_size}; use save_format=torch"
+            )
+        assert max_steps <= MAX_STEPS, max_steps
+        self.place, self.ranks = compact_folder(prefix), ranks
+        self.row_types: dict[str, tuple[tuple[int, ...], type]] = {
+            "examples": ((), np.int64),
+            "answers": ((meta.seq_len,), np.uint8),
+            "q_halt_logits": ((), np.float32),
+            "q_continue_logits": ((), np.float32),
+            "steps": ((), np.uint16),
+        }
+        if answers_by_step:
+            self.row_types["answers_by_step"] = ((max_steps, meta.seq_len), np.uint8)
+        if logits:
+            self.row_types["logits"] = ((meta.seq_len, meta.vocab_size), np.float32)
+        self._expected = sum(map(len, dataset.test_examples()))  # rows of this rank
+        self._manifest = {
+            "format": FORMAT,
+            "dataset": dataset.config.dataset_path,
+            "dataset_digest": dataset_digest(Path(dataset.config.dataset_path) / dataset.split),
+            "split": dataset.split,
+            "sets": {name: len(puzzles.inputs) for name, puzzles in dataset.sets.items()},
+            "examples": dataset.num_examples(),
+            "seq_len": meta.seq_len,
+            "vocab_size": meta.vocab_size,
+            "checkpoint": checkpoint,
+            "halt": halt,
+            "max_steps": max_steps,
+            "world_size": ranks.world_size,
+            "fields": list(self.row_types),
+        }
+        self._streams: dict[str, NpyStream] = {}
+
+    def __enter__(self) -> "PredictionWriter":
+        # Named by rank 0's process: two evaluations of one checkpoint at a time do not write into each other's files.
+        name = self.ranks.broadcast_object(f".{self.place.name}.writing-{os.getpid()}")
+        self._folder = self.place.with_name(name)
+        with self._or_discard():
+            if self.ranks.is_main:
+                shutil.rmtree(self._folder, ignore_errors=True)  # of a killed process that had this number
+                self._folder.mkdir(parents=True)
+            self.ranks.barrier()
+            for field, (shape, dtype) in self.row_types.items():
+                self._streams[field] = NpyStream(_part(self._folder, field, self.ranks.rank), shape, dtype)
+        return self
+
+    def append(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Add rows: every field of `row_types`, equally long."""
+        assert rows.keys() == self.row_types.keys(), rows.keys()
+        assert len({len(values) for values in rows.values()}) == 1, {f: len(values) for f, values in rows.items()}
+        with self._or_discard():
+            for field, stream in self._streams.items():
+                stream.append(rows[field])
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        with self._or_discard():
+            written = self._streams["examples"].rows
+            assert written == self._expected, f"{written} of {self._expected} examples of this rank were written"
+            for stream in self._streams.values():
+                stream.close()
+            self.ranks.barrier()
+            if self.ranks.is_main:
+                (self._folder / "manifest.json").write_text(json.dumps(self._manifest, indent=1))
+                _put_in_place(self._folder, self.place)
+            self.ranks.barrier()
+
+    @contextmanager
+    def _or_discard(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._discard()
+            if not isinstance(error, OSError):
+                raise
+            reason = error.strerror or error
+            raise UserError(f"cannot write predictions to {self.place}: {reason}; set output_dir") from error
+
+    def _discard(self) -> None:
+        for stream in self._streams.values():
+            with suppress(OSError, ValueError):  # it may be closed already
+                stream.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def dataset_digest(split_folder: Path) -> str:
+    """Of a split's description, dataset.json."""
+    return hashlib.sha256((split_folder / "dataset.json").read_bytes()).hexdigest()[:16]
+
+
+def _part(folder: Path, field: str, rank: int) -> Path:
+    return folder / f"{field}.{rank}.npy"
+
+
+def _put_in_place(folder: Path, place: Path) -> None:
+    """Rename `folder` to `place`, and remove what was there."""
+    old = folder.with_name(f"{folder.name}-old")
+    if place.exists():
+        place.rename(old)
+    try:
+        folder.rename(place)
+    except BaseException:
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_predictions(
+    prefix: str | Path, dataset_path: str | Path, split: str = "test", rows: int = 4096
+) -> Iterator[PredictionRows]:
+    """The predictions at `<run>/step_<n>` of either format, the newer where both are there, at most `rows` at a time.
+
+    In the order of examples within a rank, rank after rank. For the original's format the dataset may lack the split.
+    Raises `UserError` at the call where there are none, they are incomplete, or belong to another dataset.
+    """
+    prefix = Path(prefix)
+    manifest, parts = compact_folder(prefix) / "manifest.json", torch_paths(prefix)
+    if manifest.is_file() and parts:
+        compact = manifest.stat().st_mtime >= max(path.stat().st_mtime for path in parts.values())
+        log.info("%s has predictions in both formats; reading %s, the newer", prefix, "compact" if compact else "torch")
+    else:
+        compact = manifest.is_file()
+    if not compact and not parts:
+        folder = compact_folder(prefix)
+        found = f"{folder} has no manifest.json, it is not complete" if folder.is_dir() else f"there is no {folder}"
+        raise UserError(f"no predictions of {prefix}: {found}, and no {torch_path(prefix, 0)}; run evaluate.py on it")
+    split_folder = Path(dataset_path) / split
+    if compact:
+        return _read_compact(prefix, split_folder, load_metadata(split_folder), rows)
+    only_names = Path(dataset_path).is_dir() and not split_folder.exists()  # of a dataset: enough for the original's
+    metadata = None if only_names else load_metadata(split_folder)
+    return (PredictionRows(**part) for part in read_torch(parts, split_folder, metadata, rows))
+
+
+def read_manifest(prefix: str | Path) -> dict:
+    """manifest.json of the compact predictions at `<run>/step_<n>`."""
+    path = compact_folder(Path(prefix)) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run evaluate.py on {prefix}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); run evaluate.py again") from None
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}, this version reads {FORMAT}; run evaluate.py again")
+    return manifest
+
+
+def _read_compact(
+    prefix: Path, split_folder: Path, metadata: PuzzleDatasetMetadata, rows: int
+) -> Iterator[PredictionRows]:
+    folder, manifest = compact_folder(prefix), read_manifest(prefix)
+    if manifest["split"] != split_folder.name or manifest["dataset_digest"] != dataset_digest(split_folder):
+        raise UserError(
+            f"{folder} holds predictions for {manifest['dataset']}/{manifest['split']}, not for {split_folder}; "
+            f"name the dataset and split that were evaluated"
+        )
+    sets = [load_set(split_folder, name, metadata) for name in metadata.sets]
+    total = sum(len(puzzles.inputs) for puzzles in sets)
+    examples = [np.array(_map_part(folder, "examples", rank)) for rank in range(manifest["world_size"])]
+    for rank, mine in enumerate(examples):
+        lengths = {field: len(_map_part(folder, field, rank)) for field in manifest["fields"]}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{folder}: rank {rank} has unequal files, {lengths}; run evaluate.py again")
+        if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
+            raise UserError(
+                f"{_part(folder, 'examples', rank)} does not ascend within 0..{total - 1}, the examples of "
+                f"{split_folder}; run evaluate.py again"
+            )
+    if sum(map(len, examples)) != manifest["examples"]:
+        found = sum(map(len, examples))
+        raise UserError(f"{folder} has {found} of {manifest['examples']} examples; run evaluate.py again")
+
+    def read() -> Iterator[PredictionRows]:
+        for rank, mine in enumerate(examples):
+            for start in range(0, len(mine), rows):
+                here = slice(start, start + rows)
+                inputs, labels, identifiers = _gather(sets, mine[here], metadata)
+                # Mapped anew for each part: pages that were read do not stay with the process.
+                answers, q_halt, q_continue = (
+                    np.array(_map_part(folder, field, rank)[here])
+                    for field in ("answers", "q_halt_logits", "q_continue_logits")
+                )
+                yield PredictionRows(inputs, labels, identifiers, answers, q_halt, q_continue)
+
+    return read()
+
+
+def _map_part(folder: Path, field: str, rank: int) -> np.ndarray:
+    path = _part(folder, field, rank)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, {folder} is not complete; run evaluate.py again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); run evaluate.py again") from None
+
+
+def _gather(
+    sets: list[PuzzleSet], examples: np.ndarray, metadata: PuzzleDatasetMetadata
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(inputs, labels, puzzle identifiers) of ascending positions in the split."""
+    ends = np.cumsum([len(puzzles.inputs) for puzzles in sets])
+    found = []
+    for puzzles, end, mine in zip(sets, ends, np.split(examples, np.searchsorted(examples, ends[:-1])), strict=True):
+        mine = mine - (end - len(puzzles.inputs))
+        labels = mark_ignored(puzzles.labels[mine], metadata)
+        found.append((puzzles.inputs[mine], labels, puzzles.puzzle_identifiers[puzzles.puzzles_of(mine)]))
+    inputs, labels, identifiers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return inputs, labels, identifiers
