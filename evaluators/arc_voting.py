@@ -1,0 +1,205 @@
+"""Voting over the augmentations of ARC tasks: predicted grids -> candidates for every test input, and scores.
+
+A prediction is a sequence of 900 tokens (dataset/arc_augment.py). It is cropped, its augmentation is undone, and the
+grid is one vote for a test input of its task: the one that its own input is an augmentation of. Candidates are ordered
+by votes, then by the mean of sigmoid(q_halt); of equal ones, the first seen comes first.
+
+Knows nothing of files: evaluators/arc.py reads and writes them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataset.arc_augment import (
+    FIRST_COLOUR,
+    NUM_SYMMETRIES,
+    SEQ_LEN,
+    SWAPS_AXES,
+    VOCAB_SIZE,
+    Augmentations,
+    parse_augmentation,
+)
+from dataset.arc_tasks import MAX_GRID_SIZE, NUM_COLOURS
+from dataset.common import inverse_dihedral_transform
+from errors import UserError
+from training.predictions import PredictionRows
+
+_COLOURS = bytes(range(NUM_COLOURS))
+
+Key = bytes  # a grid: its number of rows, its number of columns, and its colours row by row
+Votes = dict[tuple[str, Key], dict[Key, list]]  # (task, input) -> answer -> [votes, sum of sigmoid(q_halt)]
+TestPairs = dict[str, list[tuple[Key, Key]]]  # task -> (input, answer) of each of its test inputs, in order
+
+
+class Candidate(NamedTuple):
+    """One answer that was voted for."""
+
+    key: Key
+    votes: int
+    confidence: float  # mean of sigmoid(q_halt) over its votes
+
+    @property
+    def grid(self) -> np.ndarray:
+        return grid_of(self.key)
+
+
+class VotedInput(NamedTuple):
+    """One test input of a task, and what was predicted for it."""
+
+    input: np.ndarray  # (rows, columns) uint8 colours
+    answer: np.ndarray  # the right one
+    candidates: list[Candidate]  # the best first
+
+    @property
+    def rank(self) -> float:
+        """The place of the right answer among the candidates, from 1; infinite where it is not among them."""
+        right = key_of(self.answer)
+        return next((place for place, one in enumerate(self.candidates, 1) if one.key == right), float("inf"))
+
+
+Tasks = dict[str, list[VotedInput]]
+
+
+def key_of(grid: np.ndarray) -> Key:
+    return bytes(grid.shape) + grid.tobytes()
+
+
+def grid_of(key: Key) -> np.ndarray:
+    """(rows, columns) uint8 colours; 0 × 0 where a prediction begins with a special token."""
+    return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
+
+
+def crop_shapes(tokens: np.ndarray) -> np.ndarray:
+    """(n, 900) tokens -> (n, 2): rows and columns of the largest rectangle of colours in the top left corner.
+
+    Of equally large ones it is the one with the fewest rows; 0 × 0 where the first cell is a special token.
+    """
+    is_colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
+    columns = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # colours at the beginning of each row,
+    columns = np.minimum.accumulate(columns, axis=1)  # and of every row above it
+    last_row = (columns * np.arange(1, MAX_GRID_SIZE + 1)).argmax(axis=1)
+    columns = columns[np.arange(len(tokens)), last_row]
+    return np.stack([np.where(columns > 0, last_row + 1, 0), columns], axis=1)
+
+
+# Whether the top left corner of a canvas stands at the bottom, and at the right, once symmetry `tid` is undone.
+_CORNER = np.array([[1, 0], [0, 0]])
+_CORNERS = [np.argwhere(inverse_dihedral_transform(_CORNER, tid))[0].tolist() for tid in range(NUM_SYMMETRIES)]
+
+
+def original_grids(tokens: np.ndarray, augmentations: Augmentations) -> list[Key]:
+    """The grids of (n, 900) sequences, cropped, as they are without their n augmentations.
+
+    The same as `undo_augmentation` of one grid after the other, several times as fast.
+    """
+    tids, colour_maps = augmentations
+    canvases = tokens.astype(np.uint8).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
+    tables = [bytes.maketrans(tokens_of.tobytes(), _COLOURS) for tokens_of in colour_maps + np.uint8(FIRST_COLOUR)]
+    shapes = crop_shapes(tokens)
+    keys = [b""] * len(tokens)
+    for tid, (at_bottom, at_right) in enumerate(_CORNERS):
+        rows = np.flatnonzero(tids == tid)
+        sizes = shapes[rows, ::-1] if SWAPS_AXES[tid] else shapes[rows]
+        undone = inverse_dihedral_transform(canvases[rows], tid)
+        for row, canvas, (height, width) in zip(rows.tolist(), undone, sizes.tolist(), strict=True):
+            top = MAX_GRID_SIZE - height if at_bottom else 0
+            left = MAX_GRID_SIZE - width if at_right else 0
+            grid = canvas[top : top + height, left : left + width]
+            keys[row] = bytes((height, width)) + grid.tobytes().translate(tables[row])
+    return keys
+
+
+def parse_names(names: Sequence[str]) -> tuple[list[str], Augmentations]:
+    """The tasks of the puzzles, and their augmentations."""
+    tasks, tids, colour_maps = zip(*map(parse_augmentation, names), strict=True)
+    return list(tasks), Augmentations(np.array(tids), np.stack(colour_maps))
+
+
+def collect_pairs(pairs: TestPairs, inputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    """Add the pairs of (n, 900) inputs and labels, undone, to those of their tasks; once each."""
+    if not names:
+        return
+    tasks, augmentations = parse_names(names)
+    grids = zip(original_grids(inputs, augmentations), original_grids(labels, augmentations), strict=True)
+    for task, pair in zip(tasks, grids, strict=True):
+        if pair not in pairs.setdefault(task, []):
+            pairs[task].append(pair)
+
+
+def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) -> tuple[Votes, TestPairs]:
+    """The votes of all rows, and the test pairs of those that are not augmented.
+
+    `identifiers`: puzzle identifier -> name. Keeps each different answer once, and no rows.
+    """
+    votes: Votes = {}
+    pairs: TestPairs = {}
+    for rows in chunks:
+        if not len(rows.answers):
+            continue
+        names = puzzle_names(rows, identifiers)
+        tasks, augmentations = parse_names(names)
+        inputs, answers = original_grids(rows.inputs, augmentations), original_grids(rows.answers, augmentations)
+        # In float32, in which the largest logits become equal: a tie is one where the original sees one.
+        confidences = torch.from_numpy(rows.q_halt_logits).sigmoid().tolist()
+        for task, grid, answer, confidence in zip(tasks, inputs, answers, confidences, strict=True):
+            tally = votes.setdefault((task, grid), {}).setdefault(answer, [0, 0.0])
+            tally[0] += 1
+            tally[1] += confidence
+        if rows.labels is not None:
+            plain = [i for i, (name, task) in enumerate(zip(names, tasks, strict=True)) if name == task]
+            collect_pairs(pairs, rows.inputs[plain], rows.labels[plain], [names[i] for i in plain])
+    return votes, pairs
+
+
+def puzzle_names(rows: PredictionRows, identifiers: Sequence[str]) -> list[str]:
+    if rows.inputs.shape[1] != SEQ_LEN:
+        raise UserError(f"the predictions are of {rows.inputs.shape[1]} tokens; those of ARC puzzles have {SEQ_LEN}")
+    ids = rows.puzzle_identifiers.tolist()
+    if not 0 <= min(ids) <= max(ids) < len(identifiers):
+        raise UserError(
+            f"the predictions name puzzle {max(ids)}, but the dataset's identifiers.json ends at "
+            f"{len(identifiers) - 1}; give the dataset that they were made with"
+        )
+    return [identifiers[i] for i in ids]
+
+
+def rank_candidates(votes: Votes, pairs: TestPairs) -> Tasks:
+    """Every test input with its candidates; it has none where nothing was predicted for it."""
+    known = {(task, grid) for task, tests in pairs.items() for grid, _ in tests}
+    strange = next((task for task, grid in votes if (task, grid) not in known), None)
+    if strange is not None:
+        raise UserError(
+            f"there are predictions for an input that is none of the test inputs of task {strange}; "
+            "give the dataset that they were made with"
+        )
+
+    def voted_input(task: str, grid: Key, answer: Key) -> VotedInput:
+        return VotedInput(grid_of(grid), grid_of(answer), _ranked(votes.get((task, grid), {})))
+
+    return {task: [voted_input(task, *pair) for pair in tests] for task, tests in pairs.items()}
+
+
+def _ranked(tallies: dict[Key, list]) -> list[Candidate]:
+    candidates = [Candidate(key, count, total / count) for key, (count, total) in tallies.items()]
+    return sorted(candidates, key=lambda one: (one.votes, one.confidence), reverse=True)  # equal ones keep their order
+
+
+def scores(tasks: Tasks, ks: Iterable[int]) -> dict:
+    """`num_tasks`; `task`: K -> share of the tasks with the right answer among the K best for all test inputs;
+    `fractional`: K -> mean over the tasks of the share of such test inputs."""
+    ranks = [[test.rank for test in tests] for tests in tasks.values()]
+    solved = {str(k): [np.mean([rank <= k for rank in task]) for task in ranks] for k in ks}
+    return {
+        "num_tasks": len(tasks),
+        "task": {k: float(np.mean([share == 1 for share in shares])) for k, shares in solved.items()},
+        "fractional": {k: float(np.mean(shares)) for k, shares in solved.items()},
+    }
+
+
+def attempts(test: VotedInput) -> list[list[list[int]]]:
+    """The two attempts that ARC Prize allows, as lists. One candidate is given twice; [[0]] stands for no grid."""
+    grids = [one.grid.tolist() if one.grid.size else [[0]] for one in test.candidates[:2]] or [[[0]]]
+    return [grids[0], grids[-1]]

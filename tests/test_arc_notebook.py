@@ -1,0 +1,101 @@
+"""arc_eval.ipynb, executed, and its pictures: python -m pytest tests/test_arc_notebook.py"""
+
+import base64
+import io
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from nbclient import NotebookClient
+from PIL import Image
+
+from evaluators.arc import vote
+from evaluators.arc_figures import PALETTE, draw_tasks
+from tests.arc_predictions import build_dataset, predict, save_torch
+from tests.launch import ROOT
+
+NOTEBOOK = ROOT / "arc_eval.ipynb"
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Dataset and predictions: some tasks are solved and some are not."""
+    folder = tmp_path_factory.mktemp("arc")
+    dataset = build_dataset(folder)
+    rows, _ = predict(dataset, seed=1, right=0.2)
+    return dataset, save_torch(folder / "step_1", rows)
+
+
+@pytest.fixture(scope="module")
+def tasks(paths):
+    return vote(paths[0], [paths[1]])
+
+
+def test_the_committed_notebook_is_clean():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs") and not cell.get("execution_count")
+    first_code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert first_code.metadata.tags == ["parameters"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(paths, tasks, monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    values = {"DATASET": str(paths[0]), "PREDICTIONS": [str(paths[1])], "DRAWN": 3}
+    for name, value in values.items():
+        parameters.source, count = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", parameters.source)
+        assert count == 1
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    assert "4 tasks with 6 test inputs, 42 predictions" in printed
+    images = [
+        np.array(Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB"))
+        for output in outputs
+        if "data" in output and "image/png" in output.data
+    ]
+    solved = [name for name, tests in tasks.items() if all(test.rank <= 2 for test in tests)]
+    assert 0 < len(solved) < len(tasks)
+    assert len(images) == 2
+    for image, names in zip(images, (solved, [name for name in tasks if name not in solved]), strict=True):
+        rows = sum(len(tasks[name]) for name in names[:3])
+        assert image.shape[0] == pytest.approx(232 * rows, rel=0.1)  # one row of panels for each test input
+        light_blue = (np.array(to_rgb(PALETTE[8])) * 255).round()
+        assert (image == light_blue).all(-1).sum() > 100
+
+
+def test_what_is_drawn(tasks):
+    figure = draw_tasks(tasks, attempts=3)
+    tests = [test for inputs in tasks.values() for test in inputs]
+    rows = np.array(figure.axes).reshape(len(tests), 5)
+    verdicts = set()
+    for axes, test in zip(rows, tests, strict=True):
+        candidates = [one.grid for one in test.candidates]
+        for axis, grid in zip(axes, [test.input, test.answer, *candidates], strict=False):
+            if grid.size:
+                (image,) = axis.images
+                assert image.get_array().tolist() == grid.tolist()
+                assert image.origin == "upper"
+                colours = [image.cmap(image.norm(colour)) for colour in range(10)]
+                np.testing.assert_allclose([colour[:3] for colour in colours], [to_rgb(colour) for colour in PALETTE])
+        for axis, grid in zip(axes[2:], candidates, strict=False):
+            verdict = "right" if grid.tolist() == test.answer.tolist() else "wrong"
+            assert verdict in axis.get_title()
+            verdicts.add(verdict)
+        for axis in axes[2 + len(candidates) :]:
+            assert "none" in axis.get_title() and not axis.images
+    assert verdicts == {"right", "wrong"}
+    assert [axes[0].get_title().split() for axes in rows[:3]] == [
+        ["12997ef3", "input", "1"],
+        ["12997ef3", "input", "2"],
+        ["2c0b0aff", "input"],
+    ]
+    assert draw_tasks({}).axes[0].texts[0].get_text() == "none"

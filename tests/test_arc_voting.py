@@ -1,0 +1,254 @@
+"""Voting over ARC augmentations, and its command line: python -m pytest tests/test_arc_voting.py"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.common import read_identifiers
+from errors import UserError
+from evaluators import arc
+from evaluators.arc import dataset_pairs, load_test_sets, vote
+from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, crop_shapes, rank_candidates, scores
+from tests.arc_oracle import oracle_encode
+from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
+from tests.launch import run
+from training.predictions import PredictionRows
+
+REFERENCE = Path(__file__).parent / "reference" / "arc"
+PIPELINE = REFERENCE.parent / "pipeline" / "dataset"
+KS = (1, 2, 3, 4, 10)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return build_dataset(tmp_path_factory.mktemp("arc"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `python -m evaluators.arc …` in this process; -> (stdout, stderr)."""
+
+    def call(*args: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["arc", *map(str, args)])
+        arc.main()
+        return capsys.readouterr()
+
+    return call
+
+
+def chunks(rows: dict[str, np.ndarray], size: int = 10):
+    for start in range(0, len(rows["inputs"]), size):
+        here = {key: values[start : start + size] for key, values in rows.items()}
+        yield PredictionRows(
+            here["inputs"], here["labels"], here["puzzle_identifiers"], here["predictions"], here["q_halt_logits"], None
+        )
+
+
+def oracle_scores(ballots: Ballots, ks=KS) -> dict:
+    task, fractional = {}, {}
+    for k in ks:
+        shares = []
+        for name in TASKS:
+            pairs = raw_tasks()[name]["test"]
+            solved = [
+                pair["output"] in [answer for answer, _, _ in oracle_ranking(ballots.get((name, which), []))[:k]]
+                for which, pair in enumerate(pairs)
+            ]
+            shares.append(sum(solved) / len(solved))
+        task[str(k)] = sum(share == 1 for share in shares) / len(TASKS)
+        fractional[str(k)] = sum(shares) / len(TASKS)
+    return {"num_tasks": len(TASKS), "task": pytest.approx(task), "fractional": pytest.approx(fractional)}
+
+
+def reference_rows() -> dict[str, np.ndarray]:
+    with np.load(REFERENCE / "voting_predictions.npz") as file:
+        return dict(file)
+
+
+def test_the_original_scores(tmp_path):
+    """Through the command line, with no more of the dataset than its identifiers."""
+    text = (REFERENCE / "voting_expected.txt").read_text()
+    expected = {k: float(percent) for k, percent in re.findall(r"(\d+)-shot: ([\d.]+)%", text)}
+    assert len(expected) == 6
+    (tmp_path / "data").mkdir()
+    shutil.copy(REFERENCE / "voting_identifiers.json", tmp_path / "data/identifiers.json")
+    prefix = save_torch(tmp_path / "step_9", reference_rows(), padding=0)
+    done = run(
+        "-m", "evaluators.arc", f"dataset={tmp_path / 'data'}", f"predictions={prefix}", f"k={','.join(expected)}",
+        "json=true",
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert f"Number of puzzles {result['num_tasks']}\n" in text
+    assert {k: round(100 * share, 2) for k, share in result["task"].items()} == expected
+
+
+def test_votes_equal_a_plain_oracle(dataset):
+    identifiers = read_identifiers(dataset)
+    pairs = dataset_pairs(load_test_sets(dataset), identifiers)
+    assert list(pairs) == list(TASKS)
+    ties, partial = 0, 0
+    for seed, right in enumerate((0.15, 0.2, 0.3, 0.4)):
+        rows, ballots = predict(dataset, seed, right)
+        votes, seen = count_votes(chunks(rows), identifiers)
+        assert seen == pairs
+        tasks = rank_candidates(votes, pairs)
+        for name, tests in tasks.items():
+            for which, (test, pair) in enumerate(zip(tests, raw_tasks()[name]["test"], strict=True)):
+                assert test.input.tolist() == pair["input"]
+                assert test.answer.tolist() == pair["output"]
+                answers, counts, confidences = zip(*oracle_ranking(ballots[name, which]), strict=True)
+                assert [one.grid.tolist() for one in test.candidates] == list(answers)
+                assert [one.votes for one in test.candidates] == list(counts)
+                np.testing.assert_allclose([one.confidence for one in test.candidates], confidences, rtol=1e-6)
+                ties += len(counts) - len(set(zip(counts, confidences, strict=True)))
+        result = scores(tasks, KS)
+        assert result == oracle_scores(ballots)
+        partial += result["task"] != result["fractional"]
+    assert ties and partial
+
+
+def test_crop_equals_a_search_of_all_rectangles():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, 12, (60, 30, 30))
+    share = rng.choice([0.0, 0.001, 0.01, 0.1], (60, 1, 1))
+    tokens[rng.random(tokens.shape) < share] = rng.choice([0, 1, 12, -100])
+    tokens[0, 0, 0] = 1
+    tokens[1, 3:], tokens[1, :, 5:] = 0, 1
+    tokens[2] = np.array(oracle_encode([[7] * 30] * 30)).reshape(30, 30)
+    tokens[3, 2, 1:] = tokens[3, 6] = tokens[3, :, 2] = 1  # 2 × 2 against 4 more rows of one column
+    tokens[4, 1, 1:] = tokens[4, 2] = tokens[4, 0, 2:] = 0  # 1 × 2 against 2 × 1: as large, the fewer rows win
+    for sequence, shape in zip(tokens, crop_shapes(tokens.reshape(60, 900)), strict=True):
+        special = (sequence < 2) | (sequence > 11)
+        free = [(r, c) for r in range(1, 31) for c in range(1, 31) if not special[:r, :c].any()]
+        best = max(free, key=lambda size: (size[0] * size[1], -size[0]), default=(0, 0))
+        assert tuple(shape) == best
+    assert tuple(crop_shapes(tokens[4:5].reshape(1, 900))[0]) == (1, 2)
+
+
+def test_ties_beyond_float32_go_to_the_first_seen(dataset):
+    """sigmoid(30) and sigmoid(40) are both 1 in float32, as in the original."""
+    rows, _ = predict(dataset, 0)
+    plain = np.flatnonzero(rows["puzzle_identifiers"] == read_identifiers(dataset).index("2c0b0aff"))
+    order = np.tile(plain, 3)
+    rows = {key: values[order].copy() for key, values in rows.items()}
+    for i, (colour, logit) in enumerate([(1, 30.0), (2, 40.0), (3, 10.0)]):
+        rows["predictions"][i] = oracle_encode([[colour]])
+        rows["q_halt_logits"][i] = logit
+    votes, pairs = count_votes(chunks(rows, 2), read_identifiers(dataset))
+    (test,) = rank_candidates(votes, pairs)["2c0b0aff"]
+    assert [one.grid.tolist() for one in test.candidates] == [[[1]], [[2]], [[3]]]
+    assert test.candidates[0].confidence == test.candidates[1].confidence == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_command(dataset, tmp_path, command, ranks):
+    rows, ballots = predict(dataset, 3)
+    prefix = save_torch(tmp_path / "step_1", rows, ranks)
+    arguments = (f"dataset={dataset}", f"predictions={prefix}", f"submission={tmp_path / 'out.json'}")
+    out, err = command(*arguments, "json=true", f"k={','.join(map(str, KS))}")
+    expected = oracle_scores(ballots)
+    assert json.loads(out) == expected
+    assert "warning" not in err
+    assert command(*arguments, "json=true", f"k={list(KS)}")[0] == out
+
+    submission = json.loads((tmp_path / "out.json").read_text())
+    assert list(submission) == list(TASKS)
+    for name in TASKS:
+        for which, entry in enumerate(submission[name]):
+            first, second = (answer or [[0]] for answer, _, _ in oracle_ranking(ballots[name, which])[:2])
+            assert entry == {"attempt_1": first, "attempt_2": second}
+        assert len(submission[name]) == len(raw_tasks()[name]["test"])
+
+    lines = command(*arguments[:2], "k=2")[0].splitlines()
+    assert lines[0] == f"4 tasks with 6 test inputs, {len(rows['inputs'])} predictions"
+    k, task, fractional = lines[-1].split()
+    assert (k, task) == ("2", f"{json.loads(out)['task']['2']:.2%}")
+    assert fractional == f"{json.loads(out)['fractional']['2']:.2%}"
+
+
+def test_checkpoints_vote_together_only_when_named(dataset, tmp_path, command):
+    (rows, ballots), (more, other) = predict(dataset, 4), predict(dataset, 5)
+    first, second = save_torch(tmp_path / "step_1", rows), save_torch(tmp_path / "step_10", more)
+    arguments = (f"dataset={dataset}", "json=true", f"k={list(KS)}")
+    assert json.loads(command(*arguments, f"predictions={first}")[0]) == oracle_scores(ballots)
+    pooled = {key: ballots[key] + other[key] for key in ballots}
+    assert json.loads(command(*arguments, f"predictions=[{first},{second}]")[0]) == oracle_scores(pooled)
+    # Without the dataset's arrays too: the pairs of both are the same.
+    shutil.copy(dataset / "identifiers.json", tmp_path)
+    alone = command(f"dataset={tmp_path}", *arguments[1:], f"predictions=[{first},{second}]")[0]
+    assert json.loads(alone) == oracle_scores(pooled)
+
+
+def test_what_was_not_predicted_is_unsolved(dataset, tmp_path, command):
+    rows, _ = predict(dataset, 6, right=1)
+    names = read_identifiers(dataset)
+    kept = np.array(["_t" in names[i] and "e1d2900e" not in names[i] for i in rows["puzzle_identifiers"]])
+    prefix = save_torch(tmp_path / "step_1", {key: values[kept] for key, values in rows.items()})
+    out, err = command(f"dataset={dataset}", f"predictions={prefix}", f"submission={tmp_path / 'out'}", "json=true")
+    assert json.loads(out)["num_tasks"] == 4
+    assert json.loads(out)["task"]["1"] == 0.75
+    (warning,) = (line for line in err.splitlines() if "warning" in line)
+    assert "1 of the 6 test inputs have no prediction and count as unsolved (e1d2900e)" in warning
+    submission = json.loads((tmp_path / "out").read_text())
+    assert submission["e1d2900e"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
+    only = raw_tasks()["2c0b0aff"]["test"][0]["output"]
+    assert submission["2c0b0aff"] == [{"attempt_1": only, "attempt_2": only}]
+
+
+def test_attempts_without_a_cell():
+    empty, grid = Candidate(b"\0\0", 3, 0.5), Candidate(b"\1\2\7\4", 1, 0.5)
+    test = VotedInput(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), [empty, grid])
+    assert attempts(test) == [[[0]], [[7, 4]]]
+    assert test.rank == float("inf")
+
+
+def test_mistakes_are_refused_in_one_line(dataset, tmp_path, command, capsys):
+    prefix = save_torch(tmp_path / "step_1", predict(dataset, 7)[0])
+    given = (f"dataset={dataset}", f"predictions={prefix}")
+
+    def line(*args: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(*args)
+        assert stop.value.code == 2
+        out, err = capsys.readouterr()
+        assert not out
+        (only,) = err.splitlines()
+        return only
+
+    assert "k.1" in line(*given, "k=1,0")
+    assert "k.0" in line(*given, "k=two")
+    assert "k: " in line(*given, "k=[]")
+    assert "json: " in line(*given, "json=maybe")
+    assert "did you mean 'json'" in line(*given, "jsn=true")
+    assert "submission=" in line(*given, f"submission={tmp_path / 'nowhere' / 'out.json'}")
+    assert "submission=" in line(*given, f"submission={tmp_path}")
+    assert "no predictions of" in line(given[0], f"predictions={tmp_path / 'step_2'}")
+    assert "no predictions of" in line(given[0], f"predictions=[{prefix},{tmp_path / 'step_2'}]")
+    assert "dataset: " in line(given[1])
+
+
+def test_what_does_not_fit_together_is_refused(dataset, tmp_path):
+    rows, _ = predict(dataset, 8)
+    prefix = save_torch(tmp_path / "step_1", rows)
+    with pytest.raises(UserError, match=r"identifiers\.json is missing"):
+        vote(tmp_path / "nothing", [prefix])
+    for content, message in (("{", "not readable"), ('{"a": 1}', "not a list of names")):
+        (tmp_path / "identifiers.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            vote(tmp_path, [prefix])
+    with pytest.raises(UserError, match="ARC has 900 out of 12"):
+        vote(PIPELINE, [prefix])
+    names = read_identifiers(dataset)
+    with pytest.raises(UserError, match="ends at 20"):
+        count_votes(chunks(rows), names[:21])
+    with pytest.raises(UserError, match="ends at 20"):
+        dataset_pairs(load_test_sets(dataset), names[:21])
+    votes, pairs = count_votes(chunks(rows), names)
+    del pairs["e1d2900e"]
+    with pytest.raises(UserError, match="none of the test inputs of task e1d2900e"):
+        rank_candidates(votes, pairs)
