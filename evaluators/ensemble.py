@@ -1,0 +1,252 @@
+"""Voting over transformed copies of Sudokus and mazes, without labels.
+
+    python -m evaluators.ensemble checkpoint=<run>/step_<n> [key=value …]
+
+    checkpoint=[a,b]       several models vote together; each beside its all_config.yaml
+    copies=…               of each puzzle, itself included; default: 32 of a Sudoku, all 16 of a maze
+    split=test             data_path=… another dataset than the run's
+    max_examples=…         a seeded subset, the one that evaluate.py takes
+    max_steps=…            reasoning steps; default: as many as the model was trained with
+    global_batch_size=…    puzzles at a time; default: the run's
+    seed=0                 of the copies                           device=auto   auto, cuda, mps or cpu
+    json=true              print JSON instead of a table
+
+Every model answers every copy (evaluators/transforms.py) of a puzzle, and the answers are brought back. One of them is
+chosen: by the model's own confidence (q_halt), by majority, or by majority among the answers that obey the rules of
+the puzzle (evaluators/rules.py). `vote` does all that and is given no label. `score` gets the labels afterwards, to
+count the right choices, and the puzzles that any copy got right: an upper bound, no method. Runs in one process.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from errors import UserError, one_line_errors
+from evaluators.checkpoints import open_split, puzzle_kind
+from evaluators.rules import is_valid_maze_path, is_valid_sudoku
+from evaluators.steps import reasoning_steps
+from evaluators.transforms import Transform, maze_transforms, sudoku_transforms
+from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
+from models.losses import IGNORE_LABEL_ID
+from training.compilation import compile_blocks
+from training.config import PretrainConfig, StrictModel, from_cli, load_config
+from training.distributed import DEVICES, select_device
+from training.progress import progress_bar, start_logging
+from training.weights import load_model
+
+Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # puzzles and answers (…, cells) -> whether they obey the rules
+RULES: dict[str, Rule] = {"sudoku": is_valid_sudoku, "maze": is_valid_maze_path}
+DEFAULT_COPIES = {"sudoku": 32, "maze": 16}
+METHODS = {
+    "single_pass": "single pass",
+    "confidence": "most confident copy",
+    "majority": "majority",
+    "majority_valid": "majority of valid answers",
+}
+
+
+class EnsembleConfig(StrictModel):
+    checkpoint: list[str] = Field(min_length=1)
+    copies: int | None = Field(default=None, ge=1)
+    split: str = "test"
+    data_path: str | None = None
+    max_examples: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    global_batch_size: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    device: Literal[DEVICES] = "auto"
+    as_json: bool = Field(default=False, alias="json")
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value):
+        return value if isinstance(value, list) else [value]
+
+
+@dataclass
+class Choices:
+    """What all copies answered to B puzzles, K copies each over all models, and which answers were chosen."""
+
+    answers: np.ndarray  # (B, K, cells) uint8, brought back; K counts the copies of the first model first
+    confidence: np.ndarray  # (B, K) float64: sigmoid(q_halt)
+    valid: np.ndarray  # (B, K) bool: obeys the rules
+    chosen: dict[str, np.ndarray]  # method -> (B,): the copy whose answer it chose
+
+
+def vote(
+    models: Sequence[HierarchicalReasoningModel_ACTV1],
+    inputs: np.ndarray,  # (B, cells)
+    puzzle_identifiers: np.ndarray,  # (B,)
+    transforms: Sequence[Transform],  # the identity first
+    is_valid: Rule,
+    max_steps: int | None = None,
+    after_pass: Callable[[], object] = lambda: None,
+) -> Choices:
+    """Let every model answer every copy and choose; `after_pass` is called after each copy of each model."""
+    answers, confidence = answer_copies(models, inputs, puzzle_identifiers, transforms, max_steps, after_pass)
+    valid = is_valid(inputs[:, None], answers)
+    return Choices(answers, confidence, valid, choose(answers, confidence, valid))
+
+
+def answer_copies(
+    models: Sequence[HierarchicalReasoningModel_ACTV1],
+    inputs: np.ndarray,
+    puzzle_identifiers: np.ndarray,
+    transforms: Sequence[Transform],
+    max_steps: int | None = None,
+    after_pass: Callable[[], object] = lambda: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> the answers after the last step, brought back, (B, K, cells) uint8; and sigmoid(q_halt), (B, K) float64."""
+    answers, q_halt = [], []
+    for model in models:
+        device = next(model.parameters()).device
+        spare = max(0, model.config.batch_size - len(inputs))  # compiled blocks are compiled for one shape
+
+        def padded(rows: np.ndarray, spare: int = spare, device: torch.device = device) -> torch.Tensor:
+            widths = [(0, spare)] + [(0, 0)] * (rows.ndim - 1)
+            return torch.from_numpy(np.pad(rows.astype(np.int32), widths)).to(device)
+
+        identifiers = padded(puzzle_identifiers)
+        for transform in transforms:
+            for step in reasoning_steps(model, padded(transform.apply(inputs)), identifiers, max_steps):
+                last = step
+            answers.append(transform.undo(last.answer[: len(inputs)].cpu().numpy()))
+            q_halt.append(last.q_halt[: len(inputs)].cpu().double())
+            after_pass()
+    return np.stack(answers, axis=1), torch.sigmoid(torch.stack(q_halt, dim=1)).numpy()
+
+
+def choose(answers: np.ndarray, confidence: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
+    """(B, K, cells), (B, K), (B, K) -> for each method the chosen copy of each puzzle (B,); copy 0 is the single pass.
+
+    Without a valid answer, the majority of the valid ones is that of all.
+    """
+    majorities, valid_majorities = [], []
+    for row, sure, obeys in zip(answers, confidence, valid, strict=True):
+        majorities.append(majority(row, sure))
+        among = np.flatnonzero(obeys)
+        valid_majorities.append(among[majority(row[among], sure[among])] if len(among) else majorities[-1])
+    chosen = {
+        "single_pass": np.zeros(len(answers), np.intp),
+        "confidence": confidence.argmax(axis=1),  # of equal ones the first
+        "majority": np.array(majorities, np.intp),
+        "majority_valid": np.array(valid_majorities, np.intp),
+    }
+    assert chosen.keys() == METHODS.keys()
+    return chosen
+
+
+def majority(answers: np.ndarray, confidence: np.ndarray) -> int:
+    """answers (K, cells), confidence (K,) -> the first copy that gave the most frequent answer.
+
+    Of equally frequent answers it is the one with the higher mean confidence, then the one seen first.
+    """
+    voters: dict[bytes, list[int]] = {}
+    for copy, answer in enumerate(answers):
+        voters.setdefault(answer.tobytes(), []).append(copy)
+    return max(voters.values(), key=lambda copies: (len(copies), confidence[copies].mean()))[0]
+
+
+def score(choices: Choices, labels: np.ndarray) -> dict[str, int]:
+    """Labels (B, cells), ignored -100 -> how many puzzles each method has right, and the oracle (any copy right)."""
+    labelled = labels != IGNORE_LABEL_ID
+    right = ((choices.answers == labels[:, None]) | ~labelled[:, None]).all(-1) & labelled.any(-1)[:, None]  # (B, K)
+    rows = np.arange(len(labels))
+    counts = {method: int(right[rows, copy].sum()) for method, copy in choices.chosen.items()}
+    return counts | {"oracle": int(right.any(axis=1).sum())}
+
+
+def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
+    """Vote on a split and count -> the report, as it is printed with json=true."""
+    checkpoints = [Path(path) for path in config.checkpoint]
+    runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
+    dataset = open_split(
+        runs[0],
+        config.split,
+        data_path=config.data_path or _common_dataset(runs),
+        batch_size=config.global_batch_size or runs[0].global_batch_size,
+        max_examples=config.max_examples,
+    )
+    kind = puzzle_kind(dataset)
+    transforms = _transforms(kind, dataset.metadata.seq_len, config)
+    models, passes = [], dataset.num_test_batches() * len(transforms)
+    for path, run in zip(checkpoints, runs, strict=True):
+        head = load_model(path, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
+        compile_blocks(head, "auto", device, steps=passes * (config.max_steps or run.arch.halt_max_steps))
+        models.append(head.model)
+
+    right, valid, valid_answers = Counter(), Counter(), 0
+    bar = progress_bar(total=passes * len(models), desc="vote", unit="batch", enabled=True, leave=False)
+    with bar:
+        for _, batch, count in dataset:
+            puzzles = (batch[field][:count].numpy() for field in ("inputs", "puzzle_identifiers"))
+            choices = vote(models, *puzzles, transforms, RULES[kind], config.max_steps, bar.update)
+            right.update(score(choices, batch["labels"][:count].numpy()))
+            valid.update({m: int(choices.valid[np.arange(count), copy].sum()) for m, copy in choices.chosen.items()})
+            valid_answers += int(choices.valid.sum())
+    return {
+        "checkpoints": [str(path) for path in checkpoints],
+        "dataset": f"{dataset.config.dataset_path}/{dataset.split}",
+        "puzzles": dataset.num_examples(),
+        "copies": len(transforms),
+        "seed": config.seed,
+        "max_steps": [config.max_steps or run.arch.halt_max_steps for run in runs],
+        "right": {method: right[method] for method in METHODS},
+        "valid": {method: valid[method] for method in METHODS},
+        "oracle_right": right["oracle"],  # looks at the labels: an upper bound
+        "valid_answers": valid_answers / (dataset.num_examples() * len(transforms) * len(models)),
+    }
+
+
+def _common_dataset(runs: list[PretrainConfig]) -> str:
+    paths = sorted({run.data_path for run in runs})
+    if len(paths) > 1:
+        raise UserError(f"the checkpoints are of different datasets ({', '.join(paths)}); name one with data_path=…")
+    return paths[0]
+
+
+def _transforms(kind: str, seq_len: int, config: EnsembleConfig) -> list[Transform]:
+    if kind == "arc":
+        raise UserError("this is an ARC dataset, which holds its copies already; vote with python -m evaluators.arc")
+    copies = config.copies or DEFAULT_COPIES[kind]
+    if kind == "maze":
+        return maze_transforms(isqrt(seq_len), copies)
+    return sudoku_transforms(isqrt(seq_len), copies, config.seed)
+
+
+def table(report: dict) -> str:
+    puzzles, models = report["puzzles"], len(report["checkpoints"])
+    of = f"{models} models × " if models > 1 else ""
+    lines = [
+        f"{report['dataset']}: {puzzles} puzzles × {of}{report['copies']} copies",
+        f"{'':<28}{'right':>8}{'':>9}{'valid':>8}",
+    ]
+    for method, name in METHODS.items():
+        right, valid = report["right"][method], report["valid"][method]
+        lines.append(f"{name:<28}{right:>8}{right / puzzles:>9.1%}{valid / puzzles:>8.1%}")
+    oracle = report["oracle_right"]
+    lines.append(f"{'oracle: any copy right':<28}{oracle:>8}{oracle / puzzles:>9.1%}   (upper bound: uses the labels)")
+    lines.append(f"{report['valid_answers']:.1%} of all copies' answers are valid")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    with one_line_errors():
+        config = from_cli(EnsembleConfig, sys.argv[1:], __doc__)
+        device = select_device(config.device)
+        start_logging(is_main=not config.as_json)
+        report = ensemble(config, device)
+        print(json.dumps(report, indent=1) if config.as_json else table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The paper's figures: python -m pytest tests/test_figures.py"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from PIL import Image
+from scipy.stats import binomtest, ortho_group
+
+from errors import UserError
+from evaluators import figures
+from evaluators.figure_drawing import (
+    BLUE,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    WRONG,
+    draw_steps,
+    spread,
+    wilson_interval,
+)
+from evaluators.participation import Moments, batches, doubling, participation_ratio
+from tests.flattering import PUZZLES, RIGHT, flattering_run, own_steps, split_inputs
+from tests.launch import error_line, run
+from training.config import load_config
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return flattering_run(tmp_path)
+
+
+def make(monkeypatch, figure, checkpoint, *args):
+    """Run the command in this process; -> the report, and the picture's pixels (height, width, 3)."""
+    monkeypatch.setattr("sys.argv", ["figures", figure, f"checkpoint={checkpoint}", "device=cpu", *map(str, args)])
+    figures.main()
+    picture = checkpoint.with_name(f"step_60_{figure}.png")
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return json.loads(picture.with_suffix(".json").read_text()), pixels
+
+
+def share(pixels: np.ndarray, colour: str) -> float:
+    return (np.abs(pixels - 255 * np.array(to_rgb(colour))).max(-1) < 2).mean()
+
+
+# Participation ratio
+
+
+def test_participation_ratio_of_known_spectra():
+    assert participation_ratio(3 * torch.eye(7, dtype=torch.float64)) == pytest.approx(7)
+    direction = torch.arange(1.0, 6.0, dtype=torch.float64)
+    assert participation_ratio(torch.outer(direction, direction)) == pytest.approx(1)
+    rotation = torch.from_numpy(ortho_group.rvs(4, random_state=0))
+    spectrum = torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)
+    assert participation_ratio(rotation @ spectrum.diag() @ rotation.T) == pytest.approx(15**2 / 85)
+    assert participation_ratio(torch.zeros(3, 3)) == 0
+
+
+def test_participation_ratio_of_an_isotropic_gaussian():
+    """Of n samples in D dimensions it is about D / (1 + D / n) (Marchenko and Pastur)."""
+    samples = torch.randn(4000, 40, generator=torch.Generator().manual_seed(0)) + 100
+    moments = Moments(40)
+    for part in samples.split(700):
+        moments.add(part)
+    np.testing.assert_allclose(moments.covariance(), np.cov(samples.numpy().T, bias=True), atol=2e-4)
+    assert participation_ratio(moments.covariance()) == pytest.approx(40 / 1.01, rel=0.01)
+
+
+def test_batches_end_at_every_count():
+    assert doubling(1) == [1]
+    assert doubling(8) == [1, 2, 4, 8]
+    assert doubling(21) == [1, 2, 4, 8, 16, 21]
+    assert batches([1, 2, 4, 9], 3) == [(0, 1), (1, 2), (2, 4), (4, 7), (7, 9)]
+
+
+def test_participation_of_a_run(checkpoint, monkeypatch):
+    """Against eigenvalues of the states that training's own loop passes through."""
+    report, pixels = make(monkeypatch, "participation", checkpoint)
+    assert report["puzzles"] == [1, 2, 4, 8, 16, PUZZLES]
+    assert report["hidden_size"] == 32
+    assert (report["examples"], report["max_steps"]) == (PUZZLES, 4)
+
+    def expected(path, state):
+        order = np.random.default_rng(7).permutation(PUZZLES)  # the run's seed
+        states = np.stack([step[state] for step in own_steps(path, split_inputs(checkpoint.parents[1] / "data"))])
+        ratios = []
+        for count in report["puzzles"]:
+            samples = states[:, order[:count], 1:].reshape(-1, 32).astype(np.float64)  # 1 puzzle-embedding position
+            eigenvalues = np.linalg.eigvalsh(np.cov(samples.T, bias=True))
+            ratios.append(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+        return ratios
+
+    for state in ("z_H", "z_L"):
+        np.testing.assert_allclose(report["trained"][state], expected(checkpoint, state), rtol=1e-4)
+    # The untrained model: a new one after the run's seed.
+    torch.manual_seed(7)
+    run_config = load_config(str(checkpoint.parent / "all_config.yaml"))
+    head = run_config.arch.build(batch_size=64, seq_len=16, vocab_size=6, num_puzzle_identifiers=1)
+    torch.save(head.state_dict(), checkpoint.with_name("untrained"))
+    for state in ("z_H", "z_L"):
+        np.testing.assert_allclose(
+            report["untrained"][state], expected(checkpoint.with_name("untrained"), state), rtol=1e-4
+        )
+    assert share(pixels, BLUE) > 0.002
+    assert share(pixels, VERMILLION) > 0.002
+
+
+# Scaling
+
+
+def test_halting_curves_by_hand():
+    exact = np.array([[0, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]], bool)
+    wants = np.array([[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]], bool)
+    curves = figures.halting_curves(exact, wants, [1, 2, 4])
+    assert curves["halt_max"] == {
+        "exact_accuracy": pytest.approx([1 / 3, 2 / 3, 2 / 3]),
+        "mean_steps": pytest.approx([1, 2, 4]),
+    }
+    assert curves["halt_q"] == {
+        "exact_accuracy": pytest.approx([1 / 3, 2 / 3, 1]),
+        "mean_steps": pytest.approx([1, 2, 3]),
+    }
+
+
+def test_scaling_of_a_run(checkpoint, monkeypatch):
+    """With a bias that lets about half of the puzzles halt early."""
+    inputs = split_inputs(checkpoint.parents[1] / "data")
+    steps = own_steps(checkpoint, inputs)
+    weights = torch.load(checkpoint, weights_only=True)
+    differences = np.array([step["q_continue"] - step["q_halt"] for step in steps])
+    weights["model.inner.q_head.bias"][0] += float(np.quantile(differences, 0.3))
+    torch.save(weights, checkpoint)
+    steps = own_steps(checkpoint, inputs)
+
+    report, pixels = make(monkeypatch, "scaling", checkpoint, "max_steps=4")
+    assert report["limits"] == [1, 2, 4]
+    assert report["trained_steps"] == 4
+    labels = np.load(checkpoint.parents[1] / "data/test/all__labels.npy")
+    for n, limit in enumerate(report["limits"]):
+        solved, used = 0, 0
+        for i in range(PUZZLES):
+            for number in range(limit):
+                if steps[number]["q_halt"][i] > steps[number]["q_continue"][i] or number == limit - 1:
+                    break
+            used += number + 1
+            solved += (steps[number]["answers"][i] == labels[i]).all()
+        assert report["halt_q"]["mean_steps"][n] == pytest.approx(used / PUZZLES)
+        assert report["halt_q"]["exact_accuracy"][n] == pytest.approx(solved / PUZZLES)
+    assert 1 < report["halt_q"]["mean_steps"][-1] < 4
+    assert 0 < report["halt_q"]["exact_accuracy"][-1] < report["halt_max"]["exact_accuracy"][-1]
+    assert report["halt_max"]["exact_accuracy"] == pytest.approx([0, 0, RIGHT / PUZZLES])
+    assert report["halt_max"]["mean_steps"] == [1, 2, 4]
+    assert share(pixels, BLUE) > 0.001
+    assert share(pixels, ORANGE) > 0.001
+
+    assert make(monkeypatch, "scaling", checkpoint, "examples=5")[0]["limits"] == [1, 2, 4, 8]  # beyond the training
+
+
+def test_wilson_interval():
+    low, high = wilson_interval(np.array([0, 3 / 20, 1]), 20)
+    for i, solved in enumerate((0, 3, 20)):
+        expected = binomtest(solved, 20).proportion_ci(0.95, method="wilson")
+        assert (low[i], high[i]) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+# Steps
+
+
+def test_steps_of_a_run(checkpoint):
+    """All puzzles, against the loop that training uses."""
+    data = checkpoint.parents[1] / "data"
+    inputs, labels = split_inputs(data), np.load(data / "test/all__labels.npy")
+    config = figures.FigureConfig(checkpoint=str(checkpoint))
+    report = figures.compute_steps(figures.open_subject(config, PUZZLES, 1, torch.device("cpu")))
+
+    def text(tokens):
+        return "".join("..1234"[token] for token in tokens)
+
+    steps = own_steps(checkpoint, inputs)
+    assert report["kind"] == "sudoku"
+    for i, puzzle in enumerate(report["puzzles"]):
+        assert (puzzle["example"], puzzle["puzzle"], puzzle["solution"]) == (i, text(inputs[i]), text(labels[i]))
+        assert [step["answer"] for step in puzzle["steps"]] == [text(step["answers"][i]) for step in steps]
+        equal = [(step["answers"][i] == labels[i]).sum() for step in steps]
+        assert [step["equal_cells"] for step in puzzle["steps"]] == equal
+        sure = [1 / (1 + np.exp(-step["q_halt"][i])) for step in steps]
+        np.testing.assert_allclose([step["confidence"] for step in puzzle["steps"]], sure, atol=1e-5)
+    assert sum(puzzle["steps"][-1]["equal_cells"] == 16 for puzzle in report["puzzles"]) == RIGHT
+
+
+def test_the_picture_of_the_steps(checkpoint, monkeypatch):
+    report, pixels = make(monkeypatch, "steps", checkpoint, "examples=2")
+    shown = [puzzle["example"] for puzzle in report["puzzles"]]
+    assert shown == np.sort(np.random.default_rng(7).choice(PUZZLES, 2, replace=False)).tolist()  # as evaluate.py's
+    assert pixels.shape[1] > 1000
+    assert share(pixels, WRONG) > 0.001
+    assert share(pixels, BLUE) > 0.001  # changed digits
+
+
+def drawn(figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def step_report(kind, puzzle, solution, answer, cells):
+    step = {"step": 1, "answer": answer, "confidence": 0.5, "equal_cells": 1}
+    return {
+        "kind": kind,
+        "max_steps": 1,
+        "puzzles": [{"puzzle": puzzle, "solution": solution, "cells": cells, "steps": [step]}],
+    }
+
+
+def test_mistakes_in_a_maze_are_coloured():
+    puzzle, solution = ["S #", "   ", "# G"], ["So#", " oo", "# G"]
+    legend = share(drawn(draw_steps(step_report("maze", puzzle, solution, solution, 9))), ORANGE)
+    answers = {ORANGE: ["So#", "ooo", "# G"], PURPLE: ["So#", " o ", "# G"], VERMILLION: ["Soo", " oo", "# G"]}
+    for colour, answer in answers.items():
+        shares = {c: share(drawn(draw_steps(step_report("maze", puzzle, solution, answer, 9))), c) for c in answers}
+        assert shares[colour] > legend + 0.01
+        assert max(value for c, value in shares.items() if c != colour) < legend + 0.01
+
+
+def test_arc_grids_have_their_colours_and_may_be_empty():
+    pixels = drawn(draw_steps(step_report("arc", [[1, 2]], [[2, 4], [4, 4]], [], 4)))
+    assert share(pixels, "#FF4136") > 0.01
+    assert share(pixels, "#FFDC00") > 0.02
+
+
+def test_many_steps_are_spread():
+    assert spread(8, 8) == [1, 2, 3, 4, 5, 6, 7, 8]
+    for steps in (9, 16, 32, 100):
+        shown = spread(steps, 8)
+        assert shown[0] == 1
+        assert shown[-1] == steps
+        assert 5 <= len(shown) <= 8
+        assert shown == sorted(set(shown))
+
+
+# The command
+
+
+@pytest.mark.slow
+def test_the_command_as_a_user_starts_it(checkpoint, tmp_path):
+    target = tmp_path / "pictures/one.png"
+    done = run(
+        "-m", "evaluators.figures", "steps", f"checkpoint={checkpoint}", "examples=1", "max_steps=1", f"out={target}"
+    )
+    assert f"{target} and one.json" in done.stdout
+    assert target.read_bytes()[:4] == b"\x89PNG"
+    assert len(json.loads(target.with_suffix(".json").read_text())["puzzles"]) == 1
+    line = error_line("-m", "evaluators.figures", "curves", f"checkpoint={checkpoint}")
+    assert "no figure 'curves'; choose one of steps, participation, scaling" in line
+
+
+def test_where_figures_go(tmp_path):
+    def path(**out):
+        return figures.picture_path("steps", figures.FigureConfig(checkpoint=str(tmp_path / "step_7"), **out))
+
+    assert path() == tmp_path / "step_7_steps.png"
+    assert path(out=str(tmp_path / "new")) == tmp_path / "new/step_7_steps.png"
+    assert (tmp_path / "new").is_dir()
+    assert path(out=str(tmp_path / "a.PNG")) == tmp_path / "a.PNG"
+    with pytest.raises(UserError, match="cannot write to /proc/nope; set out="):
+        path(out="/proc/nope")
