@@ -15,7 +15,7 @@ demo: $(READY)  ## train a small HRM on 4×4 Sudokus, on any machine, and watch 
 	$(PY) scripts/demo.py
 
 test: $(READY)  ## every test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## the tests that take less than a few seconds each
 	$(PY) -m pytest -m "not slow"

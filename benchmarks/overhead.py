@@ -36,8 +36,8 @@ def config_of(experiment: str, scratch: Path, size: int, batch: int) -> Pretrain
          "--num-test", "16", "--output-dir", str(data)],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
-    values = dict(data_path=data, checkpoint_path=scratch / experiment, global_batch_size=batch, compile="off")
-    overrides = [f"+experiment={experiment}", *(f"{key}={value}" for key, value in values.items())]
+    values = dict(data_path=data, checkpoint_path=scratch / experiment, global_batch_size=batch, eval_interval="null")
+    overrides = [f"+experiment={experiment}", "compile=off", *(f"{key}={value}" for key, value in values.items())]
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
         return from_hydra(compose("cfg_pretrain", overrides=overrides))
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from dataset.common import SplitWriter, write_identifiers
-from tests.launch import run
-from tests.runs import lines_with, pretrain, read_metrics, reference_overrides
+from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.early_stop import WINDOW, note_accuracy, reason_to_stop
 from training.state import Progress
@@ -37,13 +36,13 @@ def test_patience_counts_evaluations():
     assert reason_to_stop(EarlyStop(), Progress(since_best=99)) is None
 
 
-def test_a_run_out_of_patience_ends_and_goes_on_when_given_more(tmp_path):
+def test_a_run_out_of_patience_ends_and_goes_on_when_given_more(tmp_path, capsys):
     changes = {"eval_interval": 1, "resume": "true"}  # five steps; nothing is solved, so the first stays the best
-    overrides = reference_overrides(tmp_path / "run", **changes | {"early_stop.patience": 2})
     expected = f"finished: {tmp_path / 'run/step_15'} (no better eval/exact_accuracy in 2 evaluations)"
     for _ in range(2):  # the second start finds that it has ended
-        assert run("pretrain.py", *overrides).stdout.splitlines()[-1] == expected
-        assert [line["step"] for line in lines_with(read_metrics(tmp_path / "run"), "eval/")] == [5, 10, 15]
+        lines = pretrain(tmp_path / "run", **changes | {"early_stop.patience": 2})
+        assert capsys.readouterr().out.splitlines()[-1] == expected
+        assert [line["step"] for line in lines_with(lines, "eval/")] == [5, 10, 15]
     pretrain(tmp_path / "run", **changes | {"early_stop.patience": 3})
     pretrain(tmp_path / "patient", **changes | {"early_stop.patience": 3})
     assert read_metrics(tmp_path / "run")[-1]["step"] == 20
@@ -65,16 +64,15 @@ def easy(tmp_path):
     return path
 
 
-def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy):
+def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy, capsys):
     changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 46}
     changes |= {"eval_interval": 46, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
-    done = run("pretrain.py", *reference_overrides(tmp_path / "run", **changes))
-    lines = read_metrics(tmp_path / "run")
+    lines = pretrain(tmp_path / "run", **changes)
     stopped = lines[-1]["step"]
     assert WINDOW <= stopped < 230
     assert [line["step"] for line in lines_with(lines, "eval/")] == [stopped]
     farewell = rf"finished: {tmp_path}/run/step_{stopped} \((8|9)\d\.\d% of the training sequences of the last 100 .*\)"
-    assert re.fullmatch(farewell, done.stdout.splitlines()[-1])
+    assert re.fullmatch(farewell, capsys.readouterr().out.splitlines()[-1])
     assert (tmp_path / f"run/step_{stopped}").exists()
     # Lifted, the run is what it would have been, but for that evaluation.
     del changes["early_stop.train_exact_accuracy"]

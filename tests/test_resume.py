@@ -1,117 +1,33 @@
 """Stopping and going on, byte for byte: python -m pytest tests/test_resume.py"""
 
 import json
-import os
-import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.launch import ONE_THREAD_NO_WANDB, ROOT, run
-from tests.runs import PIPELINE, load, pretrain, read_metrics, reference_overrides
-
-# Exploration on, so that the random generators matter; states between and at evaluations.
-CHANGES = {"load_checkpoint": None, "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true"}
-ENVIRONMENT = os.environ | ONE_THREAD_NO_WANDB | {"PYTHONPATH": str(ROOT)}
-
-
-def command(folder: Path, ranks: int | None, **changes) -> list[str]:
-    launcher = [sys.executable]
-    if ranks:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*launcher, "pretrain.py", *reference_overrides(folder, **CHANGES | changes)]
-
-
-def start(folder: Path, ranks: int | None = None, **changes) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(folder, ranks, **changes), cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def workers(process: subprocess.Popen) -> list[int]:
-    """Under torchrun its ranks, in their order (of Linux only)."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def kill(process: subprocess.Popen, ranks: int | None) -> None:
-    """As when the machine fails: every process at once, without a chance to say anything."""
-    for pid in [*(workers(process) if ranks else []), process.pid]:
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-
-
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
-    path = folder / "metrics.jsonl"
-    wait_until(process, lambda: path.exists() and path.read_bytes().count(b"\n") >= step)
-
-
-def wait_for_a_save(process: subprocess.Popen, folder: Path) -> None:
-    wait_until(process, lambda: any(folder.glob(".state_*.tmp")))
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    checkpoints = sorted(path.name for path in one.glob("step_*"))
-    assert len(checkpoints) >= 3
-    assert checkpoints == sorted(path.name for path in other.glob("step_*"))
-    for name in checkpoints:
-        first, second = load(one / name), load(other / name)
-        assert all(torch.equal(first[key], second[key]) for key in first)
+from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
+from tests.launch import run
+from tests.runs import PIPELINE, pretrain, read_metrics, reference_overrides
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Runs that nothing interrupted, by the number of ranks."""
-    folders = {}
-
-    def run_whole(ranks: int | None) -> Path:
-        if ranks not in folders:
-            folders[ranks] = tmp_path_factory.mktemp("whole") / "run"
-            assert len(pretrain(folders[ranks], ranks, **CHANGES)) == 63
-        return folders[ranks]
-
-    return run_whole
-
-
-@pytest.fixture
-def uninterrupted(whole):
-    return whole(None)
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert len(pretrain(folder, **CHANGES)) == 63
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [None, 2])
-def test_killed_three_times_at_random(tmp_path, whole, ranks):
-    folder = tmp_path / "run"
-    rng = random.Random(os.environ.get("KILL_SEED", "0"))
-    targets = sorted(rng.sample(range(2, 50), 3))
-    for target in targets:
-        process = start(folder, ranks)
-        wait_for_step(process, folder, target)
-        if target == targets[1]:
-            wait_for_a_save(process, folder)
-        else:
-            time.sleep(rng.random() * 0.02)  # somewhere within a step, an evaluation or a save
-        kill(process, ranks)
-    pretrain(folder, ranks, **CHANGES)
-    assert_same_run(folder, whole(ranks))
-    steps = [line["step"] for line in read_metrics(folder) if "train/lr" in line]
+def test_killed_three_times_at_random(tmp_path, uninterrupted):
+    kill_three_times(tmp_path / "run", ranks=None, before=50)
+    pretrain(tmp_path / "run", **CHANGES)
+    assert_same_run(tmp_path / "run", uninterrupted)
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if "train/lr" in line]
     assert steps == list(range(1, 61))
 
 
@@ -129,26 +45,6 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, uninterrupted):
     assert (folder / f"state_{stopped}").is_dir()
     pretrain(folder, **CHANGES)
     assert_same_run(folder, uninterrupted)
-
-
-@pytest.mark.slow
-def test_a_signal_under_torchrun_stops_all_ranks_at_one_step(tmp_path, whole):
-    """To one rank first, then to torchrun, which passes it on."""
-    folder = tmp_path / "run"
-    for target, number in ((11, signal.SIGUSR1), (31, signal.SIGTERM)):
-        process = start(folder, 2)
-        wait_for_step(process, folder, target)
-        to_a_rank = number == signal.SIGUSR1
-        os.kill(workers(process)[1] if to_a_rank else process.pid, number)
-        output, _ = process.communicate(timeout=60)
-        stopped = read_metrics(folder)[-1]["step"]
-        assert target <= stopped < 60
-        why = "a signal to another rank" if to_a_rank else "SIGTERM"
-        assert f"stopped ({why}) at step {stopped}; to go on" in output
-        assert (process.returncode == 0) == to_a_rank, output  # torchrun itself fails on a signal
-        assert json.loads((folder / f"state_{stopped}/manifest.json").read_text())["world_size"] == 2
-    pretrain(folder, 2, **CHANGES)
-    assert_same_run(folder, whole(2))
 
 
 @pytest.fixture
