@@ -29,9 +29,10 @@ from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
 from models.losses import ACTLossHead
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from training.compilation import compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, from_cli, load_config
+from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import HALTING, evaluate_split
 from training.predictions import MAX_STEPS, PredictionWriter
@@ -80,7 +81,14 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     run.arch.halt_max_steps = config.max_steps or run.arch.halt_max_steps
-    dataset = open_split(config, run, ranks)
+    dataset = open_split(
+        run,
+        config.split,
+        ranks,
+        data_path=config.data_path,
+        global_batch_size=config.global_batch_size,
+        max_examples=config.max_examples,
+    )
     prefix = Path(config.output_dir or checkpoint.parent) / checkpoint.name
     if config.save_format != "none":
         make_writable(prefix.parent)
@@ -148,23 +156,6 @@ def warm_up(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> 
         for _, batch, _ in islice(dataset, 1):
             batch = {name: field.to(device) for name, field in batch.items()}
             head(carry=head.initial_carry(batch), batch=batch).loss.item()  # waits for the device
-
-
-def open_split(config: EvalConfig, run: PretrainConfig, ranks: Ranks) -> PuzzleDataset:
-    global_batch_size = config.global_batch_size or run.global_batch_size
-    return PuzzleDataset(
-        PuzzleDatasetConfig(
-            seed=run.seed,
-            dataset_path=config.data_path or run.data_path,
-            global_batch_size=global_batch_size,
-            test_set_mode=True,
-            epochs_per_iter=1,
-            rank=ranks.rank,
-            num_replicas=ranks.world_size,
-            max_examples=config.max_examples,
-        ),
-        config.split,
-    )
 
 
 def table(

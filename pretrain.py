@@ -23,17 +23,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from errors import UserError, one_line_errors
-from puzzle_dataset import Batch, PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import Batch, PuzzleDataset
 from training import checkpoint, run_folder
 from training.compilation import compile_blocks
 from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
+from training.data import open_datasets, open_loader
 from training.distributed import Ranks, select_device
 from training.early_stop import note_accuracy, reason_to_stop
 from training.evaluation import evaluate_split
 from training.metrics import MetricsLog, reduce_metrics, train_metrics
-from training.preemption import Stopped, StopRequest, leave_to_the_main_process
+from training.preemption import Stopped, StopRequest
 from training.progress import progress_bar, start_logging
-from training.state import TrainState, create_state, total_steps, train_step
+from training.state import TrainState, create_state, train_step
 from training.torch_predictions import save_predictions
 from training.weights import save_weights
 
@@ -108,53 +109,6 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
     passes = config.epochs // train_data.config.epochs_per_iter
     return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config), passes)
-
-
-def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset, PuzzleDataset | None]:
-    """The training split, what is evaluated while training goes on, and the whole test split where that is not it."""
-    epochs_per_pass = config.eval_interval or config.epochs
-    train_data = open_split(config, ranks, "train", epochs_per_pass)
-    if total_steps(config, train_data.metadata) * epochs_per_pass < config.epochs:
-        raise UserError(
-            f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size}; "
-            f"lower global_batch_size, or raise epochs and eval_interval"
-        )
-    eval_data = open_split(config, ranks, config.eval_split, 1, config.eval_max_examples)
-    is_whole_test = config.eval_split == "test" and config.eval_max_examples is None
-    return train_data, eval_data, None if is_whole_test else open_split(config, ranks, "test", 1)
-
-
-def open_split(
-    config: PretrainConfig, ranks: Ranks, split: str, epochs_per_iter: int, max_examples: int | None = None
-) -> PuzzleDataset:
-    return PuzzleDataset(
-        PuzzleDatasetConfig(
-            seed=config.seed,
-            dataset_path=config.data_path,
-            global_batch_size=config.global_batch_size,
-            test_set_mode=split != "train",
-            epochs_per_iter=epochs_per_iter,
-            rank=ranks.rank,
-            num_replicas=ranks.world_size,
-            max_examples=max_examples,
-        ),
-        split,
-    )
-
-
-def open_loader(dataset: PuzzleDataset, device: torch.device) -> DataLoader:
-    """On CUDA a process reads ahead; it is seeded apart from the model's generator."""
-    ahead = device.type == "cuda"
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=int(ahead),
-        prefetch_factor=8 if ahead else None,
-        pin_memory=ahead,
-        persistent_workers=ahead,
-        generator=torch.Generator(),
-        worker_init_fn=leave_to_the_main_process,
-    )
 
 
 def finished(run: Run) -> bool:

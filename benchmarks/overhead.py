@@ -23,6 +23,7 @@ import pretrain
 from benchmarks.build import ROOT
 from errors import one_line_errors
 from training.config import PretrainConfig, from_hydra
+from training.data import open_datasets, open_loader
 from training.distributed import Ranks, select_device
 from training.metrics import reduce_metrics, train_metrics
 from training.state import train_step
@@ -46,10 +47,10 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float]:
     """-> medians in seconds of `step`, `metrics` and `save`, the `state_mb` on disk and the `parameters`."""
     ranks = Ranks.from_environment()
     device = select_device(config.device)
-    train_data, _, _ = pretrain.open_datasets(config, ranks)
+    train_data, _, _ = open_datasets(config, ranks)
     run = pretrain.start(config, ranks, device, train_data)
     times = {"step": [], "metrics": [], "save": []}
-    batches = pretrain.one_pass(pretrain.open_loader(train_data, device), run.state, device)
+    batches = pretrain.one_pass(open_loader(train_data, device), run.state, device)
     for _ in range(steps + 1):
         batch = next(batches)
         start = time.perf_counter()

@@ -8,29 +8,22 @@ from dataset import arc_augment
 from dataset.build_maze_dataset import CHARACTERS, GOAL, PATH, START
 from dataset.build_sudoku_dataset import BOXES
 from errors import UserError
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from training.config import PretrainConfig
+from training.data import open_split
 from training.distributed import Ranks
 
 
-def open_split(
+def open_to_answer(
     run: PretrainConfig, split: str, *, data_path: str | None, batch_size: int, max_examples: int | None
 ) -> PuzzleDataset:
-    """A split of the run's dataset, or of another one, in order; `max_examples` draws what evaluate.py draws."""
-    if Ranks.from_environment().world_size > 1:
+    """A split in order, in one process; `max_examples` draws what evaluate.py draws."""
+    ranks = Ranks.from_environment()
+    if ranks.world_size > 1:
         raise UserError("this command runs in one process; start it with python, not torchrun")
-    dataset = PuzzleDataset(
-        PuzzleDatasetConfig(
-            seed=run.seed,
-            dataset_path=data_path or run.data_path,
-            global_batch_size=min(batch_size, max_examples or batch_size),
-            test_set_mode=True,
-            epochs_per_iter=1,
-            rank=0,
-            num_replicas=1,
-            max_examples=max_examples,
-        ),
-        split,
+    batch_size = min(batch_size, max_examples or batch_size)
+    dataset = open_split(
+        run, split, ranks, data_path=data_path, global_batch_size=batch_size, max_examples=max_examples
     )
     if not dataset.num_examples():
         raise UserError(f"{dataset.config.dataset_path}/{split} holds no examples")

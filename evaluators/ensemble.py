@@ -31,7 +31,7 @@ import torch
 from pydantic import Field, field_validator
 
 from errors import UserError, one_line_errors
-from evaluators.checkpoints import open_split, puzzle_kind
+from evaluators.checkpoints import open_to_answer, puzzle_kind
 from evaluators.rules import is_valid_maze_path, is_valid_sudoku
 from evaluators.steps import reasoning_steps
 from evaluators.transforms import Transform, maze_transforms, sudoku_transforms
@@ -169,7 +169,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     """Vote on a split and count -> the report, as it is printed with json=true."""
     checkpoints = [Path(path) for path in config.checkpoint]
     runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
-    dataset = open_split(
+    dataset = open_to_answer(
         runs[0],
         config.split,
         data_path=config.data_path or _common_dataset(runs),

@@ -40,7 +40,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errors import UserError, one_line_errors
-from evaluators.checkpoints import open_split, puzzle_kind
+from evaluators.checkpoints import open_to_answer, puzzle_kind
 from evaluators.figure_drawing import DPI, draw_participation, draw_scaling, draw_steps
 from evaluators.participation import batches, doubling, participation_curve
 from evaluators.solution import plain_board
@@ -101,7 +101,7 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
     """`examples` and `step_factor` × the trained steps are what the user did not choose otherwise."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
-    dataset = open_split(
+    dataset = open_to_answer(
         run, config.split, data_path=config.data_path, batch_size=BATCH_SIZE, max_examples=config.examples or examples
     )
     head = load_model(checkpoint, run, dataset.metadata, batch_size=BATCH_SIZE, device=device)

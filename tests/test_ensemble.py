@@ -11,7 +11,7 @@ import torch
 from dataset.common import SplitWriter
 from errors import UserError
 from evaluators import ensemble
-from evaluators.checkpoints import open_split, puzzle_kind
+from evaluators.checkpoints import open_to_answer, puzzle_kind
 from evaluators.ensemble import Choices, choose, score, vote
 from evaluators.rules import is_valid_sudoku
 from evaluators.steps import Step
@@ -206,7 +206,7 @@ def test_kinds_of_puzzles(tmp_path, checkpoint, kind, cells, vocab_size, token):
         inputs[:, 0], inputs[:, 1] = 3, 4
     run_config = load_config(str(checkpoint.parent / "all_config.yaml"))
     data = build(tmp_path / kind, inputs, vocab_size)
-    dataset = open_split(run_config, "test", data_path=data, batch_size=2, max_examples=None)
+    dataset = open_to_answer(run_config, "test", data_path=data, batch_size=2, max_examples=None)
     assert puzzle_kind(dataset) == kind
 
 
