@@ -1,0 +1,364 @@
+"""puzzle_visualizer.html in headless Chromium, on built datasets: python -m pytest tests/test_visualizer.py
+
+What it paints and writes is compared with the arrays on disk. Screenshots are left in tests/artefacts, or in the folder
+that VISUALIZER_SCREENSHOTS names.
+"""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.browser import Page, chromium
+from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, build_sudoku, digits, write_dataset
+
+# The colours of the ARC testing interface, of 0 to 9.
+PALETTE = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"]
+MIRROR = {
+    "rotated 90° counter-clockwise": np.rot90,
+    "rotated 180°": lambda grid: np.rot90(grid, 2),
+    "rotated 90° clockwise": lambda grid: np.rot90(grid, -1),
+    "mirrored left to right": np.fliplr,
+    "mirrored top to bottom": np.flipud,
+    "mirrored along the main diagonal": np.transpose,
+    "mirrored along the other diagonal": lambda grid: np.rot90(np.transpose(grid), 2),
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser):
+    yield from Page.checked(browser)
+
+
+@pytest.fixture(scope="module")
+def arc(tmp_path_factory) -> Path:
+    return build_arc(tmp_path_factory.mktemp("arc"), num_aug=24)
+
+
+@pytest.fixture(scope="module")
+def sudoku(tmp_path_factory) -> Path:
+    return build_sudoku(tmp_path_factory.mktemp("sudoku"))
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory) -> Path:
+    return build_maze(tmp_path_factory.mktemp("maze"))
+
+
+# ---------- What is shown ----------
+
+
+def test_arc_canvases_are_in_the_official_palette_with_padding_and_ends_faint(page, arc):
+    arrays = Arrays(arc)
+    page.load("split=train&group=4&puzzle=9&example=2").open(arc)
+    row = arrays.example(3, 8, 1)
+    assert page.boards() == ["Input", "Label"]
+    for board, tokens in enumerate((arrays.inputs[row], arrays.labels[row])):
+        shown = page.pixels(board, 30)
+        faint = {0: set(), 1: set()}
+        for token, colour in zip(tokens.tolist(), itertools.chain(*shown), strict=True):
+            if token >= 2:
+                assert colour == PALETTE[token - 2]
+            else:
+                faint[token].add(colour)
+        (pad,), (end,) = faint.values()
+        assert pad != end and not {pad, end} & set(PALETTE)
+        rows, columns = np.nonzero(tokens.reshape(30, 30) > 1)
+        note = f"{np.ptp(rows) + 1} × {np.ptp(columns) + 1}"
+        if rows.min() or columns.min():
+            note += f", from row {rows.min() + 1}, column {columns.min() + 1}"
+        assert page.texts(".panel .title span")[board] == note
+
+
+def test_all_ten_colours(page, tmp_path):
+    tokens = np.arange(900)[None] % 10 + 2
+    page.load().open(write_dataset(tmp_path / "colours", tokens, tokens[:, ::-1], vocab_size=12))
+    assert list(itertools.chain(*page.pixels(0, 30))) == PALETTE * 90
+    assert list(itertools.chain(*page.pixels(1, 30))) == PALETTE[::-1] * 90
+
+
+def test_crop_shows_the_grid_alone(page, arc):
+    arrays = Arrays(arc)
+    page.load("split=train&group=4&puzzle=9&example=2").open(arc)
+    page.press("c")
+    assert page.fragment()["crop"] == "1"
+    tokens = arrays.inputs[arrays.example(3, 8, 1)].reshape(30, 30)
+    rows, columns = np.nonzero(tokens)
+    grid = tokens[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    shown = page.pixels(0, grid.shape[1])
+    assert len(shown) == len(grid) < 30
+    for token, colour in zip(grid.ravel().tolist(), itertools.chain(*shown), strict=True):
+        assert token < 2 or colour == PALETTE[token - 2]
+    page.press("c")
+    assert "crop" not in page.fragment() and len(page.pixels(0, 30)) == 30
+
+
+def test_words_say_what_an_arc_augmentation_does(page, arc):
+    """The words alone, carried out with numpy, make the augmented grids of the original's."""
+    arrays = Arrays(arc)
+    page.load().open(arc)
+    group, seen = 2, set()
+    for puzzle in range(25):
+        page.go(f"split=train&group={group + 1}&puzzle={puzzle + 1}")
+        words = page.text("#words").lower()
+        if puzzle == 0:
+            assert words == "original"
+            continue
+        symmetry, _, colours = words.rpartition("colours ")
+        symmetry = symmetry.strip("; ") or None
+        seen.add(symmetry)
+        table = np.arange(12)
+        for pair in colours.split(", ") if colours else ():
+            old, new = map(int, pair.split("→"))
+            table[old + 2] = new + 2
+        if seen >= set(MIRROR) and puzzle > 10:
+            break
+        for fields in (arrays.inputs, arrays.labels):
+            original, augmented = (grid(fields[arrays.example(group, k)]) for k in (0, puzzle))
+            expected = table[original] if symmetry is None else MIRROR[symmetry](table[original])
+            np.testing.assert_array_equal(augmented, expected, err_msg=words)
+    assert seen >= set(MIRROR)  # with 24 augmentations each one comes up
+    assert len(page.texts("#colours span")) == len(colours.split(", "))
+
+
+def grid(tokens: np.ndarray) -> np.ndarray:
+    """The colours of an ARC canvas, cut out."""
+    canvas = tokens.reshape(30, 30)
+    rows, columns = np.nonzero(canvas > 1)
+    return canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def test_maze_copies_are_named_by_what_their_cells_show(page, maze):
+    arrays = Arrays(maze)
+    page.load().open(maze)
+    boards = arrays.inputs[:8].reshape(8, 30, 30)
+    for puzzle in range(1, 8):
+        page.go(f"group=1&puzzle={puzzle + 1}")
+        np.testing.assert_array_equal(MIRROR[page.text("#words").lower()](boards[0]), boards[puzzle])
+    assert len(set(page.texts("#puzzles .row span:first-child"))) == 8
+
+
+def test_mazes_show_walls_start_goal_and_path(page, maze):
+    arrays = Arrays(maze, "test")
+    page.load("split=test&group=2").open(maze)
+    for board, tokens in enumerate((arrays.inputs[1], arrays.labels[1])):
+        centre, corner = (np.array(page.pixels(board, 30, at)).ravel() for at in ((0.5, 0.5), (0.08, 0.08)))
+        # Walls, free cells, start and goal are filled; the path is a line through the middle of its cells.
+        colours = [set(corner[tokens == token]) for token in (1, 2, 3, 4)] + [set(centre[tokens == 5])]
+        assert [len(found) for found in colours] == [1, 1, 1, 1, int((tokens == 5).any())]
+        assert len(set.union(*colours)) == len(np.unique(tokens))
+    cells = int((arrays.labels[1] == 5).sum())
+    assert page.texts(".panel .title span") == ["30 × 30", f"30 × 30, path of {cells} cells"]
+
+
+def test_sudokus_tell_clues_from_filled_cells(page, sudoku):
+    arrays = Arrays(sudoku)
+    page.load("split=train&group=3&puzzle=2").open(sudoku)
+    row = arrays.example(2, 1)
+    question, answer = page.cells(0), page.cells(1)
+    assert [cell["text"] for cell in question] == digits(arrays.inputs[row])
+    assert [cell["text"] for cell in answer] == digits(arrays.labels[row])
+    clues = arrays.inputs[row] > 1
+    assert [("clue" in cell["classes"]) for cell in answer] == clues.tolist()
+    assert [("filled" in cell["classes"]) for cell in answer] == (~clues).tolist()
+    clue, filled = page.js(
+        """return ['.clue', '.filled'].map(name => {
+             const style = getComputedStyle(document.querySelectorAll('.grid')[1].querySelector(name));
+             return [style.color, style.fontWeight, style.backgroundColor] })"""
+    )
+    assert all(a != b for a, b in zip(clue, filled, strict=True))
+    assert page.text("#words") == "Augmentation 1"
+
+
+SIX = ["123456", "456123", "231564", "564231", "312645", "645312"]
+
+
+@pytest.mark.parametrize(("size", "rows", "columns"), [(4, 2, 2), (6, 2, 3), (9, 3, 3)])
+def test_boxes_have_thick_borders(page, tmp_path, sudoku, size, rows, columns):
+    folder = {4: REFERENCE / "pipeline" / "dataset", 9: sudoku}.get(size)
+    if folder is None:
+        tokens = np.array([[int(digit) + 1 for row in SIX for digit in row]])
+        folder = write_dataset(tmp_path / "six", tokens, tokens, vocab_size=8)
+    page.load().open(folder)
+    width = "return Array.from(document.querySelector('.grid').children, cell => parseFloat(getComputedStyle(cell).{}))"
+    right = np.array(page.js(width.format("borderRightWidth"))).reshape(size, size)
+    below = np.array(page.js(width.format("borderBottomWidth"))).reshape(size, size)
+    thick = [column + 1 for column in range(size - 1) if (right[:, column] == 2).all()]
+    assert thick == list(range(columns, size, columns)) and (right == 2).sum() == size * len(thick)
+    thick = [row + 1 for row in range(size - 1) if (below[row] == 2).all()]
+    assert thick == list(range(rows, size, rows)) and (below == 2).sum() == size * len(thick)
+
+
+def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp_path, sudoku):
+    tokens = np.arange(40).reshape(2, 20)
+    page.load().open(write_dataset(tmp_path / "odd", tokens, tokens[::-1], vocab_size=50))
+    assert [cell["text"] for cell in page.cells(0)] == [str(n) for n in range(20)]
+    disabled = "return [...document.querySelector('#kind').options].filter(option => option.disabled).map(o => o.text)"
+    assert page.js(disabled) == ["ARC", "Sudoku", "Maze"]
+    page.load().open(sudoku)
+    page.select("#kind", "Numbers")
+    assert [cell["text"] for cell in page.cells(0)] == [str(token) for token in Arrays(sudoku).inputs[0]]
+    page.select("#kind", "ARC")
+    clues = Arrays(sudoku).inputs[0].tolist()
+    shown = itertools.chain(*page.pixels(0, 9))
+    assert all(colour == PALETTE[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
+
+
+def test_a_cell_is_read_out_under_the_pointer(page, arc):
+    arrays = Arrays(arc)
+    page.load("split=train&group=1").open(arc)
+    box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
+    row, column, size = 2, 1, box["width"] / 30
+    x, y = box["x"] + (column + 0.5) * size, box["y"] + (row + 0.5) * size
+    page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    names = ["black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon"]
+    say = ["padding", "end of grid", *(f"{colour} {name}" for colour, name in enumerate(names))]
+    cell = 30 * row + column
+    wanted = f"Row 3, column 2: input {say[arrays.inputs[0, cell]]}, label {say[arrays.labels[0, cell]]}"
+    page.wait(lambda: page.text("#readout") == wanted, page.text("#readout"))
+
+
+# ---------- Moving about ----------
+
+
+def test_keyboard(page, arc):
+    arrays = Arrays(arc)
+    page.load("split=train").open(arc)
+
+    def place() -> tuple[int, int, int]:
+        entries = page.fragment()
+        return tuple(int(entries[level]) - 1 for level in ("group", "puzzle", "example"))
+
+    assert place() == (0, 0, 0)
+    page.press(*[Keys.ARROW_RIGHT] * 9)
+    assert place() == arrays.locate(9)
+    page.press(*[Keys.ARROW_LEFT] * 2)
+    assert place() == arrays.locate(7)
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    assert place() == (2, 0, 0)
+    page.press(Keys.ARROW_RIGHT, shift=True)
+    assert place() == (2, 1, 0)
+    page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT, shift=True)
+    assert place() == (1, int(np.diff(arrays.group_indices)[1]) - 1, 0)
+    page.press(Keys.ARROW_UP)
+    assert place() == (0, 0, 0)
+    page.press(Keys.ARROW_UP, Keys.ARROW_LEFT)
+    assert place() == (0, 0, 0)
+    page.press(Keys.END)
+    assert place() == arrays.locate(len(arrays.inputs) - 1)
+    page.press(Keys.ARROW_RIGHT)
+    assert place() == arrays.locate(len(arrays.inputs) - 1)
+    page.press(Keys.HOME)
+    assert place() == (0, 0, 0)
+    page.find("#puzzles").click()  # in a list the arrows go along it
+    group, puzzle, _ = place()
+    page.press(Keys.ARROW_DOWN)
+    assert place() == (group, puzzle + 1, 0)
+    page.press("?")
+    assert page.visible("#help table")
+    page.press(Keys.ESCAPE)
+    assert not page.visible("#help table")
+
+
+def test_a_held_key_goes_on_and_the_address_follows(page, arc):
+    """Browsers refuse to change the address too often: Chromium 200 times in 10 seconds, with a warning."""
+    page.load("split=train").open(arc)
+    press = "dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', repeat: true, bubbles: true }))"
+    page.js(f"for (let i = 0; i < 300; i++) document.body.{press}")
+    levels = zip(("group", "puzzle", "example"), Arrays(arc).locate(300), strict=True)
+    wanted = {level: str(index + 1) for level, index in levels}
+    page.wait(lambda: wanted.items() <= page.fragment().items(), f"{wanted}, not {page.fragment()}")
+    page.settle()
+    assert page.text("#details").startswith("train/all__inputs.npy[300] ")
+
+
+def test_an_address_leads_to_its_place(page, arc, sudoku):
+    arrays = Arrays(arc, "test")
+    page.load("split=test&set=all&group=2&puzzle=5&example=1")
+    assert "split test, set all, group 2, puzzle 5" in page.text("#pending")
+    page.open(arc)
+    row = arrays.example(1, 4)
+    assert page.text("#details").startswith(f"test/all__inputs.npy[{row}] ")
+    page.go("split=train&set=all&group=3&puzzle=2&example=2")
+    assert page.text("#details").startswith(f"train/all__inputs.npy[{Arrays(arc).example(2, 1, 1)}] ")
+    assert not page.visible("#status")
+    page.go("split=nowhere&group=999&puzzle=0")
+    assert page.fragment() == {"split": "train", "set": "all", "group": "7", "puzzle": "1", "example": "1"}
+    assert "names split nowhere, group 999, puzzle 0, which is not there" in page.text("#status")
+
+
+def test_search_finds_tasks_augmentations_and_numbers(page, arc):
+    names = json.loads((arc / "identifiers.json").read_text())
+    page.load("split=train").open(arc)
+    page.press("/")
+    page.press("D511F")  # in any case
+    page.wait(lambda: page.texts("#found button") == ["d511f18025 puzzles"], page.texts("#found"))
+    page.press(Keys.ENTER)
+    assert page.text("#title") == "d511f180"
+    name = names[30]
+    page.press("/")
+    page.press(name.partition("_")[2])
+    page.wait(lambda: page.texts("#found button span:first-child") == [name])
+    page.press(Keys.ARROW_DOWN, Keys.ENTER)
+    assert name in page.text("#details")
+    page.press("/")
+    page.press("7")
+    page.wait(lambda: "Example 7 of the set" in page.texts("#found button span:first-child"))
+    page.js("[...document.querySelectorAll('#found button')].find(b => b.textContent.startsWith('Example 7')).click()")
+    page.settle()
+    assert page.text("#details").startswith("train/all__inputs.npy[6] ")
+    page.select("#split", "test")
+    page.press("/")
+    page.press("d511f180")
+    page.wait(lambda: page.texts("#found") == ["Not in test/all, but in another split or set."])
+
+
+# ---------- Looks ----------
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_the_screen(page, arc, sudoku, maze, width, dark):
+    look = f"{width}-{'dark' if dark else 'light'}"
+    size = dict(width=width, height=844 if width < 600 else 860, dark=dark)
+    page.load(**size)
+    page.screenshot(f"welcome-{look}")
+    for name, folder in (("arc", arc), ("sudoku", sudoku), ("maze", maze)):
+        page.load("split=train&group=3&puzzle=4", **size).open(folder)
+        page.screenshot(f"{name}-{look}")
+        for narrow in (width, 360):
+            page.resize(narrow, size["height"])
+            page.wait(lambda narrow=narrow: page.js("return document.documentElement.scrollWidth") <= narrow, narrow)
+        background = page.js("return getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128) == dark
+    unnamed = """return [...document.querySelectorAll("button, input, select, [role=listbox]")].filter(node =>
+        node.checkVisibility() && !(node.ariaLabel || node.textContent.trim() || node.labels?.length || node.placeholder
+        || node.getAttribute("aria-labelledby"))).map(node => node.outerHTML)"""
+    assert page.js(unnamed) == []
+    if width < 600:  # fingers need about 40 pixels
+        small = """return [...document.querySelectorAll("main button, header button, header select")].filter(node =>
+            node.checkVisibility() && node.getBoundingClientRect().height < 40).map(node => node.outerHTML)"""
+        assert page.js(small) == []
+
+
+def test_the_colour_scheme_can_be_chosen_and_is_kept(page, maze):
+    page.load(dark=True).open(maze)
+    wall = page.pixels(0, 30)
+    page.find("#theme").click()
+    page.settle()
+    assert page.text("#theme") == "Light" and page.pixels(0, 30) != wall
+    page.load(dark=True)
+    assert page.js("return getComputedStyle(document.documentElement).colorScheme") == "light"
+    page.find("#theme").click()
+    page.find("#theme").click()
+    assert page.text("#theme") == "Auto"

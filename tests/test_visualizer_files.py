@@ -1,0 +1,223 @@
+"""What puzzle_visualizer.html makes of folders and files, in headless Chromium:
+python -m pytest tests/test_visualizer_files.py
+"""
+
+import itertools
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from dataset.common import write_identifiers
+from tests.browser import Page, chromium
+from tests.sample_datasets import Arrays, build_arc, build_maze, build_sudoku, digits, write_dataset
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser):
+    yield from Page.checked(browser)
+
+
+@pytest.fixture(scope="module")
+def sudoku(tmp_path_factory) -> Path:
+    return build_sudoku(tmp_path_factory.mktemp("sudoku"))
+
+
+def test_identifiers_are_text_whatever_is_in_them(page, tmp_path):
+    names = ['<img src=x onerror="document.title=1">', 'quote " \\ backslash', "ärger_t9_0123456789", "e\\"]
+    tokens = np.tile(np.arange(1, 5), (4, 4))
+    page.load().open(write_dataset(tmp_path / "names", tokens, tokens, vocab_size=6, names=names))
+    assert page.texts("#groups .row span:first-child") == names
+    for index, part in enumerate(["onerror=", '" \\', "GER_T9", "e\\"]):
+        page.press("/")
+        page.press(part)
+        page.wait(lambda index=index: page.texts("#found button span:first-child") == [names[index]], part)
+        page.press(Keys.ENTER)
+        assert page.text("#title") == names[index]
+    assert page.js("return document.title") == "Puzzle visualizer"
+
+
+def test_a_folder_of_several_datasets_and_a_dropped_one(page, tmp_path):
+    build_arc(tmp_path, num_aug=2)
+    maze = build_maze(tmp_path)
+    page.load("dataset=maze-30x30&split=test").open(tmp_path)
+    assert page.fragment() == dict(dataset="maze-30x30", split="test", set="all", group="1", puzzle="1", example="1")
+    page.select("#dataset", "arc")
+    page.wait(lambda: page.fragment()["dataset"] == "arc")
+    assert page.js("return document.querySelector('#kind').selectedOptions[0].text") == "ARC"
+    page.load().drop(maze)
+    page.wait(lambda: page.boards() == ["Input", "Label"])
+    assert not page.visible("#dataset") and page.text("#title") == "Group 1"
+
+
+DTYPES = ["|i1", "|u1", "<i2", ">i2", "<u2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8"]
+
+
+def test_any_integer_type(page, tmp_path, sudoku):
+    """Each type in all five files, with ignored labels of -100 where it has them, and all versions of the header."""
+    arrays = Arrays(sudoku)
+    for number, dtype in enumerate(DTYPES):
+        folder = tmp_path / "types" / dtype.replace("<", "little-").replace(">", "big-").replace("|", "")
+        shutil.copytree(sudoku, folder)
+        for field, values in vars(arrays).items():
+            values = values.astype(np.int64)
+            if field == "labels" and np.issubdtype(np.dtype(dtype), np.signedinteger):
+                values[:, ::5] = -100
+            with open(folder / "train" / f"all__{field}.npy", "wb") as file:
+                np.lib.format.write_array(file, values.astype(dtype), version=(1 + number % 3, 0))
+    page.load().open(tmp_path / "types")
+    names = page.texts("#dataset option")
+    assert len(names) == len(DTYPES) and page.text("#messages") == ""
+    last = len(arrays.inputs) - 1
+    for name in names:
+        page.select("#dataset", name)
+        page.wait(lambda name=name: page.fragment()["dataset"] == name)
+        page.press(Keys.END)
+        labels = arrays.labels[last].copy()
+        if "i" in name.split("-")[-1]:
+            labels[::5] = 0
+        assert page.fragment()["group"] == "10" and page.fragment()["puzzle"] == "4"
+        assert [cell["text"] for cell in page.cells(0)] == digits(arrays.inputs[last]), name
+        assert [cell["text"] for cell in page.cells(1)] == digits(labels), name
+        read_out = page.js("return document.querySelectorAll('#boards .grid')[1].ariaLabel")
+        assert read_out.count("padding") == (labels == 0).sum(), name
+
+
+@pytest.fixture
+def copy(tmp_path, sudoku) -> Path:
+    return Path(shutil.copytree(sudoku, tmp_path / "partial"))
+
+
+def test_missing_files_are_named_and_the_other_split_opens(page, copy):
+    fields = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+    for field in fields:
+        shutil.copytree(copy, copy.parent / "all" / field)
+        (copy.parent / "all" / field / "train" / f"all__{field}.npy").unlink()
+    page.load().open(copy.parent / "all")
+    for field in fields:
+        page.select("#dataset", field)
+        page.wait(lambda field=field: page.texts("#messages li") == [f"train/all__{field}.npy is missing"], field)
+        assert page.fragment()["split"] == "test" and page.texts("#split option") == ["test"]
+
+
+def test_missing_descriptions_are_named(page, copy, tmp_path):
+    (copy / "identifiers.json").unlink()
+    (copy / "train" / "dataset.json").unlink()
+    page.load().open(copy)
+    assert page.texts("#messages li") == [
+        "identifiers.json is missing in partial: puzzles have no names",
+        "train/dataset.json is missing",
+    ]
+    shutil.rmtree(copy / "test")
+    page.load().choose(copy)
+    page.wait(lambda: page.texts("#messages li"))
+    assert "train/dataset.json is missing" in page.texts("#messages li")
+    assert page.visible("#choose")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "notes.txt").write_text("nothing")
+    page.load().choose(tmp_path / "elsewhere")
+    page.wait(lambda: "no dataset in elsewhere: identifiers.json is missing" in page.text("#messages"))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _in_fortran_order(path: Path) -> None:
+    np.save(path, np.asfortranarray(np.load(path)))
+
+
+def _as_floats(path: Path) -> None:
+    np.save(path, np.load(path).astype(np.float32))
+
+
+def _cut_in_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _one_row_less(path: Path) -> None:
+    np.save(path, np.load(path)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, r"train/all__labels.npy is truncated: 3,367 of 3,368 bytes"),
+        (_in_fortran_order, r"train/all__labels.npy is in Fortran order"),
+        (_as_floats, r"train/all__labels.npy does not hold integers: .*'<f4'"),
+        (_cut_in_the_header, r"train/all__labels.npy is truncated"),
+        (lambda path: path.write_text("plain text, not an array"), r"train/all__labels.npy is not a .npy file"),
+        (_one_row_less, r"train/all__labels.npy and train/all__inputs.npy differ in length"),
+        (lambda path: (path.parent / "dataset.json").write_text("{"), r"train/dataset.json is not valid JSON"),
+        (lambda path: (path.parent.parent / "identifiers.json").write_text('["<blank>", "a'), "identifiers.json is"),
+    ],
+)
+def test_a_damaged_file_is_named(page, copy, damage, message):
+    damage(copy / "train" / "all__labels.npy")
+    page.load().open(copy)
+    (line,) = page.texts("#messages li")
+    assert re.match(message, line), line
+
+
+@pytest.mark.slow
+def test_8_gigabytes_open_in_seconds_and_little_memory(tmp_path):
+    """As large as a full ARC build, a million names and 4 million examples, of which all but the last are padding."""
+    puzzles, each, groups = 1_000_000, 4, 200_000
+    folder, split = tmp_path / "arc-aug-1000", tmp_path / "arc-aug-1000" / "train"
+    split.mkdir(parents=True)
+    group = puzzles // groups
+    maps = ["".join(colours) for colours in itertools.islice(itertools.permutations("123456789"), group)]
+    names = [f"{n // group:08x}" + f"_t{n % 8}_0{maps[n % group]}" * (n % group > 0) for n in range(puzzles)]
+    write_identifiers(folder, names)
+    last = (np.arange(900) % 10 + 2).astype(np.uint8)
+    for field in ("inputs", "labels"):
+        with open(split / f"all__{field}.npy", "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (puzzles * each, 900)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + puzzles * each * 900)
+            file.seek(-900, 2)
+            file.write(last)
+    np.save(split / "all__puzzle_identifiers.npy", np.arange(1, puzzles + 1, dtype=np.int32))
+    np.save(split / "all__puzzle_indices.npy", np.arange(0, puzzles * each + 1, each, dtype=np.int32))
+    np.save(split / "all__group_indices.npy", np.arange(0, puzzles + 1, group, dtype=np.int32))
+    meta = dict(pad_id=0, ignore_label_id=0, blank_identifier_id=0, vocab_size=12, seq_len=900, sets=["all"])
+    meta |= dict(num_puzzle_identifiers=puzzles + 1, total_groups=groups, mean_puzzle_examples=each)
+    (split / "dataset.json").write_text(json.dumps(meta))
+    with chromium() as fresh:  # the memory of no other page
+        page = Page(fresh).load()
+        started = time.monotonic()
+        page.open(folder)
+        took = time.monotonic() - started
+        page.press(Keys.END)
+        shown = [colour for row in page.pixels(0, 30) for colour in row]
+        in_view = page.js(
+            """const [row, list] = ["#groups .row[aria-selected=true]", "#groups"].map(selector =>
+                 document.querySelector(selector).getBoundingClientRect());
+               return row.top >= list.top - 1 && row.bottom <= list.bottom + 1"""
+        )
+        page.js("const list = document.querySelector('#groups'); list.scrollTop = list.scrollHeight / 2")
+        page.wait(lambda: page.texts("#groups .row span:first-child")[0] > f"{groups // 2 - 100:08x}")
+        middle = page.texts("#groups .row span:first-child")[3]
+        page.js("document.querySelectorAll('#groups .row')[3].click()")
+        page.settle()
+        title, number = page.text("#title"), int(page.fragment()["group"]) - 1
+        page.press("/")
+        page.press(names[-1])
+        page.wait(lambda: page.texts("#found button span:first-child") == [names[-1]])
+        assert page.console() == []
+        peak = page.memory_peak()
+    assert len(set(shown)) == 10 and shown == shown[:10] * 90  # colours 0 to 9 over and over
+    assert in_view and title == middle == names[number * group] and abs(number - groups / 2) < 100
+    assert took < 10, took
+    assert peak < 300 * 2**20, peak / 2**20

@@ -1,0 +1,299 @@
+"""Predictions in puzzle_visualizer.html, in headless Chromium: python -m pytest tests/test_visualizer_predictions.py
+
+The compact format (training/predictions.py) is written here by hand, and what the page counts, marks, filters and
+sorts is compared with numpy.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from dataset.common import SplitWriter, write_identifiers
+from tests.browser import Page, chromium
+from tests.sample_datasets import REFERENCE, Arrays, build_arc, digits
+
+PIPELINE = REFERENCE / "pipeline" / "dataset"  # 4×4 Sudokus, 21 in test
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser):
+    yield from Page.checked(browser)
+
+
+class Made:
+    """Predictions that were made up: right for about half of the examples, better with every step."""
+
+    def __init__(self, dataset: Path, split: str = "test", sets: tuple[str, ...] = ("all",), seed: int = 0):
+        self.dataset, self.split = dataset, split
+        self.meta = json.loads((dataset / split / "dataset.json").read_text())
+        self.sizes = {name: len(np.load(dataset / split / f"{name}__labels.npy")) for name in sets}
+        self.inputs, self.labels = (
+            np.concatenate([np.load(dataset / split / f"{name}__{field}.npy") for name in sets])
+            for field in ("inputs", "labels")
+        )
+        rng, (count, cells) = np.random.default_rng(seed), self.labels.shape
+        self.by_step = np.repeat(self.labels[:, None], STEPS, axis=1)
+        for example in range(count):
+            mistakes = rng.integers(1, 4) * (example % 2)
+            for step in range(STEPS):
+                places = rng.choice(cells, min(cells, mistakes * (STEPS - step)), replace=False)
+                self.by_step[example, step, places] = rng.integers(0, self.meta["vocab_size"], len(places))
+        self.answers = self.by_step[:, -1]
+        self.halt = rng.normal(0, 3, count).astype(np.float32)
+        self.counted = self.labels != self.meta["ignore_label_id"]
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """(examples,) wrong cells"""
+        return (self.counted & (self.answers != self.labels)).sum(1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        return 1 / (1 + np.exp(-self.halt.astype(float)))
+
+    def write(self, folder: Path, ranks: int = 2, with_steps: bool = True) -> Path:
+        folder.mkdir(parents=True)
+        count = len(self.labels)
+        description = (self.dataset / self.split / "dataset.json").read_bytes()
+        fields = {
+            "examples": np.arange(count),
+            "answers": self.answers.astype(np.uint8),
+            "q_halt_logits": self.halt,
+            "q_continue_logits": -self.halt,
+            "steps": np.full(count, STEPS, np.uint16),
+        } | ({"answers_by_step": self.by_step.astype(np.uint8)} if with_steps else {})
+        for rank in range(ranks):
+            for name, values in fields.items():
+                np.save(folder / f"{name}.{rank}.npy", values[rank::ranks])
+        manifest = dict(format=1, dataset=str(self.dataset), split=self.split, sets=self.sizes, examples=count)
+        manifest |= dict(seq_len=self.meta["seq_len"], vocab_size=self.meta["vocab_size"], max_steps=STEPS)
+        manifest |= dict(checkpoint="run/step_100", halt="max", world_size=ranks, fields=list(fields))
+        manifest["dataset_digest"] = hashlib.sha256(description).hexdigest()[:16]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+
+@pytest.fixture(scope="module")
+def arc(tmp_path_factory) -> Path:
+    return build_arc(tmp_path_factory.mktemp("arc"), num_aug=8)
+
+
+def open_both(page: Page, dataset: Path, predictions: Path, fragment: str = "", **size) -> Page:
+    page.load(fragment, **size).open(dataset)
+    page.choose(predictions)
+    page.wait(lambda: "exactly right" in page.text("#score") and not page.visible("#compare"), page.text("#messages"))
+    page.settle()
+    return page
+
+
+def listed(page: Page) -> list[str]:
+    """The rows in view, each as `name` and `verdict · confidence`."""
+    return page.texts("#answers .row > span:last-child")
+
+
+def test_wrong_cells_are_marked_and_counted(page, tmp_path):
+    made = Made(PIPELINE)
+    open_both(page, PIPELINE, made.write(tmp_path / "step_100_preds"))
+    assert page.boards() == ["Input", "Label", "Prediction"]
+    right = int((made.wrong == 0).sum())
+    assert 0 < right < len(made.wrong)
+    assert page.text("#score") == f"{right} of 21 exactly right ({100 * right / 21:.1f} %)"
+    for example in range(0, 21, 3):  # even ones are right, odd ones wrong
+        page.go(f"split=test&group={example + 1}")
+        cells = page.cells(2)
+        marked = ["wrong" in cell["classes"] for cell in cells]
+        assert marked == (made.answers[example] != made.labels[example]).tolist()
+        assert [cell["text"] for cell in cells] == digits(made.answers[example])
+        count = int(made.wrong[example])
+        assert page.text("#verdict") == (f"{count} of 16 cells wrong" if count else "All 16 cells right")
+        assert page.text("#confidence") == f"confidence {100 * made.confidence[example]:.1f} %"
+    page.go("split=train")
+    assert page.boards() == ["Input", "Label"]
+
+
+def test_filters_and_order(page, tmp_path):
+    made = Made(PIPELINE)
+    open_both(page, PIPELINE, made.write(tmp_path / "step_100_preds"))
+    rows = [
+        f"{f'{wrong} wrong' if wrong else 'right'} · {100 * confidence:.1f} %"
+        for wrong, confidence in zip(made.wrong, made.confidence, strict=True)
+    ]
+
+    def check(examples) -> None:
+        shown = listed(page)
+        assert page.text("#answers-title") == f"{len(examples)} example{'s' if len(examples) != 1 else ''}"
+        assert len(shown) >= min(len(examples), 8) and shown == [rows[e] for e in examples][: len(shown)]
+
+    check(range(21))
+    page.js("document.querySelector('input[value=wrong]').click()")
+    wrong = np.flatnonzero(made.wrong)
+    check(wrong)
+    page.select("#order", "least confident first")
+    check(wrong[np.argsort(made.confidence[wrong])])
+    page.js("document.querySelector('input[value=all]').click()")
+    page.select("#order", "most confident first")
+    check(np.argsort(-made.confidence))
+    page.js("document.querySelector('input[value=right]').click()")
+    page.set("#least", 50)
+    page.set("#most", 95)
+    kept = np.flatnonzero((made.wrong == 0) & (made.confidence >= 0.5) & (made.confidence <= 0.95))
+    kept = kept[np.argsort(-made.confidence[kept])]
+    assert len(kept) > 2
+    check(kept)
+    page.js("document.activeElement.blur()")
+    page.press(Keys.HOME)
+    places = [page.fragment()["group"]]
+    for _ in kept[1:]:
+        page.press(Keys.ARROW_RIGHT)  # along the list
+        places.append(page.fragment()["group"])
+    assert places == [str(example + 1) for example in kept]
+    page.press(Keys.ARROW_RIGHT)
+    assert page.fragment()["group"] == places[-1]
+
+
+def test_the_slider_goes_through_the_steps(page, tmp_path):
+    made = Made(PIPELINE)
+    example = int(np.argmax(made.wrong))
+    open_both(page, PIPELINE, made.write(tmp_path / "step_100_preds"), f"split=test&group={example + 1}&step=2")
+
+    def check(step: int) -> None:
+        tokens = made.by_step[example, step - 1]
+        wrong = tokens != made.labels[example]
+        cells = page.cells(2)
+        assert [cell["text"] for cell in cells] == digits(tokens)
+        assert ["wrong" in cell["classes"] for cell in cells] == wrong.tolist()
+        assert page.text("#verdict") == (f"{wrong.sum()} of 16 cells wrong" if wrong.any() else "All 16 cells right")
+        assert page.text("#step-text") == f"after step {step} of {STEPS}"
+        assert page.js("return document.querySelector('#step').valueAsNumber") == step
+
+    check(2)
+    for step in (1, 4, 6):
+        page.set("#step", step)
+        check(step)
+        assert page.fragment()["step"] == str(step)
+    page.press(",", ",")
+    check(4)
+    page.press(".")
+    check(5)
+    heights = page.js("return Array.from(document.querySelectorAll('.bars i'), bar => parseFloat(bar.style.height))")
+    counts = (made.by_step[example] != made.labels[example]).sum(1)
+    np.testing.assert_allclose(heights, 100 * counts / counts.max(), rtol=1e-4)
+
+
+def test_arc_predictions_are_marked_where_they_are_labelled(page, tmp_path, arc):
+    made = Made(arc, seed=3)
+    wrong = made.counted & (made.answers != made.labels)
+    noise = (~made.counted & (made.answers != made.labels)).sum(1)
+    example = int(np.argmax(np.minimum(made.wrong, noise)))  # cells without a label are not wrong, whatever they say
+    assert made.wrong[example] and noise[example]
+    open_both(page, arc, made.write(tmp_path / "step_7_preds", ranks=3, with_steps=False), "split=test")
+    page.js("document.querySelector('input[value=wrong]').click()")
+    assert page.text("#answers-title") == f"{(made.wrong > 0).sum()} examples"
+    group, puzzle, _ = Arrays(arc, "test").locate(example)
+    page.go(f"split=test&group={group + 1}&puzzle={puzzle + 1}")
+    red = [colour == "#e0002d" for row in page.pixels(2, 30) for colour in row]
+    assert red == wrong[example].tolist() and any(red)
+    assert not page.visible("#step")
+    page.screenshot("arc-prediction")
+
+
+def test_two_sets_count_one_after_another(page, tmp_path):
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "two"
+    folder.mkdir()
+    write_identifiers(folder, [])
+    for name, count in (("first", 5), ("second", 7)):
+        tokens, ones = rng.integers(2, 6, (count, 16)), np.ones(count, int)
+        writer = SplitWriter(tmp_path, name, seq_len=16, set_name=name)
+        writer.append(tokens, tokens, puzzle_identifiers=0 * ones, puzzle_sizes=ones, group_sizes=ones)
+        writer.finish(vocab_size=6, num_puzzle_identifiers=1)
+    shutil.copytree(tmp_path / "first", folder / "test")
+    shutil.copytree(tmp_path / "second", folder / "test", dirs_exist_ok=True)
+    description = json.loads((folder / "test" / "dataset.json").read_text()) | {"sets": ["first", "second"]}
+    (folder / "test" / "dataset.json").write_text(json.dumps(description))
+    made = Made(folder, sets=("first", "second"))
+    made.write(folder / "run" / "step_3_preds", ranks=1)  # found in the chosen folder
+    page.load().open(folder)
+    page.wait(lambda: "exactly right" in page.text("#score") and not page.visible("#compare"))
+    right = int((made.wrong == 0).sum())
+    assert page.text("#score") == f"{right} of 12 exactly right ({100 * right / 12:.1f} %)"
+    page.js("document.activeElement.blur()")
+    page.press(Keys.END)
+    assert (page.fragment()["set"], page.fragment()["group"]) == ("second", "7")
+    assert [cell["text"] for cell in page.cells(2)] == digits(made.answers[11])
+    page.select("#set", "first")
+    assert page.fragment()["set"] == "first" and page.text("#details").startswith("test/first__inputs.npy[0] ")
+
+
+def _edit(**changes):
+    def edit(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text()) | changes
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return edit
+
+
+DAMAGES = {
+    "manifest.json is missing: that evaluation was not finished": lambda folder: (folder / "manifest.json").unlink(),
+    "answers.1.npy is missing": lambda folder: (folder / "answers.1.npy").unlink(),
+    "steps.0.npy and examples.0.npy differ in length": lambda folder: np.save(
+        folder / "steps.0.npy", np.zeros(3, np.uint16)
+    ),
+    "answers.0.npy is truncated": lambda folder: (folder / "answers.0.npy").write_bytes(
+        (folder / "answers.0.npy").read_bytes()[:-5]
+    ),
+    "examples.0.npy does not ascend within the split's examples": lambda folder: np.save(
+        folder / "examples.0.npy", np.arange(11)[::-1]
+    ),
+    "has 11 of 21 examples": _edit(world_size=1),
+    "split val): dataset has no complete split val": _edit(split="val"),
+    "its set all has 20 examples, not 21": _edit(sets={"all": 20}),
+    "its vocab_size is 12, not 6": _edit(vocab_size=12),
+    "test/dataset.json differs from the one it was made from": _edit(dataset_digest="0123456789abcdef"),
+    "has format 2, this page reads 1": _edit(format=2),
+}
+
+
+def test_predictions_that_do_not_fit_are_refused(page, tmp_path):
+    """All in one folder, chosen one after another; the first good one shows that the page goes on."""
+    made = Made(PIPELINE)
+    good = made.write(tmp_path / "all" / "step_99_preds")
+    names = {f"step_{number}_preds": damage for number, damage in enumerate(DAMAGES)}
+    for name, message in names.items():
+        DAMAGES[message](Path(shutil.copytree(good, tmp_path / "all" / name)))
+    open_both(page, PIPELINE, tmp_path / "all")
+    assert page.texts("#predictions option") == [*names, "step_99_preds"]
+    for name, message in names.items():
+        page.select("#predictions", name)
+        page.wait(lambda message=message: message in page.text("#messages"), message)
+    assert page.boards() == ["Input", "Label", "Prediction"]  # of those opened before
+
+
+def test_predictions_without_their_dataset_are_not_shown(page, tmp_path):
+    made = Made(PIPELINE)
+    page.load().choose(made.write(tmp_path / "step_100_preds"))
+    page.wait(lambda: "open the dataset that they were made from first" in page.text("#messages"))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_it_fits_the_screen(page, tmp_path, arc, width, dark):
+    made = Made(arc)
+    predictions = made.write(tmp_path / "step_100_preds")
+    open_both(page, arc, predictions, "split=test&group=1&step=3", width=width, height=860, dark=dark)
+    page.js("document.querySelector('input[value=wrong]').click()")
+    page.js("document.querySelector('#answers .row').click()")
+    page.settle()
+    assert page.js("return document.documentElement.scrollWidth") <= width
+    page.screenshot(f"predictions-{width}-{'dark' if dark else 'light'}")
