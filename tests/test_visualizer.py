@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser import Page, chromium
-from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, build_sudoku, digits, write_dataset
+from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
 
 # The colours of the ARC testing interface, of 0 to 9.
 PALETTE = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"]
@@ -30,24 +29,8 @@ MIRROR = {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser):
-    yield from Page.checked(browser)
-
-
-@pytest.fixture(scope="module")
 def arc(tmp_path_factory) -> Path:
     return build_arc(tmp_path_factory.mktemp("arc"), num_aug=24)
-
-
-@pytest.fixture(scope="module")
-def sudoku(tmp_path_factory) -> Path:
-    return build_sudoku(tmp_path_factory.mktemp("sudoku"))
 
 
 @pytest.fixture(scope="module")

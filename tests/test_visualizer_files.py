@@ -15,23 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from dataset.common import write_identifiers
 from tests.browser import Page, chromium
-from tests.sample_datasets import Arrays, build_arc, build_maze, build_sudoku, digits, write_dataset
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser):
-    yield from Page.checked(browser)
-
-
-@pytest.fixture(scope="module")
-def sudoku(tmp_path_factory) -> Path:
-    return build_sudoku(tmp_path_factory.mktemp("sudoku"))
+from tests.sample_datasets import Arrays, build_arc, build_maze, digits, write_dataset
 
 
 def test_identifiers_are_text_whatever_is_in_them(page, tmp_path):

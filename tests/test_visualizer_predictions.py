@@ -14,22 +14,11 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from dataset.common import SplitWriter, write_identifiers
-from tests.browser import Page, chromium
+from tests.browser import Page
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, digits
 
 PIPELINE = REFERENCE / "pipeline" / "dataset"  # 4×4 Sudokus, 21 in test
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser):
-    yield from Page.checked(browser)
 
 
 class Made:
