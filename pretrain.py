@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import hydra
@@ -31,7 +31,7 @@ from training.data import open_datasets, open_loader
 from training.distributed import Ranks, select_device
 from training.early_stop import note_accuracy, reason_to_stop
 from training.evaluation import evaluate_split
-from training.metrics import MetricsLog, reduce_metrics, train_metrics
+from training.metrics import MetricsLog, reduce_steps, train_metrics
 from training.preemption import Stopped, StopRequest
 from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state, train_step
@@ -54,6 +54,7 @@ class Run:
     stop: StopRequest
     schedule: checkpoint.Schedule
     passes: int  # over the training data, an evaluation after each
+    unread: list[tuple[int, dict[str, torch.Tensor], float]] = field(default_factory=list)  # step, its sums, its lr
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
@@ -129,12 +130,13 @@ def train_pass(run: Run, batches: DataLoader) -> None:
         return
     for batch in one_pass(batches, run.state, run.device):
         sums, lr = train_step(run.state, batch, run.config, run.ranks)
-        sums = reduce_metrics(sums, run.ranks)
-        note_accuracy(run.state, sums["count"], sums["exact_accuracy"])
-        metrics = train_metrics(sums, run.config.global_batch_size, lr)
-        record(run, metrics)
-        if save_or_stop(run, metrics):
+        step = run.state.step
+        run.unread.append((step, sums, lr))
+        # Fixed steps, so that a resumed run looks where the whole one does.
+        if (step % run.config.log_interval == 0 or run.schedule.falls_on(step)) and save_or_stop(run):
             return
+    if run.unread:
+        save_or_stop(run)
 
 
 def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> Iterator[Batch]:
@@ -146,35 +148,40 @@ def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> It
         yield {name: field.to(device, non_blocking=True) for name, field in batch.items()}
 
 
-def record(run: Run, metrics: dict[str, float]) -> None:
-    if not_finite(metrics):
-        return
-    run.metrics_log.write(run.state.step, metrics)
-    if metrics["train/count"]:  # a step in which nothing halted has no accuracy
-        loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
-        run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
-    run.bar.update()
+def read_metrics(run: Run) -> tuple[str, int] | None:
+    """Fetch and record the metrics of the steps since the last time -> what is not finite, on rank 0, and its step."""
+    steps, sums, lrs = zip(*run.unread, strict=True)
+    run.unread.clear()
+    for step, values, lr in zip(steps, reduce_steps(sums, run.ranks), lrs, strict=True):
+        metrics = train_metrics(values, run.config.global_batch_size, lr)
+        bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if bad and run.ranks.is_main:
+            return bad[0], step
+        note_accuracy(run.state, values["count"], values["exact_accuracy"])
+        run.metrics_log.write(step, metrics)
+        if metrics["train/count"]:  # a step in which nothing halted has no accuracy
+            loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
+            run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+        run.bar.update()
+    return None
 
 
-def not_finite(metrics: dict[str, float]) -> list[str]:
-    return [name for name, value in metrics.items() if not math.isfinite(value)]
+def save_or_stop(run: Run) -> bool:
+    """Look at the metrics, save a state where one is due; -> whether early stopping ends the pass here.
 
-
-def save_or_stop(run: Run, metrics: dict[str, float]) -> bool:
-    """Save a state where one is due; -> whether the pass ends here. Raises `Stopped`. All ranks agree on all of it.
-
-    A loss that is not finite ends the run at once: what it made since the last state is not saved.
+    Raises `Stopped` where the run should stop. All ranks agree on all of it. A loss that is not finite ends the run at
+    once: what it made since the last state is not saved.
     """
-    bad = not_finite(metrics) if run.ranks.is_main else []
+    bad = read_metrics(run)
     early = run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None
     diverged, stopping, due, early = run.ranks.any(
-        bool(bad), run.stop.reason is not None, run.schedule.due(run.state.step), early
+        bad is not None, run.stop.reason is not None, run.schedule.due(run.state.step), early
     )
     if diverged:
         states = checkpoint.complete_states(Path(run.config.checkpoint_path))
         kept = f"the last good state is {states[0]}" if states else "no state was saved before"
-        what = f"{bad[0]} is {metrics[bad[0]]}" if bad else "a loss on rank 0 is not finite"
-        raise UserError(f"{what} at step {run.state.step}: the run has diverged; {kept}; lower lr")
+        what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
+        raise UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
     if stopping:
         raise Stopped(run.stop.reason or "a signal to another rank")
     if due:

@@ -25,7 +25,6 @@ from errors import one_line_errors
 from training.config import PretrainConfig, from_hydra
 from training.data import open_datasets, open_loader
 from training.distributed import Ranks, select_device
-from training.metrics import reduce_metrics, train_metrics
 from training.state import train_step
 
 
@@ -58,9 +57,8 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         stepped = time.perf_counter()
-        metrics = train_metrics(reduce_metrics(sums, ranks), config.global_batch_size, lr)
-        pretrain.record(run, metrics)
-        pretrain.save_or_stop(run, metrics)
+        run.unread.append((run.state.step, sums, lr))
+        pretrain.save_or_stop(run)
         times["step"].append(stepped - start)
         times["metrics"].append(time.perf_counter() - stepped)
     for _ in range(3):

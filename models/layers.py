@@ -65,13 +65,21 @@ class Attention(nn.Module):
         self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size, bias=False)
         self.o_proj = CastedLinear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
+        """x (B, S, hidden) -> the same, or with `first_only` (B, 1, hidden): what position 0 takes from all."""
         batch, length, hidden = x.shape
-        qkv = self.qkv_proj(x).view(batch, length, 3 * self.num_heads, hidden // self.num_heads)
-        q, k, v = qkv.chunk(3, dim=2)  # each (B, S, heads, head_dim)
+        queries = 1 if first_only else length
+        if first_only:
+            of_q, of_kv = self.qkv_proj.weight.to(x.dtype).split([hidden, 2 * hidden])
+            q, kv = F.linear(x[:, :1], of_q), F.linear(x, of_kv)
+        else:
+            q, kv = self.qkv_proj(x).split([hidden, 2 * hidden], dim=-1)
+        heads = (self.num_heads, hidden // self.num_heads)
+        q = q.view(batch, queries, *heads)
+        k, v = kv.view(batch, length, 2, *heads).unbind(2)  # (B, S, heads, head_dim)
         if cos_sin is not None:
             q, k = apply_rotary(q, cos_sin), apply_rotary(k, cos_sin)
-        return self.o_proj(self.kernel(q, k, v).reshape(batch, length, hidden))
+        return self.o_proj(self.kernel(q, k, v).reshape(batch, queries, hidden))
 
 
 class SwiGLU(nn.Module):

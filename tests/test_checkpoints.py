@@ -53,13 +53,15 @@ def test_a_subset_during_training_is_the_same_each_time(tmp_path):
     assert final["test/lm_loss"] != pytest.approx(values[0], rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path):
+@pytest.mark.parametrize("log_interval", [1, 3])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, log_interval):
     folder = tmp_path / "run"
     pretrain(folder, epochs=4)
     poisoned = load(folder / "state_20/model.pt")
     poisoned["model.inner.lm_head.weight"][0, 0] = float("nan")
     torch.save(poisoned, folder / "state_20/model.pt")
-    done = run("pretrain.py", *reference_overrides(folder, epochs=8, resume="true", checkpoint_interval=1), check=False)
+    changes = {"epochs": 8, "resume": "true", "checkpoint_interval": 4, "log_interval": log_interval}
+    done = run("pretrain.py", *reference_overrides(folder, **changes), check=False)
     assert done.returncode == 2
     expected = (
         f"error: train/lm_loss is nan at step 21: the run has diverged; the last good state is {folder / 'state_20'}"

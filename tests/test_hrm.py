@@ -103,6 +103,22 @@ def test_evaluation_runs_all_steps_whatever_q_says():
             assert "target_q_continue" not in outputs
 
 
+@pytest.mark.parametrize("changes", [{}, {"pos_encodings": "learned", "H_layers": 2}, {"puzzle_emb_ndim": 0}])
+def test_the_target_forward_has_the_q_values_of_the_whole_one(changes):
+    torch.manual_seed(0)
+    inner = HierarchicalReasoningModel_ACTV1(SMALL | changes).inner
+    with torch.no_grad():
+        inner.q_head.weight.normal_()
+    data = batch()
+    carry = inner.reset_carry(torch.ones(6, dtype=torch.bool), inner.empty_carry(6, torch.device("cpu")))
+    for _ in range(2):
+        values = inner.q_values(carry, data)
+        carry, _, expected = inner(carry, data)
+        for value, whole in zip(values, expected, strict=True):
+            assert whole.std() > 0.1
+            torch.testing.assert_close(value, whole, rtol=0, atol=1e-5)
+
+
 def test_gradient_stops_at_the_last_cycle():
     """The gradient equals that of one L and one H update from a state that came without gradient (paper, section on
     the one-step approximation)."""

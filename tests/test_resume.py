@@ -100,6 +100,15 @@ def test_a_state_written_twice_is_there_at_every_moment(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["state_20"]
 
 
+def test_metrics_that_are_read_late_are_the_same(tmp_path, uninterrupted):
+    """Six steps at a time, with evaluations and states in between, and a stop on the way."""
+    late = CHANGES | {"log_interval": 6}
+    pretrain(tmp_path / "run", **late | {"max_minutes": 1e-5})
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 6
+    pretrain(tmp_path / "run", **late)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
 def test_the_clock_stops_a_run(tmp_path):
     done = run("pretrain.py", *reference_overrides(tmp_path / "run", max_minutes=1e-5))
     assert "stopped (max_minutes=1e-05) at step 1" in done.stdout

@@ -54,8 +54,11 @@ class Schedule:
         self._seconds = None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes
         self._saved_at = time.monotonic()
 
+    def falls_on(self, step: int) -> bool:
+        return self._interval is not None and step % self._interval == 0
+
     def due(self, step: int) -> bool:
-        if self._interval is not None and step % self._interval == 0:
+        if self.falls_on(step):
             return True
         return self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds
 

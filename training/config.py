@@ -103,6 +103,7 @@ class PretrainConfig(StrictModel):
     seed: int = Field(default=0, ge=0)
     device: Literal[DEVICES] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
+    log_interval: int = Field(default=1, ge=1)  # steps between looks at the metrics, which wait for the device
     checkpoint_every_eval: bool = False  # else only the best so far and the last
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
     eval_split: Literal["test", "val"] = "test"  # during training; the whole test split is evaluated at the end anyway

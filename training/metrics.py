@@ -20,11 +20,18 @@ log = logging.getLogger(__name__)
 
 
 def reduce_metrics(metrics: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    """Sum over the ranks in one call and fetch in one transfer; on the other ranks the values are meaningless."""
-    keys = sorted(metrics)  # the same order on every rank
-    dtype = torch.float32 if any(metrics[key].device.type == "mps" for key in keys) else torch.float64
-    stacked = torch.stack([metrics[key].to(dtype) for key in keys])
-    return dict(zip(keys, ranks.sum_to_main(stacked).tolist(), strict=True))
+    """The sum over the ranks; on the other ranks the values are meaningless."""
+    (values,) = reduce_steps([metrics], ranks)
+    return values
+
+
+def reduce_steps(steps: list[dict[str, Tensor]], ranks: Ranks) -> list[dict[str, float]]:
+    """`reduce_metrics` for several steps with the same keys, in one call and one transfer."""
+    keys = sorted(steps[0])  # the same order on every rank
+    dtype = torch.float32 if any(steps[0][key].device.type == "mps" for key in keys) else torch.float64
+    stacked = torch.stack([metrics[key].to(dtype) for metrics in steps for key in keys])
+    rows = ranks.sum_to_main(stacked).view(len(steps), len(keys)).tolist()
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def train_metrics(sums: dict[str, float], global_batch_size: int, lr: float) -> dict[str, float]:

@@ -203,15 +203,15 @@ class HierarchicalReasoningModel_ACTV1_Inner(nn.Module):
         return InnerCarry(z_H.detach(), z_L.detach()), logits, self._read_q(z_H)
 
     def q_values(self, carry: InnerCarry, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """As `forward`, for the Q values alone."""
-        z_H, _ = self._cycles(carry, batch)
+        """As `forward`, for the Q values alone: of the last layer only position 0 is needed."""
+        z_H, _ = self._cycles(carry, batch, first_only=True)
         return self._read_q(z_H)
 
     def _read_q(self, z_H: Tensor) -> tuple[Tensor, Tensor]:
         q_halt, q_continue = self.q_head(z_H[:, 0]).float().unbind(-1)
         return q_halt, q_continue
 
-    def _cycles(self, carry: InnerCarry, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _cycles(self, carry: InnerCarry, batch: dict[str, Tensor], first_only: bool = False) -> tuple[Tensor, Tensor]:
         """H_cycles of L_cycles each; the one-step gradient flows through the last update of either level only."""
         cos_sin = self.rotary_emb() if self.rotary_emb is not None else None
         x = self._embed(batch["inputs"], batch["puzzle_identifiers"])
@@ -224,7 +224,7 @@ class HierarchicalReasoningModel_ACTV1_Inner(nn.Module):
                 if not last_h:
                     z_H = self.H_level(z_H, z_L, cos_sin)
         z_L = self.L_level(z_L, z_H + x, cos_sin)
-        z_H = self.H_level(z_H, z_L, cos_sin)
+        z_H = self.H_level(z_H, z_L, cos_sin, first_only)
         return z_H, z_L
 
     def _embed(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:
@@ -247,11 +247,14 @@ class ReasoningModule(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, state: Tensor, injection: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, state: Tensor, injection: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
+    ) -> Tensor:
+        """-> the new state (B, S, hidden); with `first_only` its position 0 alone, (B, 1, hidden)."""
         x = state + injection
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, cos_sin)
-        return x
+        return self.layers[-1](x, cos_sin, first_only)
 
 
 class Block(nn.Module):
@@ -263,6 +266,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config.hidden_size, config.num_heads, kernel)
         self.mlp = SwiGLU(config.hidden_size, config.expansion)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
+        attended = self.self_attn(x, cos_sin, first_only)
+        x = rms_norm((x[:, :1] if first_only else x) + attended, self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
