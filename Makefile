@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean
+.PHONY: help demo test test-fast bench lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(READY)  ## every test
 
 test-fast: $(READY)  ## the tests that take less than a few seconds each
 	$(PY) -m pytest -m "not slow"
+
+bench: $(READY)  ## time the step, the loader and evaluation against a plain port; minutes on 2 cores
+	$(PY) -m benchmarks
 
 lint: $(READY)  ## ruff, style and format
 	$(PY) -m ruff check .

@@ -1,11 +1,14 @@
 """Fixtures that several files of tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.browser import Page, chromium
 from tests.sample_datasets import build_sudoku
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
 
 
 @pytest.fixture(scope="module")
