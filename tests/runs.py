@@ -56,6 +56,16 @@ def pretrain_here(overrides: list[str]) -> None:
                 signal.signal(number, handler)
 
 
+def refusal(capsys: pytest.CaptureFixture, checkpoint_path: Path, **changes) -> str:
+    """The one line with which pretrain.py refuses `changes`, or ends, with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(checkpoint_path, **changes)
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    return line[line.index("error: ") :]
+
+
 def read_metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.launch import error_line, run
-from tests.runs import PIPELINE, lines_with, load, pretrain, read_metrics, reference_overrides
+from tests.launch import run
+from tests.runs import PIPELINE, lines_with, load, pretrain, read_metrics, refusal
 
 TABLE = "model.inner.puzzle_emb.weights"
 
@@ -54,25 +54,23 @@ def test_a_subset_during_training_is_the_same_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("log_interval", [1, 3])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, log_interval):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, capsys, log_interval):
     folder = tmp_path / "run"
     pretrain(folder, epochs=4)
     poisoned = load(folder / "state_20/model.pt")
     poisoned["model.inner.lm_head.weight"][0, 0] = float("nan")
     torch.save(poisoned, folder / "state_20/model.pt")
     changes = {"epochs": 8, "resume": "true", "checkpoint_interval": 4, "log_interval": log_interval}
-    done = run("pretrain.py", *reference_overrides(folder, **changes), check=False)
-    assert done.returncode == 2
-    expected = (
-        f"error: train/lm_loss is nan at step 21: the run has diverged; the last good state is {folder / 'state_20'}"
+    kept = f"the last good state is {folder / 'state_20'}; lower lr"
+    assert refusal(capsys, folder, **changes) == (
+        f"error: train/lm_loss is nan at step 21: the run has diverged; {kept}"
     )
-    assert expected in done.stderr
     assert [path.name for path in folder.glob("state_*")] == ["state_20"]
     assert read_metrics(folder)[-1]["step"] == 20
 
 
 @pytest.mark.parametrize("how", ["mean", "zero"])
-def test_weights_for_other_puzzles(tmp_path, how):
+def test_weights_for_other_puzzles(tmp_path, capsys, how):
     weights = load(PIPELINE / "init_checkpoint.pt")
     weights[TABLE] = torch.zeros(5, 32)
     weights[TABLE][2:4] = torch.tensor([1.0, 3.0]).unsqueeze(1)
@@ -85,7 +83,7 @@ def test_weights_for_other_puzzles(tmp_path, how):
         description = json.loads((data / split / "dataset.json").read_text())
         (data / split / "dataset.json").write_text(json.dumps(description | {"num_puzzle_identifiers": 3}))
     changes["data_path"] = data
-    message = error_line("pretrain.py", *reference_overrides(tmp_path / "refused", **changes))
+    message = refusal(capsys, tmp_path / "refused", **changes)
     assert "5 × 32" in message
     assert "load_checkpoint_puzzle_emb=mean|zero" in message
     pretrain(tmp_path / "run", load_checkpoint_puzzle_emb=how, epochs=4, **changes)
@@ -94,7 +92,7 @@ def test_weights_for_other_puzzles(tmp_path, how):
     assert torch.equal(table[1:], torch.full((2, 32), 2.0 if how == "mean" else 0.0))
 
 
-def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path):
+def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path, capsys):
     folder = tmp_path / "run"
     pretrain(folder, freeze="weights", epochs=4, max_minutes=1e-5)
     lines = pretrain(folder, freeze="weights", epochs=4, resume="true")
@@ -102,14 +100,13 @@ def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path):
     changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
     assert changed == {TABLE}
     assert lines[-2]["train/lr"] == pytest.approx(1e-2 * (0.1 + 0.9 * 0), rel=1e-6)  # the puzzle embeddings'
-    line = error_line("pretrain.py", *reference_overrides(folder, epochs=4, resume="true"))
-    assert "freeze (was weights, is None)" in line
+    assert "freeze (was weights, is None)" in refusal(capsys, folder, epochs=4, resume="true")
 
 
 def test_the_environment_is_recorded_at_every_start(tmp_path):
     folder = tmp_path / "run"
     for _ in range(2):
-        run("pretrain.py", *reference_overrides(folder, epochs=4, resume="true"))
+        pretrain(folder, epochs=4, resume="true")
     first, second = json.loads((folder / "environment.json").read_text())
     assert first["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert any(argument.endswith("pretrain.py") for argument in second["command"])
