@@ -65,11 +65,11 @@ def easy(tmp_path):
 
 
 def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy, capsys):
-    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 46}
-    changes |= {"eval_interval": 46, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
+    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
+    changes |= {"eval_interval": 30, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
     lines = pretrain(tmp_path / "run", **changes)
     stopped = lines[-1]["step"]
-    assert WINDOW <= stopped < 230
+    assert WINDOW <= stopped < 150
     assert [line["step"] for line in lines_with(lines, "eval/")] == [stopped]
     farewell = rf"finished: {tmp_path}/run/step_{stopped} \((8|9)\d\.\d% of the training sequences of the last 100 .*\)"
     assert re.fullmatch(farewell, capsys.readouterr().out.splitlines()[-1])
@@ -81,4 +81,4 @@ def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy,
     resumed = read_metrics(tmp_path / "run")
     assert resumed.pop(stopped) == lines[-1]
     assert resumed == read_metrics(tmp_path / "whole")
-    assert resumed[-1]["step"] == 230
+    assert resumed[-1]["step"] == 150
