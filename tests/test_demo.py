@@ -1,16 +1,19 @@
 """The demo, cut short: python -m pytest tests/test_demo.py"""
 
+import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
+from evaluators.figures import FIGURES, FigureConfig, make_figure
 from tests.launch import ROOT, run
 from tests.runs import read_metrics
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_nothing_to_pictures(tmp_path):
+def test_the_demo_runs_from_nothing_to_pictures(tmp_path, monkeypatch):
     done = run(
         ROOT / "scripts/demo.py",
         "epochs=1",
@@ -32,3 +35,10 @@ def test_the_demo_runs_from_nothing_to_pictures(tmp_path):
     assert (run_folder / "learning_curves.png").stat().st_size > 10_000
     lines = read_metrics(run_folder)
     assert lines[-1]["eval/lm_loss"] < 0.8 * lines[0]["train/lm_loss"]
+    # The paper's figures, of the demo's checkpoint
+    monkeypatch.chdir(tmp_path)
+    checkpoint = FigureConfig(checkpoint=str(run_folder / f"step_{lines[-1]['step']}"), examples=8)
+    for name in FIGURES:
+        picture = make_figure(name, checkpoint, torch.device("cpu"))
+        assert Image.open(picture).width > 1000
+        assert json.loads(picture.with_suffix(".json").read_text())["examples"] == 8
