@@ -1,0 +1,231 @@
+"""Whether the fast ways of computing agree with the plain ones: python -m benchmarks.agreement PART [options]
+
+trace       losses of N training steps: float32 and bfloat16, ours and the baseline, from the same weights on the same
+            Sudokus (--data-path); writes trace.json and trace.png
+attention   outputs, gradients and time of each attention kernel that runs here, against float64
+compile     losses of the first steps: eager, blocks compiled, the baseline compiled as a whole (not with --toy)
+nccl        gradients through a process group of one rank: one bucket and one call a parameter, equal and timed
+
+Prints a table each; --out is a folder for files. Runs on a CPU too (gloo for NCCL). `--toy`: a model for a test.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.baseline import PlainTrainer
+from benchmarks.report import in_turns, milliseconds, parser, positive
+from benchmarks.sizes import SIZES, config_of, metadata_of, random_batches
+from benchmarks.step import CHECKED_STEPS, WAYS, OurTrainer, build_ways
+from errors import UserError, one_line_errors
+from models.attention import select_attention
+from puzzle_dataset import PuzzleDataset
+from training.data import open_split
+from training.distributed import Ranks, select_device
+from training.progress import progress_bar
+
+log = logging.getLogger(__name__)
+ONE = Ranks(0, 1, 0)
+LOSSES = ("train/lm_loss", "train/q_halt_loss", "train/q_continue_loss")
+BACKENDS = {
+    "sdpa math": "MATH",
+    "sdpa flash": "FLASH_ATTENTION",
+    "sdpa memory-efficient": "EFFICIENT_ATTENTION",
+    "sdpa cudnn": "CUDNN_ATTENTION",
+}
+
+
+def trace(args: argparse.Namespace, device: torch.device) -> None:
+    size = SIZES["toy" if args.toy else "sudoku"]
+    batch = args.batch or size.batches[0]
+    ways = {
+        "float32, baseline": (PlainTrainer, "float32", False),
+        "float32": (OurTrainer, "float32", False),
+        "bfloat16": (OurTrainer, "bfloat16", False),
+    }
+    if device.type == "cuda":
+        ways["bfloat16, blocks compiled"] = (OurTrainer, "bfloat16", True)
+    traces: dict[str, list[float]] = {}
+    for name, (kind, dtype, compiled) in ways.items():
+        overrides = [f"arch.forward_dtype={dtype}", "lr_warmup_steps=20", f"data_path={args.data_path}"]
+        config = config_of(size, batch, *overrides)
+        dataset = open_split(config, "train", ONE, epochs_per_iter=config.epochs)
+        torch.manual_seed(0)
+        trainer = kind(config, dataset.metadata, ONE, device)
+        if compiled:
+            trainer.compile()
+        traces[name] = losses_of(name, trainer, dataset, args.steps, device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "trace.json").write_text(json.dumps(traces))
+    draw(traces, args.out / "trace.png")
+    print(trace_table(traces))
+
+
+def losses_of(name: str, trainer, dataset: PuzzleDataset, steps: int, device: torch.device) -> list[float]:
+    """The token loss of each step."""
+    losses: list[float] = []
+    batches = itertools.chain.from_iterable(itertools.repeat(dataset))  # pass after pass
+    for _ in progress_bar(range(steps), total=steps, desc=name, unit="step", enabled=True, leave=False):
+        _, batch, _ = next(batches)
+        batch = {key: field.to(device) for key, field in batch.items()}
+        losses.append(trainer.step(batch)["train/lm_loss"])
+    return losses
+
+
+def trace_table(traces: dict[str, list[float]]) -> str:
+    """Single steps, the mean of the last tenth, and how far each trace is from the float32 baseline there."""
+    steps = len(next(iter(traces.values())))
+    shown = sorted({1, min(10, steps), max(1, steps // 4), max(1, steps // 2), steps})
+    tail = max(1, steps // 10)
+    reference = statistics.fmean(traces["float32, baseline"][-tail:])
+    lines = [f"| loss at step | {' | '.join(map(str, shown))} | mean of the last {tail} | from float32 |"]
+    lines.append("| --- " * (len(shown) + 3) + "|")
+    for name, losses in traces.items():
+        mean = statistics.fmean(losses[-tail:])
+        cells = [f"{losses[step - 1]:.4f}" for step in shown]
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean:.4f} | {mean / reference - 1:+.2%} |")
+    return "\n".join(lines)
+
+
+def draw(traces: dict[str, list[float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, losses) in enumerate(traces.items()):
+        axes.plot(range(1, len(losses) + 1), losses, label=name, linestyle=("-", "--", ":", "-.")[number % 4])
+    axes.set(xlabel="step", ylabel="token loss")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def attention(args: argparse.Namespace, device: torch.device) -> None:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    shapes = [(2, 17, 2, 16)] if args.toy else [(96, 82, 8, 64), (768, 82, 8, 64), (96, 901, 8, 64)]
+    print("| shape (B, S, heads, dim) | kernel | output off by | gradients off by | forward + backward |")
+    print("| --- " * 5 + "|")
+    for shape in shapes:
+        generator = torch.Generator(device).manual_seed(0)
+        inputs = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(4)]
+        few = [tensor[:4] for tensor in inputs]  # float64 takes much memory
+        exact = with_gradients(select_attention("sdpa", device.type, torch.float64), [t.double() for t in few])
+        for name, call in kernels(device, dtype).items():
+            try:
+                result = with_gradients(call, few)
+                time = in_turns({"": lambda call=call, inputs=inputs: with_gradients(call, inputs)}, 10, device)[""]
+            except RuntimeError as error:
+                print(f"| {shape} | {name} | {str(error).splitlines()[0][:60]} | | |")
+                continue
+            off = [float((got.double() - want).abs().max()) for got, want in zip(result, exact, strict=True)]
+            print(f"| {shape} | {name} | {off[0]:.1e} | {max(off[1:]):.1e} | {milliseconds(time)} |")
+
+
+def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
+    """PyTorch's backends one by one, what `auto` takes, and FlashAttention where it is installed."""
+
+    def backend(which: SDPBackend) -> Callable:
+        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with sdpa_kernel(which):
+                q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+                return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+        return call
+
+    members = {name: SDPBackend.__members__.get(member) for name, member in BACKENDS.items()}  # cuDNN from 2.5 on
+    calls = {name: backend(member) for name, member in members.items() if member is not None}
+    for name in ("sdpa", "flash2", "flash3", "auto"):
+        try:
+            calls[f"arch.attention={name}"] = select_attention(name, device.type, dtype)
+        except UserError as error:
+            print(f"(left out: {error})")
+    return calls
+
+
+def with_gradients(call: Callable, inputs: list[Tensor]) -> list[Tensor]:
+    """-> the output for q, k, v, and their gradients for the fourth input as the output's."""
+    q, k, v = (tensor.detach().requires_grad_() for tensor in inputs[:3])
+    out = call(q, k, v)
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), inputs[3])]
+
+
+def compilation(args: argparse.Namespace, device: torch.device) -> None:
+    size = SIZES["toy" if args.toy else "sudoku"]
+    batch = args.batch or size.batches[0]
+    args.compile, args.compile_baseline = True, not args.toy  # a whole model takes the compiler minutes on a CPU
+    source = random_batches(size, batch, device)
+    batches = [next(source) for _ in range(CHECKED_STEPS)]
+    dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
+    print("| dtype | way | first step cold, warm | largest difference of a loss from the eager baseline |")
+    print("| --- " * 4 + "|")
+    for dtype in dtypes:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+            config = config_of(size, batch, f"arch.forward_dtype={dtype}")
+            ways = build_ways(config, size, batches, args, ONE, device)
+            for name, way in ways.items():
+                steps = 1 if name == "baseline, compiled" else CHECKED_STEPS  # it draws other random numbers
+                pairs = list(zip(way.losses, ways["baseline"].losses, strict=True))[:steps]
+                off = max(abs(ours[key] - plain[key]) / abs(plain[key]) for ours, plain in pairs for key in LOSSES)
+                first = ", ".join(f"{seconds:.1f} s" for seconds in way.first_steps[:2]) if WAYS[name][1] else ""
+                print(f"| {dtype} | {name} | {first} | {off:.1e} (over {steps} steps) |")
+
+
+def nccl(args: argparse.Namespace, device: torch.device) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    size = SIZES["toy" if args.toy else "sudoku"]
+    with tempfile.TemporaryDirectory() as scratch:
+        dist.init_process_group(backend, init_method=f"file://{scratch}/rendezvous", rank=0, world_size=1)
+        torch.manual_seed(0)
+        batch = size.batches[0]
+        trainer = OurTrainer(config_of(size, batch), metadata_of(size), ONE, device)
+        data = next(random_batches(size, batch, device))
+        trainer.head(carry=trainer.head.initial_carry(data), batch=data).loss.backward()
+        gradients = [p.grad for p in trainer.head.parameters() if p.grad is not None]
+        before = [gradient.clone() for gradient in gradients]
+        told_two = Ranks(0, 2, 0)  # so that it does not skip the call; the group has one rank, the sum is the same
+
+        def one_a_parameter() -> None:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+
+        ways = {
+            "one call a parameter": one_a_parameter,
+            "one bucket": lambda: told_two.sum_gradients(trainer.head.parameters()),
+        }
+        times = in_turns(ways, 20, device)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, before, strict=True)), "a sum of one rank changed it"
+        dist.destroy_process_group()
+    print(f"| {backend}, one rank, {len(gradients)} gradients | time |\n| --- | --- |")
+    for name, seconds in times.items():
+        print(f"| {name} | {milliseconds(seconds)} |")
+
+
+PARTS = {"trace": trace, "attention": attention, "compile": compilation, "nccl": nccl}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("part", choices=PARTS)
+    options.add_argument("--data-path", default="data/sudoku-extreme-1k-aug-1000", help="of trace")
+    options.add_argument("--steps", type=positive, default=200, help="of trace (default: %(default)s)")
+    options.add_argument("--batch", type=positive, help="global batch size")
+    options.add_argument("--out", type=Path, default=Path("."), help="folder for files (default: here)")
+    args = options.parse_args()
+    with one_line_errors():
+        PARTS[args.part](args, select_device(args.device))
+
+
+if __name__ == "__main__":
+    main()

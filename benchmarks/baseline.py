@@ -1,0 +1,177 @@
+"""The baseline of every ratio: the same work, written as a straightforward port of the original would be.
+
+    model        the Q target by a whole forward, logits included; torch.compile of the whole model where asked for
+    optimisers   AdamATan2 one tensor after another; sign-SGD on the rows that `unique` finds
+    ranks        one all-reduce a parameter
+    metrics      each fetched from the device by itself, every step
+    sampler      one Python step and one scalar draw a group
+    evaluation   the whole loss and a question to the device after every reasoning step
+
+What it computes is the same: benchmarks/step.py, loader.py and evaluate.py check that before they time anything.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1_Inner
+from models.losses import ACTLossHead
+from puzzle_dataset import Batch, PuzzleDataset, PuzzleSet
+from training.config import PretrainConfig
+from training.distributed import Ranks
+from training.metrics import train_metrics
+from training.state import create_state, learning_rate
+
+
+class PlainInner(HierarchicalReasoningModel_ACTV1_Inner):
+    """The same weights; only how the Q target is made differs."""
+
+    def q_values(self, carry, batch):
+        return self(carry, batch)[2]
+
+
+class PlainTrainer:
+    """The model and optimisers of a run; `step` does what train_step and reduce_metrics do in pretrain.py."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        metadata: PuzzleDatasetMetadata,
+        ranks: Ranks,
+        device: torch.device,
+    ):
+        state = create_state(config, metadata, ranks, device)
+        self.config, self.ranks, self.total_steps = config, ranks, state.total_steps
+        self.head, self.carry, self.steps = state.head, None, 0
+        self.head.model.inner.__class__ = PlainInner
+        self.model = self.head
+        self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in self.head.parameters()}
+        self.head.train()
+
+    def compile(self) -> None:
+        self.model = torch.compile(self.head, dynamic=False)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """-> the metrics that are logged."""
+        self.steps += 1
+        if self.carry is None:
+            self.carry = self.head.initial_carry(batch)
+        self.carry, loss, metrics, _, _ = self.model(carry=self.carry, batch=batch, return_keys=[])
+        (loss / self.config.global_batch_size).backward()
+        if self.ranks.world_size > 1:
+            for p in self.head.parameters():
+                if p.grad is not None:
+                    dist.all_reduce(p.grad)
+        self._update_puzzle_embeddings()
+        lr = self._update_weights()
+        if self.ranks.world_size > 1:
+            for value in metrics.values():
+                dist.all_reduce(value)
+        sums = {key: value.item() for key, value in metrics.items()}
+        return train_metrics(sums, self.config.global_batch_size, lr)
+
+    def _lr(self, base: float) -> float:
+        return learning_rate(self.steps, base, self.config, self.total_steps)
+
+    @torch.no_grad()
+    def _update_weights(self) -> float:
+        config, lr = self.config, self._lr(self.config.lr)
+        first = 1 - config.beta1**self.steps
+        second = math.sqrt(1 - config.beta2**self.steps)
+        for p, (m, v) in self.moments.items():
+            if p.grad is None:
+                continue
+            p.mul_(1 - lr * config.weight_decay)
+            m.lerp_(p.grad, 1 - config.beta1)
+            v.mul_(config.beta2).addcmul_(p.grad, p.grad, value=1 - config.beta2)
+            p.add_(torch.atan2(m, v.sqrt() / second), alpha=-lr / first)
+            p.grad = None
+        return lr
+
+    @torch.no_grad()
+    def _update_puzzle_embeddings(self) -> None:
+        table = self.head.model.puzzle_emb
+        if table is None:
+            return
+        grads, ids, lr = table.local_weights.grad, table.local_ids, self._lr(self.config.puzzle_emb_lr)
+        if self.ranks.world_size > 1:
+            grads, ids = self._gathered(grads), self._gathered(ids)
+        rows, inverse = ids.long().unique(return_inverse=True)
+        summed = grads.new_zeros(len(rows), grads.shape[1]).index_add_(0, inverse, grads)
+        decayed = table.weights[rows] * (1 - lr * self.config.puzzle_emb_weight_decay)
+        table.weights[rows] = decayed - lr * summed.sign()
+        table.local_weights.grad = None
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(self.ranks.world_size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+
+class PlainDataset(PuzzleDataset):
+    """Training batches by the scalar sampler, without the checks that ours makes of every batch."""
+
+    def _iter_train(self) -> Iterator[tuple[str, Batch, int]]:
+        config = self.config
+        for name, puzzles in self.sets.items():
+            self._pass += 1
+            rng = np.random.Generator(np.random.Philox(seed=config.seed + self._pass))
+            for examples, puzzle_ids in plain_batches(rng, puzzles, config.epochs_per_iter, config.global_batch_size):
+                mine = slice(config.rank * self.local_batch_size, (config.rank + 1) * self.local_batch_size)
+                yield name, self._plain_collate(puzzles, examples[mine], puzzle_ids[mine]), config.global_batch_size
+
+    def _plain_collate(self, puzzles: PuzzleSet, examples: np.ndarray, puzzle_ids: np.ndarray) -> Batch:
+        batch = {
+            "inputs": puzzles.inputs[examples].astype(np.int32),
+            "labels": puzzles.labels[examples].astype(np.int32),
+            "puzzle_identifiers": puzzles.puzzle_identifiers[puzzle_ids].astype(np.int32),
+        }
+        if self.metadata.ignore_label_id is not None:
+            batch["labels"][batch["labels"] == self.metadata.ignore_label_id] = IGNORE_LABEL_ID
+        return {key: torch.from_numpy(values) for key, values in batch.items()}
+
+
+def plain_batches(
+    rng: np.random.Generator, puzzles: PuzzleSet, epochs: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As puzzle_dataset.sample_batches, group by group; equal to it where every puzzle has one example.
+
+    With several, the original drew their order from another generator, and so does this: the puzzles are the same, the
+    order of their examples is not.
+    """
+    num_groups = len(puzzles.group_indices) - 1
+    order = np.concatenate([rng.permutation(num_groups) for _ in range(epochs)])
+    shuffle = np.random.default_rng(0)
+    examples, owners, size = [], [], 0
+    for group in order:
+        puzzle = rng.integers(puzzles.group_indices[group], puzzles.group_indices[group + 1])
+        start, end = int(puzzles.puzzle_indices[puzzle]), int(puzzles.puzzle_indices[puzzle + 1])
+        taken = min(end - start, batch_size - size)
+        examples.append(start + shuffle.permutation(end - start)[:taken])
+        owners.append(np.full(taken, puzzle))
+        size += taken
+        if size == batch_size:
+            yield np.concatenate(examples), np.concatenate(owners)
+            examples, owners, size = [], [], 0
+
+
+def plain_evaluation(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> dict[str, float]:
+    """The sums of the metrics over a split, by the original's rule; one process."""
+    sums: dict[str, float] = {}
+    head.eval()
+    with torch.inference_mode():
+        for _, batch, _ in dataset:
+            batch = {name: field.to(device) for name, field in batch.items()}
+            carry = head.initial_carry(batch)
+            while True:
+                carry, _, metrics, _, all_finished = head(carry=carry, batch=batch, return_keys=[])
+                if all_finished:
+                    break
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value.item()
+    return sums

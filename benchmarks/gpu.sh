@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, part by part: bash benchmarks/gpu.sh [part …]
+#
+#   data       the Sudokus of the trace and the training run: 1,000 × 1,001 from SUDOKU_SOURCE (a folder with train.csv
+#              and test.csv), or generated where it is not set
+#   trace      200 steps in float32 and bfloat16, ours and the baseline: losses, as table and picture
+#   attention  PyTorch's attention backends and FlashAttention: errors against float64, times
+#   compile    eager, compiled blocks, compiled whole: losses of the first steps, compile times
+#   nccl       gradients through NCCL with one rank
+#   loader     sampler and loader at batch 768
+#   sudoku     one training step at batch 96 and 768: time, TFLOP/s, share of the roofline, peak memory
+#   long       the same for ARC and mazes, 901 positions, at batch 96
+#   evaluate   puzzles a second, halt=max and halt=q
+#   train      sudoku_extreme_1k for MINUTES more minutes; give the part again, as a new command, to go on
+#   score      the newest checkpoint of that run, by both rules of halting
+#
+# Without a part: all, once. Every part is a command of under 10 minutes on an H100 (LIMIT seconds, then it is an error)
+# and leaves <part>.md, and JSON where there is any, in OUT (default: benchmarks/results/gpu). PYTHON is the interpreter.
+# Without CUDA, or with TOY=1, everything runs at toy size on the CPU, in two minutes: that it runs is all this shows.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+OUT=${OUT:-benchmarks/results/gpu}
+LIMIT=${LIMIT:-580}
+MINUTES=${MINUTES:-8}
+PARTS=(data trace attention compile nccl loader sudoku long evaluate train score)
+DATA=$OUT/sudoku
+RUN=$OUT/run
+export WANDB_MODE=${WANDB_MODE:-disabled}
+mkdir -p "$OUT"
+
+if [ -z "${TOY:-}" ]; then
+    TOY=$("$PYTHON" -c 'import torch; print("" if torch.cuda.is_available() else 1)')
+fi
+TOY_OPTION=()
+if [ -n "$TOY" ]; then
+    TOY_OPTION=(--toy --device cpu)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
+
+# Run python with these arguments, and keep what it prints as <part>.md.
+keep() {
+    local name=$1
+    shift
+    echo "\$ python $*"
+    timeout "$LIMIT" "$PYTHON" "$@" | tee "$OUT/$name.md"
+}
+
+data() {
+    local options=(--subsample-size 1000 --num-aug 1000)
+    [ -e "$DATA/identifiers.json" ] && return
+    if [ -n "$TOY" ]; then
+        options=(--generate --num-train 64 --num-test 16 --num-aug 3)
+    elif [ -n "${SUDOKU_SOURCE:-}" ]; then
+        options+=(--source-dir "$SUDOKU_SOURCE")
+    else
+        options+=(--generate --num-train 1000 --num-test 1000)
+    fi
+    keep data dataset/build_sudoku_dataset.py --output-dir "$DATA" "${options[@]}"
+}
+
+trace() {
+    data
+    local options=(--steps 200)
+    [ -n "$TOY" ] && options=(--steps 10)
+    keep trace -m benchmarks.agreement trace --data-path "$DATA" --out "$OUT" "${options[@]}" "${TOY_OPTION[@]}"
+}
+
+attention() {
+    keep attention -m benchmarks.agreement attention "${TOY_OPTION[@]}"
+}
+
+compile() {
+    keep compile -m benchmarks.agreement compile "${TOY_OPTION[@]}"
+}
+
+nccl() {
+    keep nccl -m benchmarks.agreement nccl "${TOY_OPTION[@]}"
+}
+
+loader() {
+    local options=()
+    [ -n "$TOY" ] && options=(--toy --repeats 2 --count 20)
+    keep loader -m benchmarks.loader --json "$OUT/loader.json" "${options[@]}"
+}
+
+# One training step of a size.
+step() {
+    local options=(--size "$1")
+    [ -n "$TOY" ] && options=(--repeats 2 --no-compile) # --toy chooses the size
+    keep "step-$1" -m benchmarks.step --json "$OUT/step-$1.json" "${options[@]}" "${TOY_OPTION[@]}"
+}
+
+sudoku() {
+    step sudoku
+}
+
+long() {
+    if [ -n "$TOY" ]; then
+        echo "long: left out at toy size, it is the same as sudoku"
+        return
+    fi
+    step arc
+    step maze
+}
+
+evaluate() {
+    keep evaluate -m benchmarks.evaluate --json "$OUT/evaluate.json" "${TOY_OPTION[@]}"
+}
+
+train() {
+    data
+    local minutes=$MINUTES options=()
+    if [ -n "$TOY" ]; then
+        minutes=0.01
+        options=(global_batch_size=8 epochs=8 eval_interval=4 lr=1e-3 lr_warmup_steps=10 arch.hidden_size=32
+            arch.num_heads=2 arch.H_layers=1 arch.L_layers=1 arch.halt_max_steps=4 device=cpu compile=off)
+        pretrain "$minutes" "${options[@]}" # so that the next one has something to go on from
+        minutes=1
+    fi
+    pretrain "$minutes" "${options[@]}"
+    keep curve -m training.report "$RUN"
+}
+
+pretrain() {
+    local minutes=$1
+    shift
+    keep train pretrain.py +experiment=sudoku_extreme_1k "data_path='$DATA'" "checkpoint_path='$RUN'" resume=true \
+        checkpoint_minutes=3 "max_minutes=$minutes" "$@"
+}
+
+score() {
+    local newest device=auto
+    [ -n "$TOY" ] && device=cpu
+    newest=$(find "$RUN" -maxdepth 1 -name 'step_*' -type f | sort -V | tail -n 1)
+    if [ -z "$newest" ]; then
+        echo "score: no checkpoint in $RUN yet; give the part train again" >&2
+        return 1
+    fi
+    for halt in max q; do
+        keep "score-$halt" evaluate.py "checkpoint=$newest" "halt=$halt" save_format=none "device=$device"
+    done
+}
+
+[ "$#" -gt 0 ] || set -- "${PARTS[@]}"
+for part in "$@"; do
+    if [[ " ${PARTS[*]} " != *" $part "* ]]; then
+        echo "error: no part '$part'; choose among: ${PARTS[*]}" >&2
+        exit 2
+    fi
+done
+for part in "$@"; do
+    printf '\n== %s\n' "$part"
+    "$part"
+done
+echo "files: $OUT"
