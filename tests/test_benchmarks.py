@@ -235,6 +235,10 @@ def gpu_sh(tmp_path: Path, *parts: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_gpu_script_goes_on_with_its_training_run(tmp_path):
+    data = tmp_path / "out" / "sudoku"  # in place of generated Sudokus
+    data.mkdir(parents=True)
+    for split, groups in (("train", 64), ("test", 8)):
+        write_dataset(data, split, SIZES["sudoku"], groups, puzzles_a_group=2)
     done = gpu_sh(tmp_path, "train")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "out/run/metrics.jsonl").read_text().splitlines()]
