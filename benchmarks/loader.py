@@ -108,6 +108,7 @@ def open_dataset(kind: type[PuzzleDataset], folder: Path, epochs: int, batch_siz
 
 def run(args: argparse.Namespace) -> list[Result]:
     results = []
+    args.count = min(args.count, 10) if args.toy else args.count
     with tempfile.TemporaryDirectory() as scratch:
         for name, (groups, puzzles_a_group, examples) in shapes(args.toy).items():
             folder = Path(scratch) / name
