@@ -4,7 +4,7 @@ Times, in one run for each size, the step (forward, backward, optimisers), its m
 written to metrics.jsonl, the stop flags agreed upon) and a training state saved to the disk of the temporary folder.
 Sizes: the demo's (batch 64), and 27 M parameters on 9×9 Sudokus. Prints the rows of docs/benchmarks.md.
 
-Cost: about 3 minutes on 2 CPU cores.
+Cost: about 2 minutes on 2 CPU cores.
 """
 
 import argparse

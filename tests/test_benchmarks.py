@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -255,7 +254,6 @@ def test_gpu_script_refuses_an_unknown_part(tmp_path):
     assert "no part 'nvcc'; choose among: data trace" in done.stderr
 
 
-@pytest.mark.skipif(not SHELLCHECK.exists() and not shutil.which("shellcheck"), reason="needs shellcheck")
 def test_gpu_script_is_clean():
     tool = SHELLCHECK if SHELLCHECK.exists() else "shellcheck"
     done = subprocess.run([tool, "benchmarks/gpu.sh"], cwd=ROOT, capture_output=True, text=True, check=False)
