@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +18,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing import errors as elastic
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from errors import UserError, one_line_errors
-from puzzle_dataset import Batch, PuzzleDataset
+from puzzle_dataset import PuzzleDataset
 from training import checkpoint, run_folder
 from training.compilation import compile_blocks
 from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
-from training.data import open_datasets, open_loader
+from training.data import batches_on, open_datasets
 from training.distributed import Ranks, select_device
 from training.early_stop import note_accuracy, reason_to_stop
 from training.evaluation import evaluate_split
@@ -61,10 +59,9 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
-    batches = open_loader(train_data, device)
     try:
         while not finished(run):
-            train_pass(run, batches)
+            train_pass(run, train_data)
             evaluate_and_save(run, eval_data)
         if test_data is not None:
             test_at_the_end(run, test_data)
@@ -124,11 +121,14 @@ def ends_early(run: Run) -> bool:
     return early
 
 
-def train_pass(run: Run, batches: DataLoader) -> None:
+def train_pass(run: Run, train_data: PuzzleDataset) -> None:
     """The steps of one pass, or what is left of it; `early_stop` may end it before its time."""
     if ends_early(run):  # stopped by a signal just before the last evaluation
         return
-    for batch in one_pass(batches, run.state, run.device):
+    run.state.head.train()
+    for batch in batches_on(run.device, train_data):
+        if run.state.step >= run.state.total_steps:  # batches may be left over
+            break
         sums, lr = train_step(run.state, batch, run.config, run.ranks)
         step = run.state.step
         run.unread.append((step, sums, lr))
@@ -137,15 +137,6 @@ def train_pass(run: Run, batches: DataLoader) -> None:
             return
     if run.unread:
         save_or_stop(run)
-
-
-def one_pass(batches: DataLoader, state: TrainState, device: torch.device) -> Iterator[Batch]:
-    """The batches of one pass, on the device; the run ends with its last step even where batches are left over."""
-    state.head.train()
-    for _, batch, _ in batches:
-        if state.step >= state.total_steps:
-            return
-        yield {name: field.to(device, non_blocking=True) for name, field in batch.items()}
 
 
 def read_metrics(run: Run) -> tuple[str, int] | None:

@@ -2,29 +2,30 @@
 
 Training visits every group `epochs_per_iter` times a pass and takes one of its puzzles each time; evaluation reads the
 examples in order and pads the last batch. All ranks make the same draws and cut their own slice out of each batch.
+
+Batches are narrow, as on disk, until `widen` makes them what the model takes: a quarter of the bytes on the way to a
+device. Iterating over the dataset gives them wide.
 """
 
-import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dataset.cli import describe_validation_error
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from dataset.shards import PuzzleSet, check_totals, check_vocabulary, load_metadata, load_set
 from errors import UserError
 
-Batch = dict[str, Tensor]  # inputs, labels (B, seq_len) and puzzle_identifiers (B,), all int32
+# inputs, labels (B, seq_len) and puzzle_identifiers (B,): int32 with -100 for labels that do not count, or as on disk
+Batch = dict[str, Tensor]
 
 # Puzzles are picked this many groups at a time. The number is part of the sampling: with several examples a puzzle,
 # another one would give other (equally good) batches.
 _GROUPS_A_DRAW = 65_536
-_SCAN_BYTES = 1 << 30  # of each array are checked against the vocabulary before a run starts
 
 
 class PuzzleDatasetConfig(BaseModel):
@@ -38,21 +39,6 @@ class PuzzleDatasetConfig(BaseModel):
     rank: int = Field(ge=0)
     num_replicas: int = Field(ge=1)
     max_examples: int | None = Field(default=None, ge=1)  # in test mode: a seeded subset, in order
-
-
-@dataclass
-class PuzzleSet:
-    """The arrays of one set; inputs and labels stay memory-mapped."""
-
-    inputs: np.ndarray  # (examples, seq_len)
-    labels: np.ndarray  # (examples, seq_len)
-    puzzle_identifiers: np.ndarray  # (puzzles,)
-    puzzle_indices: np.ndarray  # (puzzles + 1,)
-    group_indices: np.ndarray  # (groups + 1,)
-
-    def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
-        """Which puzzle each example belongs to."""
-        return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
 
 
 class PuzzleDataset(IterableDataset):
@@ -74,7 +60,7 @@ class PuzzleDataset(IterableDataset):
         folder = Path(config.dataset_path) / split
         self.metadata = load_metadata(folder)
         self.sets = {name: load_set(folder, name, self.metadata) for name in self.metadata.sets}
-        _check_totals(self.sets.values(), folder, self.metadata)
+        check_totals(self.sets.values(), folder, self.metadata)
         self._pass = 0  # training passes begun, over all sets
         self._skip = 0  # batches of the next pass that an earlier process has had
 
@@ -83,6 +69,11 @@ class PuzzleDataset(IterableDataset):
         self._pass, self._skip = passes * len(self.sets), batches
 
     def __iter__(self) -> Iterator[tuple[str, Batch, int]]:
+        for name, rows, size in self.narrow():
+            yield name, widen(rows, self.metadata), size
+
+    def narrow(self) -> Iterator[tuple[str, Batch, int]]:
+        """As iterating, with tokens in the type that they have on disk and labels that are not marked yet."""
         worker = get_worker_info()
         assert worker is None or worker.num_workers == 1, "more workers would repeat each other's batches"
         return self._iter_test() if self.config.test_set_mode else self._iter_train()
@@ -136,33 +127,44 @@ class PuzzleDataset(IterableDataset):
         return np.sort(np.random.default_rng(self.config.seed).choice(total, limit, replace=False))
 
     def _collate(self, puzzles: PuzzleSet, examples: np.ndarray, puzzle_ids: np.ndarray) -> Batch:
-        """Gather the rows, mark ignored labels, pad up to this rank's batch size."""
+        """Gather the rows, narrow, and pad them up to this rank's batch size."""
         meta = self.metadata
-        inputs, labels = puzzles.inputs[examples], puzzles.labels[examples]
+        inputs, labels = puzzles.inputs.take(examples, 0), puzzles.labels.take(examples, 0)
+        identifiers = puzzles.puzzle_identifiers[puzzle_ids]
         for field, rows in (("inputs", inputs), ("labels", labels)):
-            _check_vocabulary(rows, f"{self.config.dataset_path}/{self.split}: {field}", meta)
-        labels = mark_ignored(labels, meta)
+            check_vocabulary(rows, f"{self.config.dataset_path}/{self.split}: {field}", meta)
         missing = self.local_batch_size - len(examples)
-
-        def padded(rows: np.ndarray, value: int) -> Tensor:
-            rows = rows.astype(np.int32, copy=False)
-            if missing:
-                rows = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=value)
-            return torch.from_numpy(rows)
-
-        return {
-            "inputs": padded(inputs, meta.pad_id),
-            "labels": padded(labels, IGNORE_LABEL_ID),
-            "puzzle_identifiers": padded(puzzles.puzzle_identifiers[puzzle_ids], meta.blank_identifier_id),
-        }
+        if missing:
+            ignored = meta.ignore_label_id
+            if ignored is None:
+                labels, ignored = labels.astype(np.int32), IGNORE_LABEL_ID
+            inputs, labels = _padded(inputs, missing, meta.pad_id), _padded(labels, missing, ignored)
+            identifiers = _padded(identifiers, missing, meta.blank_identifier_id)
+        rows = {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers}
+        return {name: torch.from_numpy(_narrowest(field)) for name, field in rows.items()}
 
 
-def mark_ignored(labels: np.ndarray, metadata: PuzzleDatasetMetadata) -> np.ndarray:
+def _narrowest(rows: np.ndarray) -> np.ndarray:
+    """Bytes stay bytes; other integers become int32."""
+    return rows if rows.dtype == np.uint8 else rows.astype(np.int32, copy=False)
+
+
+def _padded(rows: np.ndarray, missing: int, value: int) -> np.ndarray:
+    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=value)
+
+
+def widen(batch: Batch, metadata: PuzzleDatasetMetadata) -> Batch:
+    """A narrow batch, on any device -> what the model takes."""
+    wide = {name: field.to(torch.int32) for name, field in batch.items()}
+    return wide | {"labels": mark_ignored(batch["labels"], metadata)}
+
+
+def mark_ignored(labels: Tensor, metadata: PuzzleDatasetMetadata) -> Tensor:
     """Labels as they stand on disk -> int32, ignored ones -100."""
-    labels = labels.astype(np.int32)
-    if metadata.ignore_label_id is not None:
-        labels[labels == metadata.ignore_label_id] = IGNORE_LABEL_ID
-    return labels
+    wide = labels.to(torch.int32)
+    if metadata.ignore_label_id is None:
+        return wide
+    return wide.masked_fill(labels == metadata.ignore_label_id, IGNORE_LABEL_ID)
 
 
 def sample_batches(
@@ -175,18 +177,20 @@ def sample_batches(
     """
     num_groups = len(puzzles.group_indices) - 1
     order = np.concatenate([rng.permutation(num_groups).astype(np.int32) for _ in range(epochs)])
-    starts, sizes = puzzles.puzzle_indices[:-1], np.diff(puzzles.puzzle_indices)
+    starts, sizes = puzzles.puzzle_indices[:-1].astype(np.int64), np.diff(puzzles.puzzle_indices)
+    one_each = bool((sizes == 1).all())
     picked = np.zeros(0, np.int64)  # puzzles drawn and not used yet
     drawn = 0
     while True:
-        ends = np.cumsum(sizes[picked])
+        ends = np.arange(1, len(picked) + 1) if one_each else np.cumsum(sizes[picked])
         used = 0  # puzzles of `picked` that earlier batches took
         while True:
             before = ends[used - 1] if used else 0
             last = int(np.searchsorted(ends, before + batch_size))  # the puzzle that completes the batch
             if last >= len(picked):
                 break
-            yield _batch_examples(rng, picked[used : last + 1], starts, sizes, batch_size)
+            mine = picked[used : last + 1]
+            yield (starts[mine], mine) if one_each else _batch_examples(rng, mine, starts, sizes, batch_size)
             used = last + 1
         groups = order[drawn : drawn + _GROUPS_A_DRAW]
         if not len(groups):
@@ -203,107 +207,10 @@ def _batch_examples(
     """All examples of the picked puzzles, shuffled within each puzzle, cut to the batch."""
     counts = sizes[picked]
     total = int(counts.sum())
-    if total == len(picked):  # one example each: nothing to shuffle
-        return starts[picked].astype(np.int64), picked
+    if total == len(picked):  # nothing to shuffle
+        return starts[picked], picked
     position = np.repeat(np.arange(len(picked)), counts)
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    examples = starts[picked][position].astype(np.int64) + within
+    examples = starts[picked][position] + within
     shuffled = np.lexsort((rng.random(total), position))
     return examples[shuffled][:batch_size], picked[position][:batch_size]
-
-
-def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
-    """Read `<folder>/dataset.json`."""
-    path = folder / "dataset.json"
-    if not path.exists():
-        if not folder.parent.is_dir():
-            raise UserError(f"no dataset at {folder.parent}; build one (dataset/build_*_dataset.py) or set data_path")
-        splits = sorted(p.parent.name for p in folder.parent.glob("*/dataset.json"))
-        found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
-        raise UserError(f"{path} is missing; {found}")
-    try:
-        return PuzzleDatasetMetadata(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        reason = describe_validation_error(error, str) if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} is not a valid dataset description ({reason}); build the dataset again") from None
-
-
-def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:
-    """Map the arrays of one set and check that they belong together."""
-    arrays = {
-        field: _load_array(folder / f"{name}__{field}.npy", mmap=field in ("inputs", "labels"))
-        for field in PuzzleSet.__dataclass_fields__
-    }
-    puzzles = PuzzleSet(**arrays)
-    _check_shapes(puzzles, folder, name, metadata)
-    for field in ("inputs", "labels"):
-        rows = arrays[field]
-        blocks = max(1, rows.nbytes // _SCAN_BYTES)
-        for start in range(0, len(rows), 4096 * blocks):  # all of it, or evenly spaced parts of a large file
-            _check_vocabulary(rows[start : start + 4096], f"{folder}/{name}__{field}.npy", metadata)
-    return puzzles
-
-
-def _load_array(path: Path, mmap: bool) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; build the dataset again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is truncated or not a .npy file ({error}); build the dataset again") from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is an archive, not a .npy file; build the dataset again")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise UserError(f"{path} holds {array.dtype}, not integers; build the dataset again")
-    return array
-
-
-def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> None:
-    def fail(field: str, what: str) -> None:
-        raise UserError(f"{folder}/{name}__{field}.npy: {what}; build the dataset again")
-
-    ids = puzzles.puzzle_identifiers
-    if ids.ndim != 1:
-        fail("puzzle_identifiers", f"has shape {ids.shape}, not one axis")
-    for field in ("inputs", "labels"):
-        shape = getattr(puzzles, field).shape
-        if len(shape) != 2 or shape[1] != metadata.seq_len:
-            fail(field, f"has shape {shape}, but dataset.json says seq_len {metadata.seq_len}")
-    if puzzles.inputs.shape != puzzles.labels.shape:
-        fail("labels", f"has {len(puzzles.labels)} rows, but there are {len(puzzles.inputs)} inputs")
-    for field, end, of in (
-        ("puzzle_indices", len(puzzles.inputs), "examples"),
-        ("group_indices", len(puzzles.puzzle_identifiers), "puzzles"),
-    ):
-        indices = getattr(puzzles, field)
-        if indices.ndim != 1 or not len(indices) or indices[0] != 0 or (np.diff(indices) <= 0).any():
-            fail(field, "does not ascend from 0")
-        if indices[-1] != end:
-            fail(field, f"ends at {indices[-1]}, but there are {end} {of}")
-    if len(puzzles.puzzle_indices) - 1 != len(ids):
-        fail("puzzle_identifiers", f"has {len(ids)} entries for {len(puzzles.puzzle_indices) - 1} puzzles")
-    if len(ids) and (ids.min() < 0 or ids.max() >= metadata.num_puzzle_identifiers):
-        fail("puzzle_identifiers", f"goes outside 0..{metadata.num_puzzle_identifiers - 1}, which dataset.json allows")
-
-
-def _check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleDatasetMetadata) -> None:
-    """The numbers that the length of a run is computed from."""
-    groups = sum(len(puzzles.group_indices) - 1 for puzzles in sets)
-    puzzles = sum(len(puzzles.puzzle_identifiers) for puzzles in sets)
-    mean = sum(len(puzzles.inputs) for puzzles in sets) / max(1, puzzles)
-    for key, stated, found in (
-        ("total_groups", metadata.total_groups, groups),
-        ("mean_puzzle_examples", metadata.mean_puzzle_examples, mean),
-    ):
-        if not np.isclose(stated, found, rtol=1e-6):
-            raise UserError(
-                f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; build the dataset again"
-            )
-
-
-def _check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata) -> None:
-    if rows.size and (rows.min() < 0 or rows.max() >= metadata.vocab_size):
-        raise UserError(
-            f"{where}: token {rows.max() if rows.min() >= 0 else rows.min()} is outside the vocabulary "
-            f"0..{metadata.vocab_size - 1} that dataset.json states; build the dataset again"
-        )

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from dataset.shards import load_metadata
 from errors import UserError, one_line_errors
 from evaluators.animation import draw_frames, save_gif
 from evaluators.arc_query import identifiers_at_hand, read_query
@@ -42,7 +43,6 @@ from evaluators.puzzle_text import Puzzle, read_puzzle
 from evaluators.solution import Answer, answers, as_json, judge
 from evaluators.steps import reasoning_steps
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
-from puzzle_dataset import load_metadata
 from training.config import StrictModel, from_cli, load_config
 from training.distributed import DEVICES, select_device
 from training.progress import progress_bar

@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"  # ignored by git
 
 def main() -> None:
     args = parser(__doc__).parse_args()
-    common = ["--toy"] * args.toy
+    common = ["--device", args.device, *["--toy"] * args.toy]
     if args.repeats:
         common += ["--repeats", str(args.repeats)]
     path = args.json or RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d_%H%M%S}.json"

@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from dataset.shards import PuzzleSet
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1_Inner
 from models.losses import ACTLossHead
-from puzzle_dataset import Batch, PuzzleDataset, PuzzleSet
+from puzzle_dataset import Batch, PuzzleDataset
 from training.config import PretrainConfig
 from training.distributed import Ranks
 from training.metrics import train_metrics

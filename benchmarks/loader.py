@@ -1,7 +1,9 @@
 """Time to draw and load training batches: python -m benchmarks.loader [--batch 768] [options]
 
 sampler   which examples a batch holds: puzzle_dataset.sample_batches against one scalar draw a group
-loader    batches out of a DataLoader: with one worker, as training on CUDA reads them, and without, as on a CPU
+loader    batches on their way to a device: with one worker, as training on CUDA reads them (the baseline's is a
+          DataLoader's process, ours a thread; on CUDA until they are there, elsewhere until they could be sent), and
+          without, as training on a CPU
 
 on made-up data of the shape of sudoku-extreme-1k-aug-1000 (one example a puzzle) and of an ARC dataset (several).
 Checks first that both give the same batches; of ARC, whose examples the baseline shuffles by another generator, the
@@ -21,13 +23,15 @@ from torch.utils.data import DataLoader
 from benchmarks.baseline import PlainDataset, plain_batches
 from benchmarks.report import Result, in_turns, parser, positive, publish
 from benchmarks.sizes import SIZES, write_dataset
+from dataset.shards import PuzzleSet
 from errors import one_line_errors
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, PuzzleSet, sample_batches
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
+from training.data import BATCHES_AHEAD, batches_on, read_ahead
+from training.distributed import select_device
 
 CPU = torch.device("cpu")
 EPOCHS = {"sudoku": 2000, "arc": 5000}  # of a pass, whose groups' order is drawn at its start
 TARGETS = {"sampler": 100.0, "loader, one worker": 20.0}
-READ_AHEAD = 8
 CHECKED_BATCHES = 5
 
 
@@ -74,20 +78,32 @@ def measure_loader(name: str, folder: Path, args: argparse.Namespace, workers: i
     ours, plain = (open_dataset(kind, folder, EPOCHS[name], args.batch) for kind in (PuzzleDataset, PlainDataset))
     if name == "sudoku":
         check_same_loading(ours, plain)
-    streams = {"baseline": endless_loader(plain, workers), "ours": endless_loader(ours, workers)}
+    device = select_device(args.device)
+    streams = {"baseline": plain_loader(plain, workers, device), "ours": our_loader(ours, workers, device)}
     ways = {way: lambda stream=stream: drain(stream, args.count) for way, stream in streams.items()}
     times = in_turns(
-        ways, args.repeats, CPU, before=lambda way: drain(streams[way], 2 * READ_AHEAD), desc=f"loader, {name}"
+        ways, args.repeats, device, before=lambda way: drain(streams[way], 2 * BATCHES_AHEAD), desc=f"loader, {name}"
     )
     return per_batch("loader, one worker" if workers else "loader, no worker", name, times, args)
 
 
-def endless_loader(dataset: PuzzleDataset, workers: int) -> Iterator:
-    """As training.data.open_loader on CUDA, without pinning, or without CUDA."""
-    options = dict(num_workers=1, prefetch_factor=READ_AHEAD, persistent_workers=True) if workers else {}
-    loader = DataLoader(dataset, batch_size=None, **options)
+def plain_loader(dataset: PlainDataset, workers: int, device: torch.device) -> Iterator:
+    cuda = device.type == "cuda" and workers > 0
+    options = dict(num_workers=1, prefetch_factor=BATCHES_AHEAD, persistent_workers=True) if workers else {}
+    loader = DataLoader(dataset, batch_size=None, pin_memory=cuda, **options)
     while True:
-        yield from loader
+        for _, batch, _ in loader:
+            yield {name: field.to(device, non_blocking=True) for name, field in batch.items()} if cuda else batch
+
+
+def our_loader(dataset: PuzzleDataset, workers: int, device: torch.device) -> Iterator:
+    while True:
+        if not workers:
+            yield from batches_on(CPU, dataset)
+        elif device.type == "cuda":
+            yield from batches_on(device, dataset)
+        else:
+            yield from read_ahead(dataset.narrow(), device)
 
 
 def drain(stream: Iterator, count: int) -> None:

@@ -23,7 +23,7 @@ import pretrain
 from benchmarks.build import ROOT
 from errors import one_line_errors
 from training.config import PretrainConfig, from_hydra
-from training.data import open_datasets, open_loader
+from training.data import batches_on, open_datasets
 from training.distributed import Ranks, select_device
 from training.state import train_step
 
@@ -49,7 +49,8 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float]:
     train_data, _, _ = open_datasets(config, ranks)
     run = pretrain.start(config, ranks, device, train_data)
     times = {"step": [], "metrics": [], "save": []}
-    batches = pretrain.one_pass(open_loader(train_data, device), run.state, device)
+    batches = batches_on(device, train_data)
+    run.state.head.train()
     for _ in range(steps + 1):
         batch = next(batches)
         start = time.perf_counter()

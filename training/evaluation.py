@@ -12,7 +12,6 @@ from itertools import count
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from errors import UserError
 from models.hrm.hrm_act_v1 import Carry, InnerCarry
@@ -49,7 +48,7 @@ def evaluate_split(
     saved = defaultdict(list)
     head.eval()
     batches = progress_bar(
-        DataLoader(dataset, batch_size=None, generator=torch.Generator()),
+        dataset,
         total=dataset.num_test_batches(),
         desc="evaluate",
         unit="batch",

@@ -28,10 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dataset.common import NpyStream, PuzzleDatasetMetadata
+from dataset.shards import PuzzleSet, load_metadata, load_set
 from errors import UserError
-from puzzle_dataset import PuzzleDataset, PuzzleSet, load_metadata, load_set, mark_ignored
+from puzzle_dataset import PuzzleDataset, mark_ignored
 from training.distributed import Ranks
 from training.torch_predictions import read_torch, torch_path, torch_paths
 
@@ -290,7 +292,7 @@ def _gather(
     found = []
     for puzzles, end, mine in zip(sets, ends, np.split(examples, np.searchsorted(examples, ends[:-1])), strict=True):
         mine = mine - (end - len(puzzles.inputs))
-        labels = mark_ignored(puzzles.labels[mine], metadata)
+        labels = mark_ignored(torch.from_numpy(puzzles.labels[mine]), metadata).numpy()
         found.append((puzzles.inputs[mine], labels, puzzles.puzzle_identifiers[puzzles.puzzles_of(mine)]))
     inputs, labels, identifiers = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return inputs, labels, identifiers

@@ -34,11 +34,5 @@ class StopRequest:
         return None
 
 
-def leave_to_the_main_process(worker: int) -> None:
-    """For a data loader's process: a signal to the whole group must not take it from a step."""
-    for number in (*SIGNALS, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class Stopped(Exception):
     """Raised at a point where the state has been saved, to leave the loops."""
