@@ -32,7 +32,8 @@ from training.evaluation import evaluate_split
 from training.metrics import MetricsLog, reduce_steps, train_metrics
 from training.preemption import Stopped, StopRequest
 from training.progress import progress_bar, start_logging
-from training.state import TrainState, create_state, train_step
+from training.state import TrainState, create_state
+from training.step import train_step
 from training.torch_predictions import save_predictions
 from training.weights import save_weights
 
@@ -129,7 +130,7 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
     for batch in batches_on(run.device, train_data):
         if run.state.step >= run.state.total_steps:  # batches may be left over
             break
-        sums, lr = train_step(run.state, batch, run.config, run.ranks)
+        sums, lr = train_step(run.state, batch, run.config)
         step = run.state.step
         run.unread.append((step, sums, lr))
         # Fixed steps, so that a resumed run looks where the whole one does.

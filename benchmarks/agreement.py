@@ -4,7 +4,7 @@ trace       losses of N training steps: float32 and bfloat16, ours and the basel
             Sudokus (--data-path); writes trace.json and trace.png
 attention   outputs, gradients and time of each attention kernel that runs here, against float64
 compile     losses of the first steps: eager, blocks compiled, the baseline compiled as a whole (not with --toy)
-nccl        gradients through a process group of one rank: one bucket and one call a parameter, equal and timed
+nccl        gradients through a process group of one rank: buckets and one call a parameter, equal and timed
 
 Prints a table each; --out is a folder for files. Runs on a CPU too (gloo for NCCL). `--toy`: a model for a test.
 """
@@ -34,6 +34,7 @@ from models.attention import select_attention
 from puzzle_dataset import PuzzleDataset
 from training.data import open_split
 from training.distributed import Ranks, select_device
+from training.gradients import GradientBuckets
 from training.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -188,26 +189,37 @@ def nccl(args: argparse.Namespace, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         dist.init_process_group(backend, init_method=f"file://{scratch}/rendezvous", rank=0, world_size=1)
         torch.manual_seed(0)
-        batch = size.batches[0]
-        trainer = OurTrainer(config_of(size, batch), metadata_of(size), ONE, device)
-        data = next(random_batches(size, batch, device))
-        trainer.head(carry=trainer.head.initial_carry(data), batch=data).loss.backward()
-        gradients = [p.grad for p in trainer.head.parameters() if p.grad is not None]
-        before = [gradient.clone() for gradient in gradients]
-        told_two = Ranks(0, 2, 0)  # so that it does not skip the call; the group has one rank, the sum is the same
+        head = OurTrainer(config_of(size, size.batches[0]), metadata_of(size), ONE, device).head
+        data = next(random_batches(size, size.batches[0], device))
+        came: dict[torch.nn.Parameter, Tensor] = {}  # the gradients as they were before the sum
+        noting = [
+            p.register_post_accumulate_grad_hook(lambda p: came.update({p: p.grad.clone()})) for p in head.parameters()
+        ]
+        told_two = Ranks(0, 2, 0)  # so that it does not skip the sum; the group has one rank, which changes nothing
+        buckets = GradientBuckets(head.parameters(), told_two)
+
+        def backward() -> None:
+            head.zero_grad()
+            head(carry=head.initial_carry(data), batch=data).loss.backward()
 
         def one_a_parameter() -> None:
-            for gradient in gradients:
-                dist.all_reduce(gradient)
+            backward()
+            for parameter in came:
+                dist.all_reduce(parameter.grad)
 
-        ways = {
-            "one call a parameter": one_a_parameter,
-            "one bucket": lambda: told_two.sum_gradients(trainer.head.parameters()),
-        }
+        def in_buckets() -> None:
+            with buckets.summing():
+                backward()
+
+        for way in (one_a_parameter, in_buckets, in_buckets):  # the first backward pass fills the buckets
+            way()
+            assert all(torch.equal(p.grad, before) for p, before in came.items()), "a sum of one rank changed it"
+        for handle in noting:
+            handle.remove()
+        ways = {"no sum": backward, "one call a parameter, after it": one_a_parameter, "buckets, during it": in_buckets}
         times = in_turns(ways, 20, device)
-        assert all(torch.equal(a, b) for a, b in zip(gradients, before, strict=True)), "a sum of one rank changed it"
         dist.destroy_process_group()
-    print(f"| {backend}, one rank, {len(gradients)} gradients | time |\n| --- | --- |")
+    print(f"| {backend}, one rank, {len(came)} gradients | forward and backward |\n| --- | --- |")
     for name, seconds in times.items():
         print(f"| {name} | {milliseconds(seconds)} |")
 

@@ -26,7 +26,8 @@ from puzzle_dataset import Batch, PuzzleDataset
 from training.config import PretrainConfig
 from training.distributed import Ranks
 from training.metrics import train_metrics
-from training.state import create_state, learning_rate
+from training.state import create_state
+from training.step import learning_rate
 
 
 class PlainInner(HierarchicalReasoningModel_ACTV1_Inner):

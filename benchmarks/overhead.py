@@ -25,7 +25,7 @@ from errors import one_line_errors
 from training.config import PretrainConfig, from_hydra
 from training.data import batches_on, open_datasets
 from training.distributed import Ranks, select_device
-from training.state import train_step
+from training.step import train_step
 
 
 def config_of(experiment: str, scratch: Path, size: int, batch: int) -> PretrainConfig:
@@ -54,7 +54,7 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float]:
     for _ in range(steps + 1):
         batch = next(batches)
         start = time.perf_counter()
-        sums, lr = train_step(run.state, batch, config, ranks)
+        sums, lr = train_step(run.state, batch, config)
         if device.type == "cuda":
             torch.cuda.synchronize()
         stepped = time.perf_counter()

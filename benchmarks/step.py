@@ -31,7 +31,8 @@ from training.compilation import compile_blocks
 from training.config import PretrainConfig
 from training.distributed import Ranks, select_device
 from training.metrics import reduce_steps, train_metrics
-from training.state import create_state, train_step
+from training.state import create_state
+from training.step import train_step
 
 log = logging.getLogger(__name__)
 CHECKED_STEPS = 4
@@ -63,7 +64,7 @@ class OurTrainer:
 
     def step(self, batch: Batch) -> dict[str, float] | None:
         """-> the metrics, where they are looked at: every `log_interval` steps."""
-        self.unread.append(train_step(self.state, batch, self.config, self.ranks))
+        self.unread.append(train_step(self.state, batch, self.config))
         if len(self.unread) < self.log_interval:
             return None
         sums, lrs = zip(*self.unread, strict=True)

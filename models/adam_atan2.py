@@ -15,7 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class AdamATan2(torch.optim.Optimizer):
-    """`p = p (1 - lr wd) - lr / (1 - b1^t) * atan2(m, sqrt(v / (1 - b2^t)))`, t counting from 1."""
+    """`p = p (1 - lr wd) - lr / (1 - b1^t) * atan2(m, sqrt(v / (1 - b2^t)))`, t counting from 1.
+
+    `step` is `prepare`, which counts and sends this step's three factors to the device, and `apply`, which computes on
+    the device alone: a CUDA graph holds the second and is replayed after the first.
+    """
 
     def __init__(
         self,
@@ -29,13 +33,36 @@ class AdamATan2(torch.optim.Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+        self._work: list[tuple[list[nn.Parameter], tuple[float, float], Tensor]] = []  # parameters, betas, factors
+        self._factors: list[Tensor] = []  # in the same place every step
 
-    @torch.no_grad()
     def step(self, closure=None) -> None:
         assert closure is None
+        self.prepare()
+        self.apply()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Of the parameters that have a gradient now; most often all, so that there is one set of factors."""
+        self._work = []
         for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
             for step, params in self._by_step(group["params"]).items():
-                self._update(params, step, group["lr"], group["betas"], group["weight_decay"])
+                values = (1 - lr * group["weight_decay"], (1 - beta2**step) ** 0.5, -lr / (1 - beta1**step))
+                factors = self._place(len(self._work), params[0])
+                factors.copy_(torch.tensor(values, dtype=factors.dtype), non_blocking=True)
+                self._work.append((params, (beta1, beta2), factors))
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """The update that was prepared, with the gradients as they are now."""
+        for params, betas, factors in self._work:
+            self._update(params, *betas, *factors.unbind())
+
+    def _place(self, number: int, like: Tensor) -> Tensor:
+        if number == len(self._factors):
+            self._factors.append(like.new_empty(3))
+        return self._factors[number]
 
     def _by_step(self, params: list[nn.Parameter]) -> dict[int, list[nn.Parameter]]:
         """Count this step, and group the parameters that have a gradient by their number of steps: mostly one group."""
@@ -53,25 +80,28 @@ class AdamATan2(torch.optim.Optimizer):
         return groups
 
     def _update(
-        self, params: list[nn.Parameter], step: int, lr: float, betas: tuple[float, float], weight_decay: float
+        self, params: list[nn.Parameter], beta1: float, beta2: float, decay: Tensor, correction: Tensor, rate: Tensor
     ) -> None:
-        beta1, beta2 = betas
         grads = [p.grad for p in params]
         m: list[Tensor] = [self.state[p]["exp_avg"] for p in params]
         v: list[Tensor] = [self.state[p]["exp_avg_sq"] for p in params]
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_mul_(params, decay)
         torch._foreach_lerp_(m, grads, 1 - beta1)
         torch._foreach_lerp_(v, torch._foreach_mul(grads, grads), 1 - beta2)
         root = torch._foreach_sqrt(v)
-        torch._foreach_div_(root, (1 - beta2**step) ** 0.5)
+        torch._foreach_div_(root, correction)
         angle = [torch.atan2(x, y) for x, y in zip(m, root, strict=True)]  # there is no foreach form
-        torch._foreach_add_(params, angle, alpha=-lr / (1 - beta1**step))
+        torch._foreach_mul_(angle, rate)
+        torch._foreach_add_(params, angle)
 
 
-def adam_atan2(params: Iterable[nn.Parameter], **options) -> torch.optim.Optimizer:
-    """The CUDA extension where it imports and the parameters are on CUDA, else `AdamATan2`; options as for it."""
+def adam_atan2(params: Iterable[nn.Parameter], graphed: bool = False, **options) -> torch.optim.Optimizer:
+    """The CUDA extension where it imports and the parameters are on CUDA, else `AdamATan2`; options as for it.
+
+    `graphed`: for a CUDA graph, which cannot hold the extension's counting.
+    """
     params = list(params)
-    if params and all(p.is_cuda for p in params):
+    if not graphed and params and all(p.is_cuda for p in params):
         try:
             from adam_atan2 import AdamATan2 as Extension
         except ImportError:

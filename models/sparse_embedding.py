@@ -49,6 +49,7 @@ class SparseSignSGD(torch.optim.Optimizer):
     """Sign-SGD with decoupled weight decay for the buffers of one `SparseEmbedding`.
 
     For each row that occurs on any rank: `w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients)`.
+    `step` is `prepare` and `apply`, as in `AdamATan2`.
     """
 
     def __init__(self, buffers: Iterable[Tensor], world_size: int, lr: float = 1e-3, weight_decay: float = 1e-2):
@@ -56,16 +57,31 @@ class SparseSignSGD(torch.optim.Optimizer):
             raise ValueError(f"lr ({lr}) and weight_decay ({weight_decay}) must not be negative")
         super().__init__(buffers, dict(lr=lr, weight_decay=weight_decay))
         self.world_size = world_size
+        self._factors = [self._table(group).new_empty(2) for group in self.param_groups]
 
-    @torch.no_grad()
     def step(self, closure=None) -> None:
         assert closure is None
-        for group in self.param_groups:
+        self.prepare()
+        self.apply()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        for group, factors in zip(self.param_groups, self._factors, strict=True):
+            values = (1 - group["lr"] * group["weight_decay"], group["lr"])
+            factors.copy_(torch.tensor(values, dtype=factors.dtype), non_blocking=True)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        for group, factors in zip(self.param_groups, self._factors, strict=True):
             weights, local_weights, local_ids = _roles(group["params"])
             if local_weights.grad is None:
                 continue
             grads, ids = self._gather(local_weights.grad), self._gather(local_ids)
-            _sign_update(weights, ids.long(), grads, group["lr"], group["weight_decay"])
+            _sign_update(weights, ids.long(), grads, *factors.unbind())
+
+    def _table(self, group: dict) -> Tensor:
+        weights, _, _ = _roles(group["params"])
+        return weights
 
     def _gather(self, rows: Tensor) -> Tensor:
         if self.world_size == 1:
@@ -83,7 +99,7 @@ def _roles(buffers: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return weights, local_weights, local_ids
 
 
-def _sign_update(weights: Tensor, ids: Tensor, grads: Tensor, lr: float, weight_decay: float) -> None:
+def _sign_update(weights: Tensor, ids: Tensor, grads: Tensor, decay: Tensor, lr: Tensor) -> None:
     """Update the rows `ids` (n,) of `weights` once each, by the sum of their `grads` (n, dim).
 
     All shapes are static (no `unique`, which would make the device wait for the host): equal ids become neighbours by
@@ -94,5 +110,5 @@ def _sign_update(weights: Tensor, ids: Tensor, grads: Tensor, lr: float, weight_
     first[1:] = ids[1:] != ids[:-1]
     slot = first.cumsum(0) - 1  # (n,): which distinct id
     total = torch.zeros_like(grads).index_add_(0, slot, grads[order])
-    rows = weights[ids] * (1 - lr * weight_decay) - lr * total[slot].sign()
+    rows = weights[ids] * decay - lr * total[slot].sign()
     weights.index_copy_(0, ids, rows.to(weights.dtype))

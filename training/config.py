@@ -103,6 +103,7 @@ class PretrainConfig(StrictModel):
     seed: int = Field(default=0, ge=0)
     device: Literal[DEVICES] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
+    cuda_graph: Literal["auto", "on", "off"] = "auto"  # see training/cuda_graph.py
     log_interval: int = Field(default=1, ge=1)  # steps between looks at the metrics, which wait for the device
     checkpoint_every_eval: bool = False  # else only the best so far and the last
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []

@@ -1,8 +1,6 @@
 """The one place that knows about ranks. One process is the same code with a world of size 1."""
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +49,9 @@ class Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if self.world_size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # With two backends, the tensor's device decides; PyTorch takes objects and barriers to the CPU's. So a vote
+            # does not wait for the kernels that the GPU has still to run.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
     def close(self) -> None:
         """At the end of a run without an error; after one, torchrun ends the other ranks."""
@@ -69,8 +69,7 @@ class Ranks:
         """Whether each flag is set on any rank, the same on all."""
         if self.world_size == 1:
             return list(flags)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        votes = torch.tensor(flags, dtype=torch.int32, device=device)
+        votes = torch.tensor(flags, dtype=torch.int32, device="cpu")
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return votes.bool().tolist()
 
@@ -89,22 +88,9 @@ class Ranks:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum over the ranks: the loss is divided by the global batch, so the sum is the gradient of its mean.
-
-        They travel as one flat bucket a dtype, not one call a parameter.
-        """
-        if self.world_size == 1:
-            return
-        buckets = defaultdict(list)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                buckets[parameter.grad.dtype].append(parameter.grad)
-        for gradients in buckets.values():
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            summed = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(summed, gradients, strict=True)])
+    def start_sum(self, values: Tensor) -> dist.Work:
+        """Begin to sum over the ranks, in place; the sum is there after `wait()` of what is returned."""
+        return dist.all_reduce(values, async_op=True)
 
     def sum_to_main(self, values: Tensor) -> Tensor:
         """The sum over the ranks, on rank 0; elsewhere the content is undefined."""

@@ -1,6 +1,5 @@
 """Everything that changes while a run goes on: the model, its optimisers, the carry and the step counter."""
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,10 +9,11 @@ from dataset.common import PuzzleDatasetMetadata
 from models.adam_atan2 import adam_atan2
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
-from puzzle_dataset import Batch
 from training.averaging import WeightAverage
 from training.config import PretrainConfig
+from training.cuda_graph import StepGraph, uses_graph
 from training.distributed import Ranks
+from training.gradients import GradientBuckets
 from training.weights import load_weights
 
 
@@ -37,6 +37,8 @@ class TrainState(Progress):
     optimizers: list[torch.optim.Optimizer]
     base_lrs: list[float]  # one an optimiser; the last is the one that is logged
     total_steps: int
+    gradients: GradientBuckets
+    graph: StepGraph | None  # None: the step is launched kernel by kernel
     carry: Any = None
     ema: WeightAverage | None = None
 
@@ -59,18 +61,21 @@ def create_state(
         load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
     ranks.broadcast_module(head)
 
-    optimizers, base_lrs = create_optimizers(head, config, ranks)
+    graphed = uses_graph(config.cuda_graph, device, ranks)
+    optimizers, base_lrs = create_optimizers(head, config, ranks, graphed)
     return TrainState(
         head=head,
         optimizers=optimizers,
         base_lrs=base_lrs,
         total_steps=total_steps(config, metadata),
+        gradients=GradientBuckets(head.parameters(), ranks),
+        graph=StepGraph() if graphed else None,
         ema=None if config.ema_decay is None else WeightAverage(head, config.ema_decay),
     )
 
 
 def create_optimizers(
-    head: ACTLossHead, config: PretrainConfig, ranks: Ranks
+    head: ACTLossHead, config: PretrainConfig, ranks: Ranks, graphed: bool = False
 ) -> tuple[list[torch.optim.Optimizer], list[float]]:
     """-> (optimisers, the peak lr of each); the lr is set before every step, see `learning_rate`."""
     optimizers, base_lrs = [], []
@@ -86,7 +91,7 @@ def create_optimizers(
         head.requires_grad_(False)  # parameters; the puzzle embeddings are buffers
     else:
         betas = (config.beta1, config.beta2)
-        optimizers.append(adam_atan2(head.parameters(), lr=0, weight_decay=config.weight_decay, betas=betas))
+        optimizers.append(adam_atan2(head.parameters(), graphed, lr=0, weight_decay=config.weight_decay, betas=betas))
         base_lrs.append(config.lr)
     return optimizers, base_lrs
 
@@ -94,36 +99,3 @@ def create_optimizers(
 def total_steps(config: PretrainConfig, metadata: PuzzleDatasetMetadata) -> int:
     examples = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples
     return int(examples / config.global_batch_size)
-
-
-def learning_rate(step: int, base: float, config: PretrainConfig, total: int) -> float:
-    """Linear warm-up, then a cosine down to `lr_min_ratio`; `step` counts from 1."""
-    if step < config.lr_warmup_steps:
-        return base * step / max(1, config.lr_warmup_steps)
-    progress = (step - config.lr_warmup_steps) / max(1, total - config.lr_warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return base * (config.lr_min_ratio + max(0.0, (1 - config.lr_min_ratio) * cosine))
-
-
-def train_step(
-    state: TrainState, batch: Batch, config: PretrainConfig, ranks: Ranks
-) -> tuple[dict[str, torch.Tensor], float]:
-    """One step on this rank's batch; -> (sums of this rank's metrics, learning rate)."""
-    state.step += 1
-    state.batches += 1
-    if state.carry is None:
-        state.carry = state.head.initial_carry(batch)
-    out = state.head(carry=state.carry, batch=batch, return_keys=[])
-    state.carry = out.carry
-    (out.loss / config.global_batch_size).backward()
-    ranks.sum_gradients(state.head.parameters())
-    lr = 0.0
-    for optimizer, base_lr in zip(state.optimizers, state.base_lrs, strict=True):
-        lr = learning_rate(state.step, base_lr, config, state.total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
-    if state.ema is not None:
-        state.ema.update()
-    return out.metrics, lr

@@ -85,6 +85,14 @@ class Carry:
     halted: Tensor  # (B,) bool: the row is replaced by the next batch's
     current_data: dict[str, Tensor]
 
+    @torch.no_grad()
+    def copy_(self, other: "Carry") -> None:
+        """Take over the values of a carry of the same shapes; the tensors stay where they are."""
+        torch._foreach_copy_(self._tensors(), other._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.inner_carry.z_H, self.inner_carry.z_L, self.steps, self.halted, *self.current_data.values()]
+
 
 class HierarchicalReasoningModel_ACTV1(nn.Module):
     """ACT around the inner model: one call is one step of every sequence (paper, section "Adaptive computation")."""

@@ -1,0 +1,121 @@
+"""The recorded training step against the plain one: python -m pytest tests/test_cuda_graph.py
+
+Without CUDA, with a recorder that launches the same operations again on the same memory (tests/recording.py).
+"""
+
+import logging
+
+import pytest
+import torch
+
+from benchmarks.sizes import SIZES, config_of, metadata_of, random_batches
+from errors import UserError
+from tests.recording import record
+from training.config import PretrainConfig
+from training.cuda_graph import WARM_UP, StepGraph, uses_graph
+from training.distributed import Ranks
+from training.state import TrainState, create_state
+from training.step import train_step
+
+CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
+SIZE, BATCH = SIZES["toy"], 8
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(*overrides: str) -> PretrainConfig:
+    """With halting at different steps, exploration, warm-up and decay of the learning rate."""
+    return config_of(
+        SIZE, BATCH, "lr=1e-2", "lr_warmup_steps=5", "lr_min_ratio=0.1", "arch.halt_exploration_prob=0.5",
+        "puzzle_emb_lr=1e-2", *overrides,
+    )  # fmt: skip
+
+
+def fresh_state(run: PretrainConfig) -> TrainState:
+    torch.manual_seed(0)
+    state = create_state(run, metadata_of(SIZE), ONE, CPU)
+    with torch.no_grad():  # a Q head for which rows halt at different steps
+        state.head.model.inner.q_head.weight.normal_()
+        state.head.model.inner.q_head.bias.zero_()
+    state.head.train()
+    return state
+
+
+def steps(state: TrainState, run: PretrainConfig, count: int) -> list[dict[str, float]]:
+    batches = random_batches(SIZE, BATCH, CPU)
+    trace = []
+    for _ in range(count):
+        metrics, lr = train_step(state, next(batches), run)
+        trace.append(metrics | {"lr": lr})
+    return [{name: float(value) for name, value in metrics.items()} for metrics in trace]  # read late
+
+
+def everything(state: TrainState) -> dict[str, torch.Tensor]:
+    tensors = dict(state.head.state_dict())
+    for number, optimizer in enumerate(state.optimizers):
+        for key, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"{number}.{key}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    carry = state.carry
+    tensors |= {
+        "z_H": carry.inner_carry.z_H,
+        "z_L": carry.inner_carry.z_L,
+        "steps": carry.steps,
+        "halted": carry.halted,
+    }
+    tensors |= carry.current_data
+    return tensors | ({} if state.ema is None else state.ema.state_dict())
+
+
+@pytest.mark.parametrize("overrides", [[], ["ema_decay=0.9"], ["freeze=weights"], ["arch.halt_max_steps=1"]])
+def test_a_recorded_step_is_the_plain_step(overrides):
+    """40 steps: metrics, weights, moments and their counts, averages, carry and random draws, bit for bit."""
+    run = config(*overrides)
+    plain = fresh_state(run)
+    expected = steps(plain, run, 40)
+    random = torch.rand(1)
+    recorded = fresh_state(run)
+    recorded.graph = StepGraph(record)
+    calls = []
+    forward = recorded.head.model.forward
+    recorded.head.model.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    assert steps(recorded, run, 40) == expected
+    assert len(calls) == WARM_UP + 1  # after it, nothing but the recording runs
+    assert torch.equal(torch.rand(1), random)
+    theirs = everything(plain)
+    for name, tensor in everything(recorded).items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert overrides == ["arch.halt_max_steps=1"] or len({line["steps"] for line in expected}) > 3
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(caplog):
+    def refuse(call):
+        record(call)  # fails at its end, when Python has run and nothing is launched
+        raise RuntimeError("operation not permitted when stream is capturing\nsee the manual")
+
+    run = config()
+    expected = steps(fresh_state(run), run, 10)
+    state = fresh_state(run)
+    state.graph = StepGraph(refuse)
+    with caplog.at_level(logging.WARNING):
+        assert steps(state, run, 10) == expected
+    assert caplog.messages == [
+        "the step cannot be recorded as a CUDA graph, continuing without: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+def test_when_a_graph_is_used():
+    cuda = torch.device("cuda", 0)
+    assert uses_graph("auto", cuda, ONE)
+    assert uses_graph("on", cuda, Ranks(0, 2, 0))
+    assert not uses_graph("auto", cuda, Ranks(0, 2, 0))
+    assert not uses_graph("off", cuda, ONE)
+    assert not uses_graph("auto", CPU, ONE)
+    with pytest.raises(UserError, match="needs a CUDA device, not cpu; use auto"):
+        uses_graph("on", CPU, ONE)

@@ -1,0 +1,79 @@
+"""A training step as one CUDA graph: recorded once, then launched as a whole instead of kernel by kernel.
+
+A graph holds addresses, so that all it reads and writes stays in place: weights, optimiser states, the carry, and the
+batch, which is copied to where the recorded one lay. Random draws go on as they would without it: PyTorch moves the
+generator on with every replay. Where recording fails, training goes on without, with a warning.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from errors import UserError
+from puzzle_dataset import Batch
+from training.distributed import Ranks
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3  # steps before recording: they compile, choose kernels and make the optimisers' states
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]  # what to record -> what replays it
+
+
+def uses_graph(mode: str, device: torch.device, ranks: Ranks) -> bool:
+    """`auto`: on CUDA with one rank; recording NCCL's calls is left to `on`. Raises `UserError` where it cannot be."""
+    if mode == "on" and device.type != "cuda":
+        raise UserError(f"cuda_graph=on needs a CUDA device, not {device.type}; use auto")
+    return mode == "on" or (mode == "auto" and device.type == "cuda" and ranks.world_size == 1)
+
+
+def record_on_cuda(call: Callable[[], None]) -> Callable[[], None]:
+    """Record what `call` launches, without running it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+class StepGraph:
+    def __init__(self, record: Recorder = record_on_cuda):
+        self._record = record
+        self._waited = 0
+        self._replay: Callable[[], None] | None = None
+        self._failed = False
+        self._batch: Batch = {}
+        self._names: list[str] = []
+        self._values = torch.empty(0)  # the metrics of the last replay
+
+    def ready(self, step: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> bool:
+        """Whether `replay` does the step at hand. `step` makes it, and is recorded when the warm-up is over."""
+        if self._replay is None and not self._failed:
+            if self._waited < WARM_UP:
+                self._waited += 1
+            else:
+                self._make(step, batch)
+        return self._replay is not None
+
+    def replay(self, batch: Batch) -> dict[str, Tensor]:
+        """-> the step's metrics."""
+        for name, field in batch.items():
+            self._batch[name].copy_(field)
+        self._replay()
+        return dict(zip(self._names, self._values.clone().unbind(), strict=True))
+
+    def _make(self, step: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> None:
+        self._batch = {name: field.clone() for name, field in batch.items()}
+
+        def call() -> None:
+            metrics = step(self._batch)
+            self._names = list(metrics)
+            self._values = torch.stack([value.to(torch.float64) for value in metrics.values()])
+
+        try:
+            self._replay = self._record(call)
+            log.info("the training step is a CUDA graph")
+        except Exception as error:  # of CUDA, of a kernel's library, of the compiler: it is optional
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            log.warning("the step cannot be recorded as a CUDA graph, continuing without: %s", reason)
+            self._failed = True
