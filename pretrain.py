@@ -8,9 +8,10 @@ import logging
 import math
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import torch
@@ -29,7 +30,7 @@ from training.data import batches_on, open_datasets
 from training.distributed import Ranks, select_device
 from training.early_stop import note_accuracy, reason_to_stop
 from training.evaluation import evaluate_split
-from training.metrics import MetricsLog, reduce_steps, train_metrics
+from training.metrics import MetricsLog, Unread, train_metrics
 from training.preemption import Stopped, StopRequest
 from training.progress import progress_bar, start_logging
 from training.state import TrainState, create_state
@@ -53,7 +54,7 @@ class Run:
     stop: StopRequest
     schedule: checkpoint.Schedule
     passes: int  # over the training data, an evaluation after each
-    unread: list[tuple[int, dict[str, torch.Tensor], float]] = field(default_factory=list)  # step, its sums, its lr
+    unread: Unread
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
@@ -74,6 +75,11 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
         farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
         if config.resume is not True:
             farewell += f" checkpoint_path='{config.checkpoint_path}'"
+    except BaseException:
+        if ranks.world_size == 1:  # else it would need the others; after a resume the same metrics come again
+            with suppress(RuntimeError):  # of a device that is gone
+                read_metrics(run, complete=True)
+        raise
     finally:
         run.bar.close()  # an error gets a line of its own
     run.stop.done()
@@ -107,7 +113,7 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     state.wandb_id = metrics_log.wandb_id
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
     passes = config.epochs // train_data.config.epochs_per_iter
-    return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config), passes)
+    return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config), passes, Unread(ranks))
 
 
 def finished(run: Run) -> bool:
@@ -124,30 +130,72 @@ def ends_early(run: Run) -> bool:
 
 def train_pass(run: Run, train_data: PuzzleDataset) -> None:
     """The steps of one pass, or what is left of it; `early_stop` may end it before its time."""
-    if ends_early(run):  # stopped by a signal just before the last evaluation
+    state = run.state
+    if state.ended_early and ends_early(run):  # stopped by a signal between that end and its evaluation
         return
-    run.state.head.train()
+    state.ended_early = False
+    state.head.train()
     for batch in batches_on(run.device, train_data):
-        if run.state.step >= run.state.total_steps:  # batches may be left over
+        if state.step >= state.total_steps:  # batches may be left over
             break
-        sums, lr = train_step(run.state, batch, run.config)
-        step = run.state.step
-        run.unread.append((step, sums, lr))
+        sums, lr = train_step(state, batch, run.config)
+        run.unread.add(state.step, sums, lr)
         # Fixed steps, so that a resumed run looks where the whole one does.
-        if (step % run.config.log_interval == 0 or run.schedule.falls_on(step)) and save_or_stop(run):
-            return
+        if state.step % run.config.log_interval == 0 or run.schedule.falls_on(state.step):
+            look(run)
+        if state.ended_early:
+            break
     if run.unread:
-        save_or_stop(run)
+        settle(run)
 
 
-def read_metrics(run: Run) -> tuple[str, int] | None:
-    """Fetch and record the metrics of the steps since the last time -> what is not finite, on rank 0, and its step."""
-    steps, sums, lrs = zip(*run.unread, strict=True)
-    run.unread.clear()
-    for step, values, lr in zip(steps, reduce_steps(sums, run.ranks), lrs, strict=True):
+def look(run: Run) -> None:
+    """Look at the metrics that have arrived, notice where the pass ends early, save a state where one is due.
+
+    Raises `Stopped` where the run should stop. All ranks agree on all of it. The metrics of the newest steps are still
+    on their way, so that the device does not wait for the host. Early stopping is first seen without them, at every
+    look: a state that was saved in between, by the clock, must not change the decision.
+    """
+    bad = read_metrics(run)
+    early = run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None
+    diverged, stopping, due, early = run.ranks.any(
+        bad is not None, run.stop.reason is not None, run.schedule.due(run.state.step), early
+    )
+    if diverged:
+        stop_diverged(run, bad)
+    if stopping or due or early:
+        settle(run)
+    run.state.ended_early = early and ends_early(run)
+    if stopping:
+        raise Stopped(run.stop.reason or "a signal to another rank")
+    if due:
+        save_state(run)
+
+
+def settle(run: Run) -> None:
+    """Wait for the metrics of every step."""
+    bad = read_metrics(run, complete=True)
+    (diverged,) = run.ranks.any(bad is not None)
+    if diverged:
+        stop_diverged(run, bad)
+
+
+def stop_diverged(run: Run, bad: tuple[str, int] | None) -> NoReturn:
+    """A loss that is not finite ends the run at once: what it made since the last state is not saved."""
+    states = checkpoint.complete_states(Path(run.config.checkpoint_path))
+    kept = f"the last good state is {states[0]}" if states else "no state was saved before"
+    what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
+    raise UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
+
+
+def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
+    """Record the metrics that have arrived, with `complete` of every step; -> what is not finite, on rank 0, and its
+    step."""
+    for step, values, lr in run.unread.take(complete):
         metrics = train_metrics(values, run.config.global_batch_size, lr)
         bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if bad and run.ranks.is_main:
+            run.unread.clear()  # nothing after it is worth a line
             return bad[0], step
         note_accuracy(run.state, values["count"], values["exact_accuracy"])
         run.metrics_log.write(step, metrics)
@@ -156,29 +204,6 @@ def read_metrics(run: Run) -> tuple[str, int] | None:
             run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
         run.bar.update()
     return None
-
-
-def save_or_stop(run: Run) -> bool:
-    """Look at the metrics, save a state where one is due; -> whether early stopping ends the pass here.
-
-    Raises `Stopped` where the run should stop. All ranks agree on all of it. A loss that is not finite ends the run at
-    once: what it made since the last state is not saved.
-    """
-    bad = read_metrics(run)
-    early = run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None
-    diverged, stopping, due, early = run.ranks.any(
-        bad is not None, run.stop.reason is not None, run.schedule.due(run.state.step), early
-    )
-    if diverged:
-        states = checkpoint.complete_states(Path(run.config.checkpoint_path))
-        kept = f"the last good state is {states[0]}" if states else "no state was saved before"
-        what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
-        raise UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
-    if stopping:
-        raise Stopped(run.stop.reason or "a signal to another rank")
-    if due:
-        save_state(run)
-    return early
 
 
 def save_state(run: Run) -> None:

@@ -58,8 +58,8 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         stepped = time.perf_counter()
-        run.unread.append((run.state.step, sums, lr))
-        pretrain.save_or_stop(run)
+        run.unread.add(run.state.step, sums, lr)
+        pretrain.look(run)
         times["step"].append(stepped - start)
         times["metrics"].append(time.perf_counter() - stepped)
     for _ in range(3):

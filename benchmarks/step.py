@@ -30,7 +30,7 @@ from puzzle_dataset import Batch
 from training.compilation import compile_blocks
 from training.config import PretrainConfig
 from training.distributed import Ranks, select_device
-from training.metrics import reduce_steps, train_metrics
+from training.metrics import Unread, train_metrics
 from training.state import create_state
 from training.step import train_step
 
@@ -55,7 +55,7 @@ class OurTrainer:
         self.config, self.ranks, self.device = config, ranks, device
         self.state = create_state(config, metadata, ranks, device)
         self.head = self.state.head
-        self.log_interval, self.unread = 1, []  # as in pretrain.py
+        self.unread, self.log_interval, self.late = Unread(ranks), 1, False
         self.head.train()
 
     def compile(self) -> None:
@@ -63,14 +63,13 @@ class OurTrainer:
             raise RuntimeError("the blocks do not compile here")
 
     def step(self, batch: Batch) -> dict[str, float] | None:
-        """-> the metrics, where they are looked at: every `log_interval` steps."""
-        self.unread.append(train_step(self.state, batch, self.config))
-        if len(self.unread) < self.log_interval:
+        """-> the metrics, where they are looked at: every `log_interval` steps, and `late` as in pretrain.py."""
+        sums, lr = train_step(self.state, batch, self.config)
+        self.unread.add(self.state.step, sums, lr)
+        if self.state.step % self.log_interval:
             return None
-        sums, lrs = zip(*self.unread, strict=True)
-        self.unread.clear()
-        values = reduce_steps(sums, self.ranks)
-        return [train_metrics(v, self.config.global_batch_size, lr) for v, lr in zip(values, lrs, strict=True)][-1]
+        read = [train_metrics(v, self.config.global_batch_size, lr) for _, v, lr in self.unread.take(not self.late)]
+        return read[-1] if read else None
 
 
 # name -> (class, compiled)
@@ -162,7 +161,7 @@ def measure(
         differences = {w: check_same_losses(w, ways[w], ways["baseline"], dtype) for w in ways if w != "baseline"}
     for way in ("eager", "blocks compiled"):
         if way in ways:
-            ways[way].trainer.log_interval = args.log_interval
+            ways[way].trainer.log_interval, ways[way].trainer.late = args.log_interval, True
 
     def a_turn(trainer: PlainTrainer | OurTrainer) -> None:
         for number in range(args.log_interval):

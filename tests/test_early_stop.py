@@ -82,3 +82,17 @@ def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy,
     assert resumed.pop(stopped) == lines[-1]
     assert resumed == read_metrics(tmp_path / "whole")
     assert resumed[-1]["step"] == 150
+
+
+def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, easy):
+    """Also when it goes on from the states just before its end, which have seen more metrics than the run had."""
+    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
+    changes |= {"eval_interval": 30, "early_stop.train_exact_accuracy": 0.98}
+    whole = pretrain(tmp_path / "whole", **changes)
+    stopped = whole[-1]["step"]
+    assert WINDOW + 2 < stopped < 150  # not where the window is full
+    clocked = pretrain(tmp_path / "clocked", checkpoint_minutes=1e-9, keep_last=200, **changes)
+    assert clocked == whole
+    for step in range(stopped - 3, stopped + 1):
+        resumed = pretrain(tmp_path / str(step), resume=tmp_path / f"clocked/state_{step}", **changes)
+        assert resumed == whole

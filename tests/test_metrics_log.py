@@ -6,12 +6,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import pretrain
 from errors import UserError
 from tests.launch import run
-from tests.runs import reference_overrides
+from tests.runs import lines_with, read_metrics, reference_overrides
+from tests.runs import pretrain as pretrain_run
 from training.distributed import Ranks
-from training.metrics import MetricsLog
+from training.metrics import MetricsLog, Unread
 
 CONFIG = SimpleNamespace(project_name="project", run_name="run", model_dump=lambda: {"seed": 7})
 ONE = Ranks(0, 1, 0)
@@ -47,6 +50,42 @@ def wandb(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     return module
+
+
+def sums(step: int, **more: float) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor(value) for key, value in dict(count=2, lm_loss=step / 2, **more).items()}
+
+
+def test_metrics_are_read_at_the_look_after_the_one_that_sent_them():
+    unread = Unread(ONE)
+    assert unread.take() == [] and not unread
+    for step in (1, 2):
+        unread.add(step, sums(step), lr=step / 10)
+    assert unread.take() == []
+    unread.add(3, sums(3, q_continue_loss=7), lr=0.3)  # other metrics than in the steps before
+    assert unread.take() == [(1, {"count": 2, "lm_loss": 0.5}, 0.1), (2, {"count": 2, "lm_loss": 1.0}, 0.2)]
+    unread.add(4, sums(4), lr=0.4)
+    assert unread
+    assert unread.take(complete=True) == [
+        (3, {"count": 2, "lm_loss": 1.5, "q_continue_loss": 7}, 0.3),
+        (4, {"count": 2, "lm_loss": 2.0}, 0.4),
+    ]
+    assert unread.take(complete=True) == [] and not unread
+
+
+def test_a_crash_loses_no_metrics(tmp_path, monkeypatch):
+    whole = lines_with(pretrain_run(tmp_path / "whole"), "train/")
+    train_step = pretrain.train_step
+
+    def breaking_step(state, *args):
+        if state.step == 8:
+            raise RuntimeError("an illegal memory access")
+        return train_step(state, *args)
+
+    monkeypatch.setattr(pretrain, "train_step", breaking_step)
+    with pytest.raises(RuntimeError, match="illegal"):
+        pretrain_run(tmp_path / "crashed", log_interval=5)
+    assert read_metrics(tmp_path / "crashed") == whole[:8]
 
 
 def write_steps(folder, steps, **options) -> MetricsLog:

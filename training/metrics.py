@@ -21,17 +21,66 @@ log = logging.getLogger(__name__)
 
 def reduce_metrics(metrics: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
     """The sum over the ranks; on the other ranks the values are meaningless."""
-    (values,) = reduce_steps([metrics], ranks)
+    (values,) = Fetch([metrics], ranks).values()
     return values
 
 
-def reduce_steps(steps: list[dict[str, Tensor]], ranks: Ranks) -> list[dict[str, float]]:
-    """`reduce_metrics` for several steps with the same keys, in one call and one transfer."""
-    keys = sorted(steps[0])  # the same order on every rank
-    dtype = torch.float32 if any(steps[0][key].device.type == "mps" for key in keys) else torch.float64
-    stacked = torch.stack([metrics[key].to(dtype) for metrics in steps for key in keys])
-    rows = ranks.sum_to_main(stacked).view(len(steps), len(keys)).tolist()
-    return [dict(zip(keys, row, strict=True)) for row in rows]
+class Fetch:
+    """The metrics of some steps on their way to the host: summed over the ranks, in one call and one transfer.
+
+    The device goes on with what it is given next; `values` waits for these metrics only.
+    """
+
+    def __init__(self, steps: list[dict[str, Tensor]], ranks: Ranks):
+        """With the same keys in the same steps on every rank."""
+        self._keys = [sorted(metrics) for metrics in steps]
+        tensors = [metrics[key] for metrics, keys in zip(steps, self._keys, strict=True) for key in keys]
+        dtype = torch.float32 if any(tensor.device.type == "mps" for tensor in tensors) else torch.float64
+        stacked = ranks.sum_to_main(torch.stack([tensor.to(dtype) for tensor in tensors]))
+        self._arrived = None
+        if stacked.is_cuda:
+            stacked = stacked.to("cpu", non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        self._stacked = stacked
+
+    def values(self) -> list[dict[str, float]]:
+        """The sums of each step, on rank 0; on the other ranks the values are meaningless."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers = iter(self._stacked.tolist())
+        return [{key: next(numbers) for key in keys} for keys in self._keys]
+
+
+class Unread:
+    """Metrics of training steps that nobody has looked at yet.
+
+    Each `take` starts the transfer of those that were added, and gives those whose transfer began at the one before.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+        self._added: list[tuple[int, dict[str, Tensor], float]] = []  # step, its sums, its lr
+        self._sent: list[tuple[tuple[int, ...], tuple[float, ...], Fetch]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._added or self._sent)
+
+    def add(self, step: int, sums: dict[str, Tensor], lr: float) -> None:
+        self._added.append((step, sums, lr))
+
+    def take(self, complete: bool = False) -> list[tuple[int, dict[str, float], float]]:
+        """-> (step, its sums over the ranks, its lr), in order; with `complete` of all steps."""
+        ready, self._sent = self._sent, []
+        if self._added:
+            steps, sums, lrs = zip(*self._added, strict=True)
+            self._sent, self._added = [(steps, lrs, Fetch(sums, self._ranks))], []
+        if complete:
+            ready, self._sent = ready + self._sent, []
+        return [item for steps, lrs, fetch in ready for item in zip(steps, fetch.values(), lrs, strict=True)]
+
+    def clear(self) -> None:
+        self._added, self._sent = [], []
 
 
 def train_metrics(sums: dict[str, float], global_batch_size: int, lr: float) -> dict[str, float]:

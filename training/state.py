@@ -24,6 +24,7 @@ class Progress:
     step: int = 0
     passes: int = 0  # over the training data, evaluated
     batches: int = 0  # of the pass at hand
+    ended_early: bool = False  # by a rule of early_stop
     evaluated: int | None = None  # the step of the last evaluation
     best: dict | None = None  # * metric, value and step of the best evaluation
     since_best: int = 0  # * evaluations after it
