@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=<run>/step_<n> [key=value …], or under torchrun.
 
     data_path=…           another dataset than the run's         split=test
-    max_examples=…        a seeded subset                        global_batch_size=…   default: the run's
+    max_examples=…        a seeded subset                        global_batch_size=…   default: the run's, on CUDA more
     halt=max              all sequences take all steps, as in the original; q: each stops when Q(halt) > Q(continue)
     max_steps=…           reasoning steps, also more than trained; default: the run's arch.halt_max_steps
     save_format=compact   step_<n>_preds/, see training/predictions.py; torch: the original's dictionaries,
@@ -11,6 +11,7 @@
                           q_continue_logits; default: all; [] is save_format=none
     output_dir=…          of predictions; default: the run folder
     device=auto           auto, cuda, mps or cpu                 compile=auto          on or off; off with halt=q
+    cuda_graph=auto       on or off
 
 Reads `all_config.yaml` beside the checkpoint; prints a table: the metrics, of which `eval/steps` is the mean number of
 steps, and the puzzles per second over all ranks, after one untimed step. Checkpoints of the original load too.
@@ -34,9 +35,10 @@ from training.compilation import compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, from_cli, load_config
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
-from training.evaluation import HALTING, evaluate_split
+from training.evaluation import choose_batch_size, evaluate_split
 from training.predictions import MAX_STEPS, PredictionWriter
 from training.progress import start_logging
+from training.reasoning import HALTING
 from training.torch_predictions import save_predictions, torch_path, torch_paths
 from training.weights import load_model
 
@@ -56,6 +58,7 @@ class EvalConfig(StrictModel):
     output_dir: str | None = None
     device: Literal[DEVICES] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
     def _keys_fit_together(self):
@@ -92,9 +95,10 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
     prefix = Path(config.output_dir or checkpoint.parent) / checkpoint.name
     if config.save_format != "none":
         make_writable(prefix.parent)
-    writer = open_writer(config, prefix, run, dataset, ranks) if config.save_format == "compact" else nullcontext()
     torch.manual_seed(run.seed + ranks.rank)
     head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
+    choose_batch_size(config.global_batch_size, dataset, head, ranks, device)
+    writer = open_writer(config, prefix, run, dataset, ranks) if config.save_format == "compact" else nullcontext()
     compile_mode = "off" if config.halt == "q" else config.compile
     compile_blocks(head, compile_mode, device, steps=dataset.num_test_batches() * run.arch.halt_max_steps)
 
@@ -103,8 +107,9 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
         ranks.barrier()
         start = time.perf_counter()
         metrics, saved = evaluate_split(
-            head, dataset, ranks, device, config.torch_outputs(), halt=config.halt, writer=writer, leave_bar=True
-        )
+            head, dataset, ranks, device, config.torch_outputs(), halt=config.halt, cuda_graph=config.cuda_graph,
+            writer=writer, leave_bar=True,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
     if config.save_format == "torch":
         save_torch(prefix, saved, ranks)

@@ -29,7 +29,7 @@ from training.config import PretrainConfig, accept_plain_overrides, from_hydra, 
 from training.data import batches_on, open_datasets
 from training.distributed import Ranks, select_device
 from training.early_stop import note_accuracy, reason_to_stop
-from training.evaluation import evaluate_split
+from training.evaluation import choose_batch_size, evaluate_split
 from training.metrics import MetricsLog, Unread, train_metrics
 from training.preemption import Stopped, StopRequest
 from training.progress import progress_bar, start_logging
@@ -61,6 +61,10 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
+    for dataset in filter(None, (eval_data, test_data)):
+        choose_batch_size(config.eval_batch_size, dataset, run.state.head, ranks, device)
+    if compile_blocks(run.state.head, config.compile, device, run.state.total_steps):
+        log.info("compiling the model's blocks")
     try:
         while not finished(run):
             train_pass(run, train_data)
@@ -97,8 +101,6 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
         run_folder.check_free(config, saved)
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
-    if compile_blocks(state.head, config.compile, device, state.total_steps):
-        log.info("compiling the model's blocks")
     if saved is not None:
         checkpoint.load_state(saved, manifest, state, Path(config.checkpoint_path), ranks, device)
         train_data.seek(state.passes, state.batches)
@@ -216,7 +218,7 @@ def evaluate_and_save(run: Run, eval_data: PuzzleDataset) -> None:
     with evaluated_weights(run):
         metrics, saved = evaluate_split(
             state.head, eval_data, run.ranks, run.device, config.eval_save_outputs,
-            after_batch=lambda: stop_evaluating(run),
+            cuda_graph=config.cuda_graph, after_batch=lambda: stop_evaluating(run),
         )  # fmt: skip
         run.metrics_log.write(state.step, metrics)
         if run.ranks.is_main:
@@ -261,8 +263,9 @@ def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """The whole test split, where training looked at something else; its metrics are called `test/…`."""
     with evaluated_weights(run):
         metrics, _ = evaluate_split(
-            run.state.head, test_data, run.ranks, run.device, [], after_batch=lambda: stop_evaluating(run)
-        )
+            run.state.head, test_data, run.ranks, run.device, [],
+            cuda_graph=run.config.cuda_graph, after_batch=lambda: stop_evaluating(run),
+        )  # fmt: skip
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
     run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})

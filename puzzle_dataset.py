@@ -50,19 +50,24 @@ class PuzzleDataset(IterableDataset):
 
     def __init__(self, config: PuzzleDatasetConfig, split: str = "train"):
         super().__init__()
-        if config.global_batch_size % config.num_replicas:
-            raise UserError(
-                f"global_batch_size={config.global_batch_size} is not divisible by the {config.num_replicas} ranks; "
-                f"choose a multiple of {config.num_replicas}"
-            )
         self.config, self.split = config, split
-        self.local_batch_size = config.global_batch_size // config.num_replicas
+        self.set_batch_size(config.global_batch_size)
         folder = Path(config.dataset_path) / split
         self.metadata = load_metadata(folder)
         self.sets = {name: load_set(folder, name, self.metadata) for name in self.metadata.sets}
         check_totals(self.sets.values(), folder, self.metadata)
         self._pass = 0  # training passes begun, over all sets
         self._skip = 0  # batches of the next pass that an earlier process has had
+
+    def set_batch_size(self, global_batch_size: int) -> None:
+        """For the batches from the next `iter` on."""
+        if global_batch_size % self.config.num_replicas:
+            raise UserError(
+                f"global_batch_size={global_batch_size} is not divisible by the {self.config.num_replicas} ranks; "
+                f"choose a multiple of {self.config.num_replicas}"
+            )
+        self.config = self.config.model_copy(update={"global_batch_size": global_batch_size})
+        self.local_batch_size = global_batch_size // self.config.num_replicas
 
     def seek(self, passes: int, batches: int) -> None:
         """Go on where a run stood: after `passes` whole iterations and `batches` of the next one."""

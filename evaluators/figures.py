@@ -185,7 +185,7 @@ def compute_scaling(subject: Subject) -> dict:
     for rows, number, step in subject.answers():
         equal = (step.answer.cpu().numpy() == subject.labels[rows]) | ~labelled[rows]
         exact[rows, number] = equal.all(1) & labelled[rows].any(1)
-        wants_to_halt[rows, number] = (step.q_halt > step.q_continue).cpu().numpy()
+        wants_to_halt[rows, number] = subject.head.model.wants_to_halt(step.q_halt, step.q_continue).cpu().numpy()
     limits = doubling(subject.max_steps)
     return {
         "trained_steps": subject.run.arch.halt_max_steps,

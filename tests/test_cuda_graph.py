@@ -11,6 +11,7 @@ import torch
 from benchmarks.sizes import SIZES, config_of, metadata_of, random_batches
 from errors import UserError
 from tests.recording import record
+from training import step
 from training.config import PretrainConfig
 from training.cuda_graph import WARM_UP, StepGraph, uses_graph
 from training.distributed import Ranks
@@ -72,28 +73,38 @@ def everything(state: TrainState) -> dict[str, torch.Tensor]:
     return tensors | ({} if state.ema is None else state.ema.state_dict())
 
 
-@pytest.mark.parametrize("overrides", [[], ["ema_decay=0.9"], ["freeze=weights"], ["arch.halt_max_steps=1"]])
-def test_a_recorded_step_is_the_plain_step(overrides):
+def record_with(monkeypatch: pytest.MonkeyPatch, recorder) -> None:
+    monkeypatch.setattr(step, "StepGraph", lambda call: StepGraph(call, recorder))
+
+
+EVERY_THIRD = ["arch.q_target=every_n", "++arch.q_target_interval=3"]
+ONE_STEP = ["arch.halt_max_steps=1"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["ema_decay=0.9"], ["freeze=weights"], ONE_STEP, EVERY_THIRD])
+def test_a_recorded_step_is_the_plain_step(monkeypatch, overrides):
     """40 steps: metrics, weights, moments and their counts, averages, carry and random draws, bit for bit."""
     run = config(*overrides)
     plain = fresh_state(run)
     expected = steps(plain, run, 40)
     random = torch.rand(1)
     recorded = fresh_state(run)
-    recorded.graph = StepGraph(record)
+    record_with(monkeypatch, record)
+    recorded.graphs = {}
     calls = []
     forward = recorded.head.model.forward
     recorded.head.model.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     assert steps(recorded, run, 40) == expected
-    assert len(calls) == WARM_UP + 1  # after it, nothing but the recording runs
+    graphs = 2 if overrides == EVERY_THIRD else 1
+    assert len(calls) == graphs * (WARM_UP + 1)  # after it, nothing but the recording runs
     assert torch.equal(torch.rand(1), random)
     theirs = everything(plain)
     for name, tensor in everything(recorded).items():
         assert torch.equal(tensor, theirs[name]), name
-    assert overrides == ["arch.halt_max_steps=1"] or len({line["steps"] for line in expected}) > 3
+    assert overrides == ONE_STEP or len({line["steps"] for line in expected}) > 3
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(caplog):
+def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(monkeypatch, caplog):
     def refuse(call):
         record(call)  # fails at its end, when Python has run and nothing is launched
         raise RuntimeError("operation not permitted when stream is capturing\nsee the manual")
@@ -101,12 +112,12 @@ def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(caplog):
     run = config()
     expected = steps(fresh_state(run), run, 10)
     state = fresh_state(run)
-    state.graph = StepGraph(refuse)
+    record_with(monkeypatch, refuse)
+    state.graphs = {}
     with caplog.at_level(logging.WARNING):
         assert steps(state, run, 10) == expected
     assert caplog.messages == [
-        "the step cannot be recorded as a CUDA graph, continuing without: "
-        "operation not permitted when stream is capturing"
+        "a training step cannot be a CUDA graph, continuing without: operation not permitted when stream is capturing"
     ]
 
 
@@ -115,6 +126,7 @@ def test_when_a_graph_is_used():
     assert uses_graph("auto", cuda, ONE)
     assert uses_graph("on", cuda, Ranks(0, 2, 0))
     assert not uses_graph("auto", cuda, Ranks(0, 2, 0))
+    assert uses_graph("auto", cuda)
     assert not uses_graph("off", cuda, ONE)
     assert not uses_graph("auto", CPU, ONE)
     with pytest.raises(UserError, match="needs a CUDA device, not cpu; use auto"):

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from errors import UserError
+from tests.recording import record
 from tests.runs import TRAJECTORY
 from tests.tiny_model import EXAMPLES, build_model, every_step, in_two_sets, open_test_split
+from training.cuda_graph import WARM_UP, Graph
 from training.distributed import Ranks
-from training.evaluation import evaluate_split, run_to_the_end
+from training.evaluation import choose_batch_size, evaluate_split, rows_that_fit
 from training.predictions import PredictionWriter
+from training.reasoning import AllSteps, until_all_halt
 
 ONE, CPU = Ranks(0, 1, 0), torch.device("cpu")
 SAVED = ["labels", "logits", "q_halt_logits", "q_continue_logits"]
@@ -101,11 +105,30 @@ def test_a_batch_of_padding_only_counts_nothing(halting):
     _, batch, _ = list(open_test_split(rank=3, ranks=4))[-1]
     assert (batch["labels"] == -100).all()
     with torch.inference_mode():
-        done = run_to_the_end(head, batch, 0, "q", by_step=True)
+        done = until_all_halt(head.model, batch, 0, by_step=True)
         metrics = head.score(done.carry, done.outputs).metrics
     assert all(value == 0 for value in metrics.values())
     assert metrics.keys() >= {"count", "accuracy", "lm_loss", "q_halt_loss", "steps"}
     assert done.outputs["logits"].shape == (0, 16, 6)
+
+
+def test_recorded_reasoning_steps_are_the_plain_ones(halting, monkeypatch):
+    """Batch after batch, with a recorder in place of a CUDA graph (tests/recording.py)."""
+    head, steps, _ = halting
+    calls, forward = [], head.model.forward
+    monkeypatch.setattr(head.model, "forward", lambda **inputs: calls.append(1) or forward(**inputs))
+    recorded = AllSteps(head.model, Graph("a reasoning step", record))
+    answers = []
+    with torch.inference_mode():
+        for _, batch, size in open_test_split():
+            done = recorded.run(batch, by_step=True)
+            assert done.carry.halted.all() and (done.carry.steps == 6).all()
+            assert done.carry.current_data is batch
+            answers.append(done.answers_by_step[:size].clone())
+            last = done.outputs["logits"][:size].clone()
+    assert len(calls) == WARM_UP + 1
+    np.testing.assert_array_equal(torch.cat(answers), steps["logits"].argmax(-1))
+    np.testing.assert_allclose(last, steps["logits"][-len(last) :, -1], rtol=0, atol=2e-5)
 
 
 def test_max_steps_goes_on_beyond_the_trained_number(halting):
@@ -145,3 +168,25 @@ def test_a_q_that_is_not_a_number_runs_to_the_end():
     head.model.inner.q_head.bias.data.fill_(torch.nan)
     metrics, _ = evaluate(head, halt="q")
     assert metrics["eval/steps"] == 4
+
+
+def test_the_rows_of_a_batch_are_those_that_fit():
+    """Of 17 tokens each: up to 131,072 in all, and never fewer than in training."""
+    head = build_model()
+    assert [rows_that_fit(head, 8, limit) for limit in (10**6, 500, 497, 4)] == [7704, 504, 504, 8]
+    assert rows_that_fit(head, 10_000, 500) == 10_000
+
+
+def test_the_batch_size_of_an_evaluation_can_be_chosen(halting):
+    head, _, _ = halting
+    seen = []
+    for wanted, size in ((None, 8), (5, 5), (EXAMPLES, EXAMPLES)):
+        dataset = open_test_split()
+        choose_batch_size(wanted, dataset, head, ONE, CPU)
+        assert {len(batch["inputs"]) for _, batch, _ in dataset} == {size}
+        metrics, _ = evaluate(head, dataset)
+        seen.append({key: value for key, value in metrics.items() if key != "eval/q_halt_loss"})  # counts padding
+    for metrics in seen[1:]:
+        assert metrics == pytest.approx(seen[0], rel=1e-5)
+    with pytest.raises(UserError, match="global_batch_size=5 is not divisible by the 2 ranks"):
+        choose_batch_size(5, open_test_split(ranks=2), head, Ranks(0, 2, 0), CPU)

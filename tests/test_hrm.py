@@ -92,6 +92,37 @@ def test_exploration_draws_a_minimum_number_of_steps():
         assert share == pytest.approx(0.75 + 0.25 * (n - 1) / 7, abs=0.01)
 
 
+def test_the_q_target_can_be_left_out_of_some_steps_or_all():
+    due = {}
+    for name in ("every_step", "every_n", "off"):
+        model = HierarchicalReasoningModel_ACTV1(SMALL | dict(q_target=name, q_target_interval=3))
+        due[name] = [step for step in range(1, 9) if model.q_target_due(step)]
+    assert due == {"every_step": [*range(1, 9)], "every_n": [1, 4, 7], "off": []}
+    assert not HierarchicalReasoningModel_ACTV1(SMALL | dict(halt_max_steps=1)).q_target_due(1)
+
+
+def test_without_a_q_target_a_step_has_the_other_losses_only():
+    losses = {}
+    for q_target in (True, False):
+        torch.manual_seed(0)
+        head = ACTLossHead(HierarchicalReasoningModel_ACTV1(SMALL), "stablemax_cross_entropy").train()
+        out = head(carry=head.initial_carry(batch()), batch=batch(), q_target=q_target)
+        losses[q_target] = out.metrics | {"total": out.loss.detach()}
+    part = losses[True].pop("q_continue_loss")
+    assert part > 0
+    torch.testing.assert_close(losses[False].pop("total"), losses[True].pop("total") - 0.5 * part)
+    torch.testing.assert_close(losses[False], losses[True])
+
+
+@pytest.mark.parametrize(("q_target", "halts"), [("every_step", [0, 0, 1, 0, 1]), ("off", [0, 1, 1, 0, 0])])
+def test_a_sequence_wants_to_halt_by_both_q_values_or_by_the_trained_one(q_target, halts):
+    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(q_target=q_target)).train()
+    q_halt, q_continue = torch.tensor([-1.0, 1, 2, 0, -2]), torch.tensor([1.0, 2, -1, 0, -3])
+    assert model.wants_to_halt(q_halt, q_continue).tolist() == [bool(halt) for halt in halts]
+    last, steps = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.int32)
+    assert model._halt(last, steps, q_halt, q_continue).tolist() == [bool(halt) for halt in halts]
+
+
 def test_evaluation_runs_all_steps_whatever_q_says():
     model = HierarchicalReasoningModel_ACTV1(SMALL).eval()
     with torch.no_grad():

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from errors import UserError
-from models.hrm.hrm_act_v1 import Carry, InnerCarry
+from models.hrm.hrm_act_v1 import Carry, HRMArchitecture, InnerCarry
 from training.config import PretrainConfig
 from training.distributed import Ranks
 from training.run_folder import durably
@@ -175,7 +175,8 @@ def find_state(config: PretrainConfig) -> Path | None:
 def read_manifest(path: Path, config: PretrainConfig) -> dict:
     """The manifest, after checking that the run may go on with this config."""
     manifest = json.loads((path / "manifest.json").read_text())
-    now, then = fixed_values(config), manifest["fixed"]
+    now = fixed_values(config)
+    then = {f"arch.{key}": field.default for key, field in HRMArchitecture.model_fields.items()} | manifest["fixed"]
     differing = [
         f"{key} (was {then.get(key)}, is {now.get(key)})"
         for key in sorted(now.keys() | then.keys())

@@ -53,7 +53,7 @@ class LossConfig(StrictModel):
     loss_type: Literal[tuple(LOSSES)]
 
 
-class ArchConfig(HRMArchitecture):
+class ArchConfig(StrictModel, HRMArchitecture):
     name: Literal[tuple(MODELS)]
     loss: LossConfig
 
@@ -108,6 +108,7 @@ class PretrainConfig(StrictModel):
     checkpoint_every_eval: bool = False  # else only the best so far and the last
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
     eval_split: Literal["test", "val"] = "test"  # during training; the whole test split is evaluated at the end anyway
+    eval_batch_size: int | None = Field(default=None, ge=1)  # over all ranks; null: the run's, on CUDA more
     eval_max_examples: int | None = Field(default=None, ge=1)  # during training: a seeded subset
     load_checkpoint: str | None = None  # start from these weights
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = "error"  # where its table has another number of rows
@@ -142,6 +143,11 @@ class PretrainConfig(StrictModel):
         if self.global_batch_size % world_size:
             raise UserError(
                 f"global_batch_size={self.global_batch_size} is not divisible by the {world_size} ranks; "
+                f"choose a multiple of {world_size}"
+            )
+        if self.eval_batch_size is not None and self.eval_batch_size % world_size:
+            raise UserError(
+                f"eval_batch_size={self.eval_batch_size} is not divisible by the {world_size} ranks; "
                 f"choose a multiple of {world_size}"
             )
 

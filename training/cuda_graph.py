@@ -1,8 +1,8 @@
-"""A training step as one CUDA graph: recorded once, then launched as a whole instead of kernel by kernel.
+"""A step as a CUDA graph: recorded once, then launched as a whole instead of kernel by kernel.
 
 A graph holds addresses, so that all it reads and writes stays in place: weights, optimiser states, the carry, and the
 batch, which is copied to where the recorded one lay. Random draws go on as they would without it: PyTorch moves the
-generator on with every replay. Where recording fails, training goes on without, with a warning.
+generator on with every replay. Where recording fails, the run goes on without, with a warning.
 """
 
 import logging
@@ -21,11 +21,15 @@ WARM_UP = 3  # steps before recording: they compile, choose kernels and make the
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]  # what to record -> what replays it
 
 
-def uses_graph(mode: str, device: torch.device, ranks: Ranks) -> bool:
-    """`auto`: on CUDA with one rank; recording NCCL's calls is left to `on`. Raises `UserError` where it cannot be."""
+def uses_graph(mode: str, device: torch.device, ranks: Ranks | None = None) -> bool:
+    """`auto`: on CUDA, but not where `ranks` talk to each other in the step: recording NCCL's calls is left to `on`.
+
+    Raises `UserError` where there can be none.
+    """
     if mode == "on" and device.type != "cuda":
         raise UserError(f"cuda_graph=on needs a CUDA device, not {device.type}; use auto")
-    return mode == "on" or (mode == "auto" and device.type == "cuda" and ranks.world_size == 1)
+    alone = ranks is None or ranks.world_size == 1
+    return mode == "on" or (mode == "auto" and device.type == "cuda" and alone)
 
 
 def record_on_cuda(call: Callable[[], None]) -> Callable[[], None]:
@@ -36,44 +40,60 @@ def record_on_cuda(call: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-class StepGraph:
-    def __init__(self, record: Recorder = record_on_cuda):
-        self._record = record
+class Graph:
+    """Something that is called again and again and works on the same tensors each time."""
+
+    def __init__(self, what: str, record: Recorder = record_on_cuda):
+        self._what, self._record = what, record
         self._waited = 0
         self._replay: Callable[[], None] | None = None
         self._failed = False
-        self._batch: Batch = {}
-        self._names: list[str] = []
-        self._values = torch.empty(0)  # the metrics of the last replay
 
-    def ready(self, step: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> bool:
-        """Whether `replay` does the step at hand. `step` makes it, and is recorded when the warm-up is over."""
+    def ready(self, call: Callable[[], None]) -> bool:
+        """Whether `replay` does what `call` does. `call` is recorded when the warm-up is over."""
         if self._replay is None and not self._failed:
             if self._waited < WARM_UP:
                 self._waited += 1
             else:
-                self._make(step, batch)
+                self._make(call)
         return self._replay is not None
+
+    def replay(self) -> None:
+        self._replay()
+
+    def _make(self, call: Callable[[], None]) -> None:
+        try:
+            self._replay = self._record(call)
+            log.info("%s is a CUDA graph", self._what)
+        except Exception as error:  # of CUDA, of a kernel's library, of the compiler: it is optional
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            log.warning("%s cannot be a CUDA graph, continuing without: %s", self._what, reason)
+            self._failed = True
+
+
+class StepGraph:
+    """A training step, from a batch to metrics."""
+
+    def __init__(self, step: Callable[[Batch], dict[str, Tensor]], record: Recorder = record_on_cuda):
+        self._step = step
+        self._graph = Graph("a training step", record)
+        self._batch: Batch = {}
+        self._names: list[str] = []
+        self._values = torch.empty(0)  # the metrics of the last replay
+
+    def ready(self, batch: Batch) -> bool:
+        if not self._batch:
+            self._batch = {name: field.clone() for name, field in batch.items()}
+        return self._graph.ready(self._call)
 
     def replay(self, batch: Batch) -> dict[str, Tensor]:
         """-> the step's metrics."""
         for name, field in batch.items():
             self._batch[name].copy_(field)
-        self._replay()
+        self._graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
-    def _make(self, step: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> None:
-        self._batch = {name: field.clone() for name, field in batch.items()}
-
-        def call() -> None:
-            metrics = step(self._batch)
-            self._names = list(metrics)
-            self._values = torch.stack([value.to(torch.float64) for value in metrics.values()])
-
-        try:
-            self._replay = self._record(call)
-            log.info("the training step is a CUDA graph")
-        except Exception as error:  # of CUDA, of a kernel's library, of the compiler: it is optional
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log.warning("the step cannot be recorded as a CUDA graph, continuing without: %s", reason)
-            self._failed = True
+    def _call(self) -> None:
+        metrics = self._step(self._batch)
+        self._names = list(metrics)
+        self._values = torch.stack([value.to(torch.float64) for value in metrics.values()])

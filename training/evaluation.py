@@ -1,28 +1,63 @@
-"""Runs a model over an evaluation split, by one of two rules of halting, and keeps what was asked for.
+"""Runs a model over an evaluation split and keeps what was asked for; for halting see training/reasoning.py."""
 
-max   every sequence takes `halt_max_steps` steps, as in the original
-q     a sequence stops when Q(halt) > Q(continue) and leaves the batch: steps that are saved are time that is saved
-"""
-
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from errors import UserError
-from models.hrm.hrm_act_v1 import Carry, InnerCarry
 from models.losses import ACTLossHead
-from puzzle_dataset import Batch, PuzzleDataset
+from puzzle_dataset import PuzzleDataset
+from training.cuda_graph import Graph
 from training.distributed import Ranks
 from training.metrics import eval_metrics, reduce_metrics
 from training.predictions import PredictionWriter
 from training.progress import progress_bar
+from training.reasoning import AllSteps, Finished, until_all_halt
 
-HALTING = ("max", "q")
+log = logging.getLogger(__name__)
+
+# Of an evaluation's batch on one GPU, where memory allows. A bound, so that all large GPUs compute the same; how large
+# it should be has not been measured. A Sudoku takes 82 of them, a maze or an ARC grid 901.
+TOKENS = 128 * 1024
+MEMORY_SHARE = 0.5  # of the free memory, the allocator's own included
+
+
+def choose_batch_size(
+    wanted: int | None, dataset: PuzzleDataset, head: ACTLossHead, ranks: Ranks, device: torch.device
+) -> None:
+    """Give an evaluation split its batch size. Without one it is the run's, on CUDA more."""
+    if wanted is None and device.type == "cuda":
+        with torch.inference_mode():
+            memory = bytes_a_row(head, dataset, device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + cached
+        share = -(-dataset.num_examples() // ranks.world_size)  # more rows would be padding
+        rows = rows_that_fit(head, dataset.local_batch_size, min(share, int(MEMORY_SHARE * free / memory)))
+        wanted = ranks.smallest(rows) * ranks.world_size
+        log.info("evaluating %d puzzles at a time", wanted)
+    if wanted is not None:
+        dataset.set_batch_size(wanted)
+
+
+def rows_that_fit(head: ACTLossHead, at_least: int, at_most: int) -> int:
+    """Rows of a batch on one GPU; a multiple of 8, but for `at_least`, which training has room for."""
+    rows = min(TOKENS // (head.model.inner.puzzle_emb_len + head.model.config.seq_len), -(-at_most // 8) * 8)
+    return max(at_least, rows // 8 * 8)
+
+
+def bytes_a_row(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> float:
+    """What a reasoning step of a first batch, of the run's size, takes at its peak."""
+    head.eval()
+    _, batch, _ = next(iter(dataset))
+    batch = {name: field.to(device) for name, field in batch.items()}
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    head(carry=head.initial_carry(batch), batch=batch)
+    return max(1, torch.cuda.max_memory_allocated(device) - before) / dataset.local_batch_size
 
 
 def evaluate_split(
@@ -33,6 +68,7 @@ def evaluate_split(
     save_outputs: list[str],
     *,
     halt: str = "max",
+    cuda_graph: str = "auto",
     writer: PredictionWriter | None = None,
     leave_bar: bool = False,
     after_batch: Callable[[], None] = lambda: None,
@@ -56,10 +92,16 @@ def evaluate_split(
         leave=leave_bar,
     )
     by_step = writer is not None and "answers_by_step" in writer.row_types
+    all_steps = AllSteps(
+        head.model, Graph("a reasoning step") if device.type == "cuda" and cuda_graph != "off" else None
+    )
     with torch.inference_mode():
         for (set_name, batch, _), examples in zip(batches, dataset.test_examples(), strict=True):
             batch = {name: field.to(device) for name, field in batch.items()}
-            done = run_to_the_end(head, batch, len(examples), halt, by_step)
+            if halt == "q":
+                done = until_all_halt(head.model, batch, len(examples), by_step)
+            else:
+                done = all_steps.run(batch, by_step)
             metrics = head.score(done.carry, done.outputs).metrics
             before = sums.get(set_name)
             sums[set_name] = {key: before[key] + value for key, value in metrics.items()} if before else metrics
@@ -71,60 +113,6 @@ def evaluate_split(
             after_batch()
     reduced = {name: reduce_metrics(metrics, ranks) for name, metrics in sums.items()}
     return eval_metrics(reduced), {key: torch.cat(parts) for key, parts in saved.items()}
-
-
-@dataclass
-class Finished:
-    """A batch, each row as it was after its own last step."""
-
-    carry: Carry  # without the inner states
-    outputs: dict[str, Tensor]  # logits (B, S, vocab), q_halt_logits, q_continue_logits (B,)
-    answers_by_step: Tensor | None  # (B, halt_max_steps, S) uint8: a row's last answer repeats
-
-
-def run_to_the_end(head: ACTLossHead, batch: Batch, real: int, halt: str, by_step: bool = False) -> Finished:
-    """Step until every row has halted. The first `real` rows are examples, the rest is padding.
-
-    With halt=q padding is dropped before the first step, the result has `real` rows, and no loss counts padding; the
-    original's rule runs padding too, and its q_halt_loss counts it.
-    """
-    if halt == "q":
-        batch = _first_rows(batch, max(1, real))  # kernels refuse an empty batch
-    model, (size, seq_len) = head.model, batch["inputs"].shape
-    carry, data = model.initial_carry(batch), batch
-    rows = torch.arange(size, device=carry.steps.device)  # those of the batch that the carry still holds
-    steps, last = torch.zeros_like(carry.steps), {}
-    answers = rows.new_empty(size, model.config.halt_max_steps, seq_len, dtype=torch.uint8) if by_step else None
-    for step in count(1):
-        carry, outputs = model(carry=carry, batch=data)
-        if answers is not None:
-            answers[rows, step - 1 :] = outputs["logits"].argmax(-1).to(torch.uint8).unsqueeze(1)
-        halted = carry.halted
-        if halt == "q":
-            halted = halted | (outputs["q_halt_logits"] > outputs["q_continue_logits"])
-        if halted.any():
-            finished = rows[halted]
-            steps[finished] = step
-            for key, value in outputs.items():
-                last.setdefault(key, value.new_empty(size, *value.shape[1:]))[finished] = value[halted]
-            if halted.all():
-                break
-            carry, rows = _select(carry, ~halted), rows[~halted]
-        data = carry.current_data
-    real = real if halt == "q" else size
-    halted = torch.ones(real, dtype=torch.bool, device=rows.device)
-    carry = Carry(None, steps[:real], halted, _first_rows(batch, real))
-    return Finished(carry, _first_rows(last, real), answers)
-
-
-def _first_rows(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: tensor[:count] for name, tensor in tensors.items()}
-
-
-def _select(carry: Carry, rows: Tensor) -> Carry:
-    inner = InnerCarry(carry.inner_carry.z_H[rows], carry.inner_carry.z_L[rows])
-    data = {name: field[rows] for name, field in carry.current_data.items()}
-    return Carry(inner, carry.steps[rows], carry.halted[rows], data)
 
 
 def compact_rows(done: Finished, real: int, fields: Collection[str]) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ class TrainState(Progress):
     base_lrs: list[float]  # one an optimiser; the last is the one that is logged
     total_steps: int
     gradients: GradientBuckets
-    graph: StepGraph | None  # None: the step is launched kernel by kernel
+    graphs: dict[bool, StepGraph] | None  # with and without a Q target; None: steps are launched kernel by kernel
     carry: Any = None
     ema: WeightAverage | None = None
 
@@ -70,7 +70,7 @@ def create_state(
         base_lrs=base_lrs,
         total_steps=total_steps(config, metadata),
         gradients=GradientBuckets(head.parameters(), ranks),
-        graph=StepGraph() if graphed else None,
+        graphs={} if graphed else None,
         ema=None if config.ema_decay is None else WeightAverage(head, config.ema_decay),
     )
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from puzzle_dataset import Batch
 from training.config import PretrainConfig
+from training.cuda_graph import StepGraph
 from training.state import TrainState
 
 
@@ -25,11 +26,16 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
     lr = set_learning_rates(state, config)
     if state.carry is None:
         state.carry = state.head.initial_carry(batch)
-    if state.graph is not None and state.graph.ready(lambda batch: on_the_device(state, batch, config), batch):
-        for optimizer in state.optimizers:
-            optimizer.prepare()
-        return state.graph.replay(batch), lr
-    metrics = forward_and_backward(state, batch, config)
+    q_target = state.head.model.q_target_due(state.step)
+    if state.graphs is not None:
+        if q_target not in state.graphs:
+            state.graphs[q_target] = StepGraph(lambda batch: on_the_device(state, batch, config, q_target))
+        graph = state.graphs[q_target]
+        if graph.ready(batch):
+            for optimizer in state.optimizers:
+                optimizer.prepare()
+            return graph.replay(batch), lr
+    metrics = forward_and_backward(state, batch, config, q_target)
     for optimizer in state.optimizers:
         optimizer.step()
     if state.ema is not None:
@@ -47,20 +53,20 @@ def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:
     return lr
 
 
-def forward_and_backward(state: TrainState, batch: Batch, config: PretrainConfig) -> dict[str, Tensor]:
+def forward_and_backward(state: TrainState, batch: Batch, config: PretrainConfig, q_target: bool) -> dict[str, Tensor]:
     """-> metrics; the carry is moved on in place, and the gradients are there."""
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    out = state.head(carry=state.carry, batch=batch, return_keys=[])
+    out = state.head(carry=state.carry, batch=batch, q_target=q_target)
     with state.gradients.summing():  # the loss is divided by the global batch: the sum is the gradient of its mean
         (out.loss / config.global_batch_size).backward()
     state.carry.copy_(out.carry)
     return out.metrics
 
 
-def on_the_device(state: TrainState, batch: Batch, config: PretrainConfig) -> dict[str, Tensor]:
+def on_the_device(state: TrainState, batch: Batch, config: PretrainConfig, q_target: bool) -> dict[str, Tensor]:
     """What a graph holds of a step: all but the host's counting, see `AdamATan2.prepare`."""
-    metrics = forward_and_backward(state, batch, config)
+    metrics = forward_and_backward(state, batch, config, q_target)
     for optimizer in state.optimizers:
         optimizer.apply()
     if state.ema is not None:

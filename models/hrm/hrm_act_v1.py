@@ -38,6 +38,9 @@ class HRMArchitecture(BaseModel):
     puzzle_emb_ndim: int = Field(default=0, ge=0)
     halt_max_steps: int = Field(ge=1)
     halt_exploration_prob: float = Field(ge=0, le=1)
+    # In which training steps Q(continue) has a target, which costs a second forward pass; `off` halts on Q(halt) alone.
+    q_target: Literal["every_step", "every_n", "off"] = "every_step"
+    q_target_interval: int = Field(default=4, ge=1)  # n
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=10000.0, gt=0)
     forward_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -117,9 +120,9 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
             current_data={name: torch.empty_like(field) for name, field in batch.items()},
         )
 
-    def forward(self, carry: Carry, batch: dict[str, Tensor]) -> tuple[Carry, dict[str, Tensor]]:
+    def forward(self, carry: Carry, batch: dict[str, Tensor], q_target: bool = True) -> tuple[Carry, dict[str, Tensor]]:
         """One step. Outputs: `logits` (B, S, vocab), `q_halt_logits`, `q_continue_logits` (B,), and in training with
-        ACT `target_q_continue` (B,)."""
+        ACT, unless `q_target` is False, `target_q_continue` (B,)."""
         inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
         steps = torch.where(carry.halted, 0, carry.steps)
         data = {name: _where_rows(carry.halted, batch[name], old) for name, old in carry.current_data.items()}
@@ -132,14 +135,24 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
             halted = last_step
             if self.training and self.config.halt_max_steps > 1:
                 halted = self._halt(last_step, steps, q_halt, q_continue)
-                outputs["target_q_continue"] = self._continue_target(inner_carry, data, last_step)
+                if q_target:
+                    outputs["target_q_continue"] = self._continue_target(inner_carry, data, last_step)
         return Carry(inner_carry, steps, halted, data), outputs
+
+    def q_target_due(self, step: int) -> bool:
+        """Whether the training step of this number, counted from 1, has a target of Q(continue)."""
+        intervals = {"every_step": 1, "every_n": self.config.q_target_interval, "off": 0}
+        interval = intervals[self.config.q_target]
+        return self.config.halt_max_steps > 1 and interval > 0 and (step - 1) % interval == 0
+
+    def wants_to_halt(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+        return q_halt > (0 if self.config.q_target == "off" else q_continue)
 
     def _halt(self, last_step: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
         """Halt where Q says so, but explore: with some probability not before a minimum drawn from 2..max."""
         explore = torch.rand_like(q_halt) < self.config.halt_exploration_prob
         min_steps = explore * torch.randint_like(steps, low=2, high=self.config.halt_max_steps + 1)
-        return (last_step | (q_halt > q_continue)) & (steps >= min_steps)
+        return (last_step | self.wants_to_halt(q_halt, q_continue)) & (steps >= min_steps)
 
     def _continue_target(self, inner_carry: InnerCarry, data: dict[str, Tensor], last_step: Tensor) -> Tensor:
         """Bootstrapped target of Q(continue): the best value one step further on, with the same weights.
