@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from errors import UserError, one_line_errors
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training.compilation import compile_blocks
+from training.compilation import EVALUATION, compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, from_cli, load_config
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
@@ -100,7 +100,8 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
     choose_batch_size(config.global_batch_size, dataset, head, ranks, device)
     writer = open_writer(config, prefix, run, dataset, ranks) if config.save_format == "compact" else nullcontext()
     compile_mode = "off" if config.halt == "q" else config.compile
-    compile_blocks(head, compile_mode, device, steps=dataset.num_test_batches() * run.arch.halt_max_steps)
+    reasoning_steps = dataset.num_test_batches() * run.arch.halt_max_steps
+    compile_blocks(head, compile_mode, device, EVALUATION * reasoning_steps, dataset.local_batch_size)
 
     with writer as writer:
         warm_up(head, dataset, device)

@@ -37,7 +37,7 @@ from evaluators.steps import reasoning_steps
 from evaluators.transforms import Transform, maze_transforms, sudoku_transforms
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from models.losses import IGNORE_LABEL_ID
-from training.compilation import compile_blocks
+from training.compilation import EVALUATION, compile_blocks
 from training.config import PretrainConfig, StrictModel, from_cli, load_config
 from training.distributed import DEVICES, select_device
 from training.progress import progress_bar, start_logging
@@ -181,7 +181,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     models, passes = [], dataset.num_test_batches() * len(transforms)
     for path, run in zip(checkpoints, runs, strict=True):
         head = load_model(path, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-        compile_blocks(head, "auto", device, steps=passes * (config.max_steps or run.arch.halt_max_steps))
+        compile_blocks(head, "auto", device, EVALUATION * passes * (config.max_steps or run.arch.halt_max_steps))
         models.append(head.model)
 
     right, valid, valid_answers = Counter(), Counter(), 0
