@@ -17,6 +17,10 @@ Reads `all_config.yaml` beside the checkpoint; prints a table: the metrics, of w
 steps, and the puzzles per second over all ranks, after one untimed step. Checkpoints of the original load too.
 """
 
+import training.threads  # noqa: F401, before torch loads
+
+# isort: split
+
 import os
 import sys
 import time

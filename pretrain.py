@@ -4,6 +4,10 @@ Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.p
 with its cost and expected result stands in README.md; every key in training/config.py.
 """
 
+import training.threads  # noqa: F401, before torch loads
+
+# isort: split
+
 import logging
 import math
 import os

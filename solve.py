@@ -21,6 +21,10 @@ The exit code is 0 for a wrong answer too, and 2 for a mistake in the input. Rea
 checkpoint. Checkpoints of the original load too.
 """
 
+import training.threads  # noqa: F401, before torch loads
+
+# isort: split
+
 import json
 import os
 import shutil

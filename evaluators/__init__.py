@@ -1,0 +1,1 @@
+import training.threads  # noqa: F401, before torch loads

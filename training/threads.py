@@ -1,0 +1,28 @@
+"""How OpenMP's threads are used: imported before torch, which reads these settings as it loads. The environment wins.
+
+Waiting threads sleep: spinning, their default, takes the cores from whoever else is on the machine, and from the
+training's own threads: with the cores shared, steps became several times longer (docs/benchmarks.md). There are no more
+threads than the container may use at once; PyTorch itself asks the machine, not the container.
+"""
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def allowed_cores(cgroup: Path = CGROUP) -> int | None:
+    """What a container's CPU quota amounts to, rounded up; None without a quota."""
+    try:
+        if (cgroup / "cpu.max").exists():  # version 2
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return max(1, -(-int(quota) // int(period))) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no cgroups, or "max"
+        return None
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if (cores := allowed_cores()) is not None and cores < (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
