@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,14 +59,13 @@ class Run:
     schedule: checkpoint.Schedule
     passes: int  # over the training data, an evaluation after each
     unread: Unread
+    sized: set[PuzzleDataset] = field(default_factory=set)  # evaluation splits that have their batch size
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
-    for dataset in filter(None, (eval_data, test_data)):
-        choose_batch_size(config.eval_batch_size, dataset, run.state.head, ranks, device)
     if compile_blocks(run.state.head, config.compile, device, run.state.total_steps):
         log.info("compiling the model's blocks")
     try:
@@ -220,10 +219,7 @@ def save_state(run: Run) -> None:
 def evaluate_and_save(run: Run, eval_data: PuzzleDataset) -> None:
     config, state, folder, name = run.config, run.state, Path(run.config.checkpoint_path), evaluated_name(run)
     with evaluated_weights(run):
-        metrics, saved = evaluate_split(
-            state.head, eval_data, run.ranks, run.device, config.eval_save_outputs,
-            cuda_graph=config.cuda_graph, after_batch=lambda: stop_evaluating(run),
-        )  # fmt: skip
+        metrics, saved = evaluate(run, eval_data, config.eval_save_outputs)
         run.metrics_log.write(state.step, metrics)
         if run.ranks.is_main:
             run.bar.write(summary(state.step, metrics))
@@ -242,6 +238,18 @@ def evaluate_and_save(run: Run, eval_data: PuzzleDataset) -> None:
         if saved:
             save_predictions(folder, name, run.ranks.rank, saved)
         save_state(run)
+
+
+def evaluate(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) -> tuple[dict[str, float], dict]:
+    """-> metrics and saved outputs, see `evaluate_split`. The first time of a split chooses its batch size."""
+    config, head = run.config, run.state.head
+    if dataset not in run.sized:
+        choose_batch_size(config.eval_batch_size, dataset, head, run.ranks, run.device)
+        run.sized.add(dataset)
+    return evaluate_split(
+        head, dataset, run.ranks, run.device, save_outputs,
+        cuda_graph=config.cuda_graph, after_batch=lambda: stop_evaluating(run),
+    )  # fmt: skip
 
 
 def evaluated_name(run: Run) -> str:
@@ -266,10 +274,7 @@ def note_best(state: TrainState, exact_accuracy: float, name: str) -> bool:
 def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """The whole test split, where training looked at something else; its metrics are called `test/…`."""
     with evaluated_weights(run):
-        metrics, _ = evaluate_split(
-            run.state.head, test_data, run.ranks, run.device, [],
-            cuda_graph=run.config.cuda_graph, after_batch=lambda: stop_evaluating(run),
-        )  # fmt: skip
+        metrics, _ = evaluate(run, test_data, [])
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
     run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from models.common import send_
+
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ class AdamATan2(torch.optim.Optimizer):
             for step, params in self._by_step(group["params"]).items():
                 values = (1 - lr * group["weight_decay"], (1 - beta2**step) ** 0.5, -lr / (1 - beta1**step))
                 factors = self._place(len(self._work), params[0])
-                factors.copy_(torch.tensor(values, dtype=factors.dtype), non_blocking=True)
+                send_(factors, values)
                 self._work.append((params, (beta1, beta2), factors))
 
     @torch.no_grad()

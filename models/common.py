@@ -1,6 +1,7 @@
-"""Weight initialisation."""
+"""Weight initialisation; sending numbers to a device."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +25,8 @@ def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
         # Drawn in fp32: a bfloat16 uniform has only 256 steps below 1, and the tails of erfinv show it.
         drawn = nn.init.trunc_normal_(tensor.float(), std=uncut, a=-_CUT * uncut, b=_CUT * uncut)
         return tensor.copy_(drawn)
+
+
+def send_(place: Tensor, values: Sequence[float]) -> None:
+    """Write numbers into `place`, in stream order: the host does not wait for the device."""
+    place.copy_(torch.tensor(values, dtype=place.dtype, pin_memory=place.is_cuda), non_blocking=True)

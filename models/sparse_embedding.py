@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.common import trunc_normal_init_
+from models.common import send_, trunc_normal_init_
 
 
 class SparseEmbedding(nn.Module):
@@ -67,8 +67,7 @@ class SparseSignSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def prepare(self) -> None:
         for group, factors in zip(self.param_groups, self._factors, strict=True):
-            values = (1 - group["lr"] * group["weight_decay"], group["lr"])
-            factors.copy_(torch.tensor(values, dtype=factors.dtype), non_blocking=True)
+            send_(factors, (1 - group["lr"] * group["weight_decay"], group["lr"]))
 
     @torch.no_grad()
     def apply(self) -> None:

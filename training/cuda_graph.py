@@ -33,9 +33,9 @@ def uses_graph(mode: str, device: torch.device, ranks: Ranks | None = None) -> b
 
 
 def record_on_cuda(call: Callable[[], None]) -> Callable[[], None]:
-    """Record what `call` launches, without running it."""
+    """Record what `call` launches, without running it. Other threads may go on, such as the one that reads ahead."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
     return graph.replay
 

@@ -23,18 +23,21 @@ log = logging.getLogger(__name__)
 # Of an evaluation's batch on one GPU, where memory allows. A bound, so that all large GPUs compute the same; how large
 # it should be has not been measured. A Sudoku takes 82 of them, a maze or an ARC grid 901.
 TOKENS = 128 * 1024
-MEMORY_SHARE = 0.5  # of the free memory, the allocator's own included
+MEMORY_SHARE = 0.5  # of the memory that is free
 
 
 def choose_batch_size(
     wanted: int | None, dataset: PuzzleDataset, head: ACTLossHead, ranks: Ranks, device: torch.device
 ) -> None:
-    """Give an evaluation split its batch size. Without one it is the run's, on CUDA more."""
+    """Give an evaluation split its batch size: `wanted`, or the run's, on CUDA more where memory is left.
+
+    To be called when training has taken what it needs.
+    """
     if wanted is None and device.type == "cuda":
         with torch.inference_mode():
             memory = bytes_a_row(head, dataset, device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + cached
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
         share = -(-dataset.num_examples() // ranks.world_size)  # more rows would be padding
         rows = rows_that_fit(head, dataset.local_batch_size, min(share, int(MEMORY_SHARE * free / memory)))
         wanted = ranks.smallest(rows) * ranks.world_size
