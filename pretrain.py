@@ -84,7 +84,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
             farewell += f" checkpoint_path='{config.checkpoint_path}'"
     except BaseException:
         if ranks.world_size == 1:  # else it would need the others; after a resume the same metrics come again
-            with suppress(RuntimeError):  # of a device that is gone
+            with suppress(RuntimeError, UserError):  # of a device or a disk that is gone: the first error counts
                 read_metrics(run, complete=True)
         raise
     finally:
