@@ -40,7 +40,6 @@ from pydantic import Field, model_validator
 
 from dataset.shards import load_metadata
 from errors import UserError, one_line_errors
-from evaluators.animation import draw_frames, save_gif
 from evaluators.arc_query import identifiers_at_hand, read_query
 from evaluators.boards import arc_lines, in_rows, maze_lines, sudoku_lines
 from evaluators.puzzle_text import Puzzle, read_puzzle
@@ -122,6 +121,8 @@ def solve(config: SolveConfig) -> None:
         print(picture(puzzle, found))
         print(f"\n{verdict.text}")
     if gif is not None:
+        from evaluators.animation import draw_frames, save_gif  # a second of drawing libraries
+
         save_gif(draw_frames(puzzle, found, verdict), gif)
         print(f"animation: {gif}", file=sys.stderr if config.as_json else sys.stdout)
 

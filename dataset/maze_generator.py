@@ -28,10 +28,10 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from tqdm import tqdm
 
 from dataset.common import dihedral_transform
+from dataset.compiled import compiled
 from errors import UserError
 
 MIN_WALLS, MAX_WALLS = 0.3, 0.5  # share of the cells
@@ -135,28 +135,28 @@ GOLDEN, MIX_1, MIX_2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 SHIFT_11, SHIFT_27, SHIFT_30, SHIFT_31, SHIFT_32 = (np.uint64(n) for n in (11, 27, 30, 31, 32))
 
 
-@njit(nogil=True)
+@compiled
 def _mix(z):
     z = (z ^ (z >> SHIFT_30)) * MIX_1
     z = (z ^ (z >> SHIFT_27)) * MIX_2
     return z ^ (z >> SHIFT_31)
 
 
-@njit(nogil=True)
+@compiled
 def _uniform(state):
     """In (0, 1)."""
     state[0] += GOLDEN
     return (np.float64(_mix(state[0]) >> SHIFT_11) + 0.5) / 9007199254740992.0
 
 
-@njit(nogil=True)
+@compiled
 def _below(state, n):
     """In 0..n-1; off from uniform by less than n / 2^32."""
     state[0] += GOLDEN
     return np.int64(((_mix(state[0]) >> SHIFT_32) * np.uint64(n)) >> SHIFT_32)
 
 
-@njit(nogil=True)
+@compiled
 def _all_cells(size):
     cells = np.empty(size * size, np.int32)
     for i in range(size * size):
@@ -164,7 +164,7 @@ def _all_cells(size):
     return cells
 
 
-@njit(nogil=True)
+@compiled
 def _draw(key, candidate, size, state, all_cells, cells, steps):
     """Draw a candidate's (u, map, start): `steps` 0 on free cells, else -1; return u, start, number of free cells."""
     state[0] = _mix(key + np.uint64(candidate) * GOLDEN)
@@ -181,7 +181,7 @@ def _draw(key, candidate, size, state, all_cells, cells, steps):
     return u, cells[walls + _below(state, total - walls)], total - walls
 
 
-@njit(nogil=True)
+@compiled
 def _flood(start, size, steps, queue):
     """Breadth-first search: 1 + steps from `start` into `steps` (was 0 where free); return how many were reached."""
     frame = size + 2
@@ -198,7 +198,7 @@ def _flood(start, size, steps, queue):
     return tail
 
 
-@njit(nogil=True)
+@compiled
 def _count_far(queue, reached, steps, min_path_length):
     """The reached cells more than `min_path_length` steps away; they end the queue."""
     far = 0
@@ -207,7 +207,7 @@ def _count_far(queue, reached, steps, min_path_length):
     return far
 
 
-@njit(nogil=True)
+@compiled
 def _search(key, first, count, size, min_path_length, bound):
     """The largest ratio among candidates first..first + count - 1, and those accepted under `bound` with thresholds."""
     state = np.empty(1, np.uint64)
@@ -228,7 +228,7 @@ def _search(key, first, count, size, min_path_length, bound):
     return largest, which[:found], thresholds[:found]
 
 
-@njit(nogil=True)
+@compiled
 def _build(key, candidate, size, min_path_length):
     """The maze of an accepted candidate: question, answer (size²,) uint8 ASCII, and the steps of its path."""
     state = np.empty(1, np.uint64)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
-from numba import njit
 from tqdm import tqdm
 
+from dataset.compiled import compiled
 from errors import UserError
 
 BATCH = 64  # puzzles tried at a time
@@ -139,7 +139,7 @@ ONE, TWO = np.int64(1), np.int64(2)  # limits; for each literal int numba would 
 BIT_COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.int64)
 
 
-@njit
+@compiled
 def _search(box_rows, box_columns, puzzle, limit, digit_orders, solution):
     """Depth-first search for up to `limit` solutions; the first is written to `solution`. Returns (found, guesses)."""
     size = box_rows * box_columns
@@ -215,7 +215,7 @@ def _search(box_rows, box_columns, puzzle, limit, digit_orders, solution):
     return found, guesses
 
 
-@njit
+@compiled
 def _fill(box_rows, box_columns, orders):
     """One full grid for each (cells, size) of `orders`, the order in which digits are tried."""
     empty = np.zeros(orders.shape[1], np.uint8)
@@ -225,7 +225,7 @@ def _fill(box_rows, box_columns, orders):
     return grids
 
 
-@njit
+@compiled
 def _carve(box_rows, box_columns, grids, orders, extras):
     """Remove the clues of each grid in its order, while the solution stays unique; give the last `extras` back."""
     cells, size = grids.shape[1], box_rows * box_columns

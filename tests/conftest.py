@@ -11,6 +11,20 @@ from tests.sample_datasets import build_sudoku
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
 
 
+# Those of 10 s and more; `--dist loadfile` hands files out in order, and a long one at the end would run alone.
+LONGEST = (
+    "test_compilation", "test_demo", "test_ranks", "test_pretrain", "test_benchmarks", "test_resume", "test_slurm",
+    "test_evaluate", "test_metrics_log", "test_maze_generator", "test_figures", "test_build_sudoku_dataset",
+    "test_checkpoints", "test_build_maze_dataset", "test_early_stop", "test_sparse_embedding", "test_arc_notebook",
+    "test_arc_chain", "test_visualizer", "test_solve", "test_sudoku_generator", "test_hub",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as browser:

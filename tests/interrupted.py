@@ -2,63 +2,66 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from tests.launch import ONE_THREAD_NO_WANDB, ROOT
-from tests.runs import load, reference_overrides
-
-# Exploration on, so that the random generators matter; states between and at evaluations.
-CHANGES = {"load_checkpoint": None, "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true"}
-ENVIRONMENT = os.environ | ONE_THREAD_NO_WANDB | {"PYTHONPATH": str(ROOT)}
+from tests.launch import ROOT, command_environment
+from tests.runs import PIPELINE, load, reference_overrides
+from tests.warm import Started
 
 
-def command(folder: Path, ranks: int | None, **changes) -> list[str]:
-    launcher = [sys.executable]
-    if ranks:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*launcher, "pretrain.py", *reference_overrides(folder, **CHANGES | changes)]
+def eager_weights() -> Path:
+    """The reference run's first weights, with a Q head that halts as soon as exploration allows it.
+
+    Without such a head every sequence goes to the last step, whatever the random generators say.
+    """
+    weights = load(PIPELINE / "init_checkpoint.pt")
+    weights["model.inner.q_head.bias"] = torch.tensor([20.0, 0.0])
+    path = Path(FOLDER.name) / "eager"
+    torch.save(weights, path)
+    return path
 
 
-def start(folder: Path, ranks: int | None = None, **changes) -> subprocess.Popen:
+FOLDER = tempfile.TemporaryDirectory()
+# States between and at evaluations.
+CHANGES = {
+    "load_checkpoint": eager_weights(), "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true",
+}  # fmt: skip
+
+
+def start(folder: Path, ranks: int | None = None, **changes) -> Started:
+    return Started("pretrain.py", *reference_overrides(folder, **CHANGES | changes), ranks=ranks)
+
+
+def start_torchrun(folder: Path, ranks: int, **changes) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return subprocess.Popen(
-        command(folder, ranks, **changes), cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
+        [*launcher, "pretrain.py", *reference_overrides(folder, **CHANGES | changes)],
+        cwd=ROOT, env=command_environment(), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def workers(process: subprocess.Popen) -> list[int]:
-    """Under torchrun its ranks, in their order (of Linux only)."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def kill(process: subprocess.Popen, ranks: int | None) -> None:
-    """As when the machine fails: every process at once, without a chance to say anything."""
-    for pid in [*(workers(process) if ranks else []), process.pid]:
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-
-
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_until(process: Started | subprocess.Popen, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 200
     while not condition():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for_step(process: Started | subprocess.Popen, folder: Path, step: int) -> None:
     path = folder / "metrics.jsonl"
     wait_until(process, lambda: path.exists() and path.read_bytes().count(b"\n") >= step)
 
 
-def wait_for_a_save(process: subprocess.Popen, folder: Path) -> None:
+def wait_for_a_save(process: Started | subprocess.Popen, folder: Path) -> None:
     wait_until(process, lambda: any(folder.glob(".state_*.tmp")))
 
 
@@ -73,7 +76,7 @@ def kill_three_times(folder: Path, ranks: int | None, before: int, **changes) ->
             wait_for_a_save(process, folder)
         else:
             time.sleep(rng.random() * 0.02)  # somewhere within a step, an evaluation or a save
-        kill(process, ranks)
+        process.kill()
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain import main
-from tests.launch import ONE_THREAD_NO_WANDB, run
+from tests.launch import ONE_THREAD_NO_WANDB
 from training.preemption import SIGNALS
 
 PIPELINE = Path(__file__).parent / "reference" / "pipeline"
@@ -29,16 +29,9 @@ def reference_overrides(checkpoint_path: Path, **changes) -> list[str]:
     return [f"{key}={value}" for key, value in (config | changes).items() if value is not None]
 
 
-def pretrain(checkpoint_path: Path, ranks: int | None = None, env: dict | None = None, **changes) -> list[dict]:
-    """Run pretrain.py as the reference run with `changes`; -> the lines of its metrics.jsonl.
-
-    One rank without an environment of its own runs in this process, which saves the two seconds of a start.
-    """
-    overrides = reference_overrides(checkpoint_path, **changes)
-    if ranks is None and env is None:
-        pretrain_here(overrides)
-    else:
-        run("pretrain.py", *overrides, ranks=ranks, **(env or {}))
+def pretrain(checkpoint_path: Path, **changes) -> list[dict]:
+    """Run pretrain.py as the reference run with `changes`, in this process; -> the lines of its metrics.jsonl."""
+    pretrain_here(reference_overrides(checkpoint_path, **changes))
     return read_metrics(checkpoint_path)
 
 
@@ -72,6 +65,14 @@ def read_metrics(folder: Path) -> list[dict]:
 
 def lines_with(lines: list[dict], prefix: str) -> list[dict]:
     return [line for line in lines if any(key.startswith(prefix) for key in line)]
+
+
+def assert_lines_close(got: list[dict], expected: list[dict], rtol: float) -> None:
+    assert len(got) == len(expected)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert mine[key] == pytest.approx(value, rel=rtol, abs=1e-9), (mine["step"], key)
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""ARC from raw tasks to a submission, every command as a user runs it: python -m pytest tests/test_arc_chain.py"""
+"""ARC from raw tasks to a submission, each command a process: python -m pytest tests/test_arc_chain.py"""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from tests.arc_oracle import oracle_augment, oracle_symmetry, write_tasks
 from tests.arc_predictions import TASKS, oracle_ranking, raw_tasks
-from tests.launch import run
+from tests.warm import run
 
 NUM_AUG = 3
 MODEL = dict(hidden_size=32, num_heads=2, H_layers=1, L_layers=1, H_cycles=1, L_cycles=1, halt_max_steps=2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.launch import run
+from tests import warm
 from tests.runs import PIPELINE, lines_with, load, pretrain, read_metrics, refusal
 
 TABLE = "model.inner.puzzle_emb.weights"
@@ -41,7 +41,7 @@ def test_best_is_chosen_on_val_and_the_test_split_is_evaluated_once(tmp_path, wi
     assert best["value"] == max(evaluations.values()) == evaluations[best["step"]]
     assert (folder / best["checkpoint"]).exists()
     (final,) = lines_with(lines, "test/")
-    whole = run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_outputs=[]")
+    whole = warm.run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_outputs=[]")
     assert f"eval/accuracy         {final['test/accuracy']:.4f}" in whole.stdout
 
 

@@ -1,11 +1,12 @@
-"""When compiling pays: python -m pytest tests/test_compilation.py; that it computes the same is in test_pretrain.py"""
+"""When compiling pays, and that it computes the same: python -m pytest tests/test_compilation.py"""
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.sizes import SIZES, build_head
-from tests.launch import ROOT
+from tests.launch import ROOT, run
+from tests.runs import TRAJECTORY, assert_lines_close, lines_with, read_metrics, reference_overrides
 from training.compilation import EVALUATION, compile_blocks, pays
 from training.config import PretrainConfig, from_hydra
 
@@ -35,3 +36,27 @@ def test_on_a_cpu_long_runs_and_large_models_are_compiled():
 def test_a_short_run_is_not_compiled(monkeypatch, mode, disabled):
     monkeypatch.setenv("DISABLE_COMPILE", disabled)
     assert not compile_blocks(build_head(SIZES["toy"], 8), mode, CPU, steps=20)
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(tmp_path):
+    """Without PyTorch's own trial of the processor's vector instructions, a fifth of the cost."""
+    overrides = reference_overrides(tmp_path / "run", compile="on", epochs=4)
+    run("pretrain.py", *overrides, DISABLE_COMPILE="0", TORCHINDUCTOR_VEC_ISA_OK="1")
+    # Only the lr schedule knows how long the run is: until the warm-up ends the steps are the reference run's.
+    train = lines_with(read_metrics(tmp_path / "run"), "train/")
+    assert_lines_close(train[:10], TRAJECTORY["train"][:10], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_costs_a_warning_only(tmp_path):
+    overrides = reference_overrides(tmp_path / "run", compile="on", epochs=4)
+    done = run(
+        "pretrain.py",
+        *overrides,
+        DISABLE_COMPILE="0",
+        CXX="/nonexistent/compiler",
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert "torch.compile does not work here, continuing without: " in done.stdout
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 20

@@ -11,6 +11,7 @@ import yaml
 
 from errors import UserError
 from evaluate import EvalConfig, evaluate
+from tests import warm
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
 from training.config import SAVABLE_OUTPUTS, from_cli, load_config
@@ -91,7 +92,7 @@ def test_two_ranks_write_one_folder(checkpoint, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     options = [f"checkpoint={checkpoint}", "halt=q", "max_steps=6", "save_logits=true", "save_steps=true"]
     metrics = in_this_process(*options, f"output_dir={one}")
-    table = run("evaluate.py", *options, f"output_dir={two}", ranks=2).stdout
+    table = warm.run("evaluate.py", *options, f"output_dir={two}", ranks=2).stdout
     assert printed(table) == {key: pytest.approx(value, abs=1e-4) for key, value in metrics.items()}
     assert [path.name for path in two.iterdir()] == ["step_60_preds"]
     manifest = json.loads((two / "step_60_preds/manifest.json").read_text())
@@ -133,7 +134,7 @@ def refusal(*args) -> str:
 
 def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
     this = f"checkpoint={checkpoint}"
-    assert "did you mean 'max_examples'" in error_line("evaluate.py", this, "max_example=5")
+    assert "did you mean 'max_examples'" in error_line("evaluate.py", this, "max_example=5", run=warm.run)
     assert "not of the form key=value" in refusal("step_60")
     assert "step_61 does not exist" in refusal(f"{this[:-2]}61")
     assert "it has the splits test, train" in refusal(this, "split=val")

@@ -23,6 +23,7 @@ from evaluators.figure_drawing import (
     wilson_interval,
 )
 from evaluators.participation import Moments, batches, doubling, participation_ratio
+from tests import warm
 from tests.flattering import PUZZLES, RIGHT, flattering_run, own_steps, split_inputs
 from tests.launch import error_line, run
 from training.config import load_config
@@ -254,7 +255,7 @@ def test_the_command_as_a_user_starts_it(checkpoint, tmp_path):
     assert f"{target} and one.json" in done.stdout
     assert target.read_bytes()[:4] == b"\x89PNG"
     assert len(json.loads(target.with_suffix(".json").read_text())["puzzles"]) == 1
-    line = error_line("-m", "evaluators.figures", "curves", f"checkpoint={checkpoint}")
+    line = error_line("-m", "evaluators.figures", "curves", f"checkpoint={checkpoint}", run=warm.run)
     assert "no figure 'curves'; choose one of steps, participation, scaling" in line
 
 

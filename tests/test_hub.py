@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from errors import UserError
-from tests.launch import ROOT, error_line, run
+from tests import warm
+from tests.launch import ROOT, error_line
 from tests.runs import PIPELINE, TRAJECTORY, load
 from training import hub
 from training.config import load_config
@@ -242,7 +243,7 @@ def test_a_pulled_model_is_the_one_that_was_pushed(fake, folder, tmp_path):
 def test_a_pulled_model_is_evaluated(fake, folder, tmp_path):
     hub.push(folder, REPO)
     checkpoint = hub.pull(REPO, tmp_path / "pulled")
-    done = run("evaluate.py", f"checkpoint={checkpoint}", "save_outputs=[]")
+    done = warm.run("evaluate.py", f"checkpoint={checkpoint}", "save_outputs=[]")
     rows = dict(line.split() for line in done.stdout.splitlines() if line.startswith("eval/"))
     expected = TRAJECTORY["eval"][-1]["all"]
     assert {key: float(value) for key, value in rows.items()} == {
@@ -478,11 +479,11 @@ def test_no_network_through_the_command_line(folder, tmp_path):
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": None}
     line = error_line("-m", "training.hub", "push", folder, REPO, **environment)
     assert "OfflineModeIsEnabled" in line
-    line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", **environment)
+    line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", run=warm.run, **environment)
     assert "LocalEntryNotFoundError" in line
     assert "check the network, HF_HUB_OFFLINE" in line
     environment |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
-    line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", **environment)
+    line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", run=warm.run, **environment)
     assert "check the network" in line
     assert not (tmp_path / "pulled").exists()
 

@@ -9,16 +9,19 @@ import yaml
 
 from dataset.common import SplitWriter, write_identifiers
 from pretrain import main
+from tests import warm
 from tests.launch import ROOT, error_line, run
-from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, reference_overrides, refusal
-
-
-def assert_lines_close(got: list[dict], expected: list[dict], rtol: float) -> None:
-    assert len(got) == len(expected)
-    for mine, theirs in zip(got, expected, strict=True):
-        assert mine.keys() == theirs.keys()
-        for key, value in theirs.items():
-            assert mine[key] == pytest.approx(value, rel=rtol, abs=1e-9), (mine["step"], key)
+from tests.runs import (
+    PIPELINE,
+    TRAJECTORY,
+    assert_lines_close,
+    lines_with,
+    load,
+    pretrain,
+    read_metrics,
+    reference_overrides,
+    refusal,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,24 +87,34 @@ def puzzles(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_equal_one_process(tmp_path, puzzles, ranks):
+@pytest.fixture(scope="module")
+def single(tmp_path_factory, puzzles):
+    """The overrides of a run over the puzzles, and its folder."""
+    folder = tmp_path_factory.mktemp("single") / "run"
     changes = {"data_path": puzzles, "load_checkpoint": None, "global_batch_size": 16, "eval_save_outputs": "[labels]"}
-    single = pretrain(tmp_path / "single", **changes)
-    several = pretrain(tmp_path / "several", ranks=ranks, **changes)
-    assert len(single) > 20
-    assert_lines_close(several, single, rtol=1e-4)
-    step = single[-1]["step"]
-    one, many = (load(tmp_path / name / f"step_{step}") for name in ("single", "several"))
+    pretrain(folder, **changes)
+    return changes, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "ranks"), [(run, 2), (warm.run, 4)], ids=["torchrun, 2", "4"])
+def test_ranks_equal_one_process(tmp_path, single, start, ranks):
+    changes, alone = single
+    together = tmp_path / "run"
+    start("pretrain.py", *reference_overrides(together, **changes), ranks=ranks)
+    lines = read_metrics(alone)
+    assert len(lines) > 20
+    assert_lines_close(read_metrics(together), lines, rtol=1e-4)
+    step = lines[-1]["step"]
+    one, many = (load(folder / f"step_{step}") for folder in (alone, together))
     for key in one:
         torch.testing.assert_close(many[key], one[key], rtol=0, atol=1e-5)
     table = "model.inner.puzzle_emb.weights"
     assert one[table].any(dim=1).sum() > 30
     torch.testing.assert_close(many[table], one[table], rtol=0, atol=1e-6)
     labels = [
-        torch.cat([load(path)["labels"] for path in sorted((tmp_path / name).glob(f"step_{step}_all_preds.*"))])
-        for name in ("single", "several")
+        torch.cat([load(path)["labels"] for path in sorted(folder.glob(f"step_{step}_all_preds.*"))])
+        for folder in (alone, together)
     ]
     rows = [sorted(map(tuple, part[part[:, 0] != -100].tolist())) for part in labels]
     assert rows[0] == rows[1]
@@ -118,26 +131,6 @@ def test_several_sets_are_reported_apart_and_together(tmp_path):
 
     got = eval_metrics({"a": {"accuracy": 3.0, "count": 4.0}, "b": {"accuracy": 0.0, "count": 2.0}})
     assert got == {"eval/accuracy": 0.5, "eval/a/accuracy": 0.75, "eval/b/accuracy": 0.0}
-
-
-@pytest.mark.slow
-def test_compiled_equals_eager(tmp_path):
-    lines = pretrain(tmp_path / "run", env={"DISABLE_COMPILE": "0"}, compile="on", epochs=4)
-    # Only the lr schedule knows how long the run is: until the warm-up ends the steps are the reference run's.
-    assert_lines_close(lines_with(lines, "train/")[:10], TRAJECTORY["train"][:10], rtol=1e-4)
-
-
-def test_a_compiler_that_fails_costs_a_warning_only(tmp_path):
-    overrides = reference_overrides(tmp_path / "run", compile="on", epochs=4)
-    done = run(
-        "pretrain.py",
-        *overrides,
-        DISABLE_COMPILE="0",
-        CXX="/nonexistent/compiler",
-        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
-    )
-    assert "torch.compile does not work here, continuing without: " in done.stdout
-    assert read_metrics(tmp_path / "run")[-1]["step"] == 20
 
 
 REFUSED = {

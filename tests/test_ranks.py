@@ -4,40 +4,50 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step, workers
+from tests import warm
+from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, start_torchrun, wait_for_step
 from tests.launch import run
-from tests.runs import pretrain, read_metrics, reference_overrides
+from tests.runs import read_metrics, reference_overrides
 
 
 @pytest.mark.slow
 def test_two_ranks_killed_three_times_at_random(tmp_path):
     changes = CHANGES | {"epochs": 8, "eval_interval": 2}  # 40 steps
     kill_three_times(tmp_path / "run", ranks=2, before=32, **changes)
-    pretrain(tmp_path / "run", 2, **changes)
-    pretrain(tmp_path / "whole", 2, **changes)
+    for name in ("run", "whole"):
+        warm.run("pretrain.py", *reference_overrides(tmp_path / name, **changes), ranks=2)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "train/lr" in line] == list(range(1, 41))
 
 
 @pytest.mark.slow
-def test_a_signal_under_torchrun_stops_all_ranks_at_one_step(tmp_path):
+def test_a_signal_stops_all_ranks_at_one_step(tmp_path):
     """To one rank first, then to torchrun, which passes it on."""
     folder = tmp_path / "run"
-    for target, number in ((11, signal.SIGUSR1), (31, signal.SIGTERM)):
-        process = start(folder, 2)
-        wait_for_step(process, folder, target)
-        to_a_rank = number == signal.SIGUSR1
-        os.kill(workers(process)[1] if to_a_rank else process.pid, number)
-        output, _ = process.communicate(timeout=60)
-        stopped = read_metrics(folder)[-1]["step"]
-        assert target <= stopped < 60
-        why = "a signal to another rank" if to_a_rank else "SIGTERM"
-        assert f"stopped ({why}) at step {stopped}; to go on" in output
-        assert (process.returncode == 0) == to_a_rank, output  # torchrun itself fails on a signal
-        assert json.loads((folder / f"state_{stopped}/manifest.json").read_text())["world_size"] == 2
+    process = start(folder, 2)
+    wait_for_step(process, folder, 11)
+    process.send_signal(signal.SIGUSR1, rank=1)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert_stopped(folder, 11, "a signal to another rank", output)
+
+    process = start_torchrun(folder, 2)
+    wait_for_step(process, folder, 31)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, output  # torchrun itself fails on a signal
+    assert_stopped(folder, 31, "SIGTERM", output)
+
+
+def assert_stopped(folder: Path, earliest: int, why: str, output: str) -> None:
+    stopped = read_metrics(folder)[-1]["step"]
+    assert earliest <= stopped < 60
+    assert f"stopped ({why}) at step {stopped}; to go on" in output
+    assert json.loads((folder / f"state_{stopped}/manifest.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
-from tests.launch import run
 from tests.runs import PIPELINE, pretrain, read_metrics, reference_overrides, refusal
 
 
@@ -37,8 +37,8 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, uninterrupted):
     process = start(folder)
     wait_for_step(process, folder, 11)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
     stopped = read_metrics(folder)[-1]["step"]
     assert stopped < 60
     assert f"stopped (SIGTERM) at step {stopped}; to go on: the same command with resume=true" in output
@@ -161,7 +161,7 @@ def test_a_run_may_branch_off_into_another_folder(stopped, uninterrupted):
 
 @pytest.mark.slow
 def test_another_number_of_ranks_restarts_the_sequences(stopped):
-    done = run("pretrain.py", *reference_overrides(stopped, **CHANGES | {"max_minutes": 1e-5}), ranks=2)
+    done = warm.run("pretrain.py", *reference_overrides(stopped, **CHANGES | {"max_minutes": 1e-5}), ranks=2)
     assert "was saved by 1 ranks, now there are 2: every sequence starts afresh" in done.stdout
     assert read_metrics(stopped)[-1]["step"] == 2
     assert json.loads((stopped / "state_2/manifest.json").read_text())["world_size"] == 2

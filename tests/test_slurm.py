@@ -335,7 +335,7 @@ def test_pretrain_stops_on_two_nodes_is_requeued_and_finishes_on_one(job):
     step = read_metrics(folder)[-1]["step"]
     assert (folder / f"state_{step}/rank_1.pt").exists()
 
-    job.start("--", *reference_overrides(job.folder / "short"), **environment)
+    job.start("--", *reference_overrides(job.folder / "short", epochs=4), **environment)
     assert job.end() == 0, job.output.read_text()
     assert "train.sbatch: finished" in job.output.read_text()
     assert job.requeued == [f"requeue {number}"]

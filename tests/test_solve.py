@@ -15,6 +15,7 @@ import solve
 from dataset.build_arc_dataset import ArcConfig, build
 from errors import UserError
 from evaluators.steps import Step
+from tests import warm
 from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_folder
 from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
@@ -382,5 +383,5 @@ def test_json_alone_is_printed(checkpoint, capfd):
 
 
 def test_a_mistake_is_one_line(checkpoint):
-    line = error_line("solve.py", f"checkpoint={checkpoint}", "puzzle=1..4.4x..1..4..1")
+    line = error_line("solve.py", f"checkpoint={checkpoint}", "puzzle=1..4.4x..1..4..1", run=warm.run)
     assert line.startswith("error: puzzle: character 7 is 'x'")

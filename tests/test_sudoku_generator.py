@@ -5,7 +5,9 @@ python -m pytest tests/test_sudoku_generator.py
 
 import numpy as np
 import pytest
+from numba import njit
 
+from dataset.compiled import compiled
 from dataset.sudoku_generator import all_4x4_grids, carve, count_solutions, generate_sudokus, random_grids
 from errors import UserError
 
@@ -158,3 +160,11 @@ def test_min_rating_and_seed() -> None:
 def test_gives_up_with_a_reason() -> None:
     with pytest.raises(UserError, match=r"found 0 of 5 different 4×4 Sudokus \(rating >= 50.*lower --min-difficulty"):
         generate_sudokus((2, 2), 5, 5, np.random.SeedSequence(0), min_rating=50)
+
+
+def test_code_without_a_place_for_its_machine_code_is_compiled_all_the_same():
+    names = {}
+    exec("def double(x):\n    return 2 * x", names)  # from no file, so that numba finds no place beside it
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        njit(cache=True)(names["double"])
+    assert compiled(names["double"])(21) == 42

@@ -20,8 +20,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import distributions
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,8 +87,11 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None
 
 
 def _versions() -> dict[str, str]:
-    installed = {distribution.metadata["Name"].lower(): distribution.version for distribution in distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _git_commit() -> str | None:
