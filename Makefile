@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast bench lint format clean
+.PHONY: help demo test test-fast test-apart bench lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,11 +14,14 @@ help:  ## this list
 demo: $(READY)  ## train a small HRM on 4×4 Sudokus, on any machine, and watch it think
 	$(PY) scripts/demo.py
 
-test: $(READY)  ## every test
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## every test but for one
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not apart"
 
 test-fast: $(READY)  ## the tests that take less than a few seconds each
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not apart"
+
+test-apart: $(READY)  ## that one: benchmarks/gpu.sh from end to end at toy size, two minutes
+	$(PY) -m pytest -m apart tests/test_gpu_script.py
 
 bench: $(READY)  ## time the step, the loader and evaluation against a plain port; minutes on 2 cores
 	$(PY) -m benchmarks

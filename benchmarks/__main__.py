@@ -1,10 +1,11 @@
 """The benchmarks that need no source data, in one run: python -m benchmarks [--toy] [--device auto] (`make bench`)
 
 loader, step and evaluate with their defaults, each against the baseline in the same process. Prints one table with the
-machine, and writes benchmarks/results/<date and time>.json. Cost on 2 cores: minutes; 9 on a busy machine, of which 5
-were one slow compile.
+machine, and writes benchmarks/results/<date and time>.json. Cost on 2 cores: three minutes; more where the compiler is
+slow.
 
-Apart: benchmarks.build, arc_voting, predictions and overhead, and benchmarks/gpu.sh for what only a GPU can show.
+Apart: benchmarks.build, arc_voting, predictions, overhead and profile, and benchmarks/gpu.sh for what only a GPU can
+show.
 """
 
 import sys

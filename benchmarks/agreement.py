@@ -1,20 +1,21 @@
 """Whether the fast ways of computing agree with the plain ones: python -m benchmarks.agreement PART [options]
 
-trace       losses of N training steps: float32 and bfloat16, ours and the baseline, from the same weights on the same
-            Sudokus (--data-path); writes trace.json and trace.png
+trace       losses of --steps training steps (200): float32 and bfloat16, ours and the baseline, from the same weights
+            on the same Sudokus (--data-path); writes trace.json and trace.png
+graph       the same steps (40) with and without a CUDA graph, of a model whose rows halt at different steps, with
+            exploration: losses, halting; and two evaluation batches
+resume      pretrain.py for 40 steps on --data-path, and again from its state after 20: metrics.jsonl line by line
 attention   outputs, gradients and time of each attention kernel that runs here, against float64
 compile     losses of the first steps: eager, blocks compiled, the baseline compiled as a whole (not with --toy)
 nccl        gradients through a process group of one rank: buckets and one call a parameter, equal and timed
 
-Prints a table each; --out is a folder for files. Runs on a CPU too (gloo for NCCL). `--toy`: a model for a test.
+Prints a table each, and fails where what must agree does not; --out is a folder for files. Runs on a CPU too (no graph,
+gloo for NCCL). `--toy`: a model for a test. In float32, TF32 is off.
 """
 
 import argparse
 import itertools
-import json
-import logging
 import os
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,21 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.baseline import PlainTrainer
 from benchmarks.report import in_turns, milliseconds, parser, positive
 from benchmarks.sizes import SIZES, config_of, metadata_of, random_batches
-from benchmarks.step import CHECKED_STEPS, WAYS, OurTrainer, build_ways
+from benchmarks.trajectories import ONE, graph, resume, trace
+from benchmarks.ways import CHECKED_STEPS, WAYS, OurTrainer, build_ways, compared_steps, largest_difference
 from errors import UserError, one_line_errors
 from models.attention import select_attention
-from puzzle_dataset import PuzzleDataset
-from training.data import open_split
 from training.distributed import Ranks, select_device
 from training.gradients import GradientBuckets
-from training.progress import progress_bar
 
-log = logging.getLogger(__name__)
-ONE = Ranks(0, 1, 0)
-LOSSES = ("train/lm_loss", "train/q_halt_loss", "train/q_continue_loss")
 BACKENDS = {
     "sdpa math": "MATH",
     "sdpa flash": "FLASH_ATTENTION",
@@ -48,73 +43,10 @@ BACKENDS = {
 }
 
 
-def trace(args: argparse.Namespace, device: torch.device) -> None:
-    size = SIZES["toy" if args.toy else "sudoku"]
-    batch = args.batch or size.batches[0]
-    ways = {
-        "float32, baseline": (PlainTrainer, "float32", False),
-        "float32": (OurTrainer, "float32", False),
-        "bfloat16": (OurTrainer, "bfloat16", False),
-    }
-    if device.type == "cuda":
-        ways["bfloat16, blocks compiled"] = (OurTrainer, "bfloat16", True)
-    traces: dict[str, list[float]] = {}
-    for name, (kind, dtype, compiled) in ways.items():
-        overrides = [f"arch.forward_dtype={dtype}", "lr_warmup_steps=20", f"data_path={args.data_path}"]
-        config = config_of(size, batch, *overrides)
-        dataset = open_split(config, "train", ONE, epochs_per_iter=config.epochs)
-        torch.manual_seed(0)
-        trainer = kind(config, dataset.metadata, ONE, device)
-        if compiled:
-            trainer.compile()
-        traces[name] = losses_of(name, trainer, dataset, args.steps, device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "trace.json").write_text(json.dumps(traces))
-    draw(traces, args.out / "trace.png")
-    print(trace_table(traces))
-
-
-def losses_of(name: str, trainer, dataset: PuzzleDataset, steps: int, device: torch.device) -> list[float]:
-    """The token loss of each step."""
-    losses: list[float] = []
-    batches = itertools.chain.from_iterable(itertools.repeat(dataset))  # pass after pass
-    for _ in progress_bar(range(steps), total=steps, desc=name, unit="step", enabled=True, leave=False):
-        _, batch, _ = next(batches)
-        batch = {key: field.to(device) for key, field in batch.items()}
-        losses.append(trainer.step(batch)["train/lm_loss"])
-    return losses
-
-
-def trace_table(traces: dict[str, list[float]]) -> str:
-    """Single steps, the mean of the last tenth, and how far each trace is from the float32 baseline there."""
-    steps = len(next(iter(traces.values())))
-    shown = sorted({1, min(10, steps), max(1, steps // 4), max(1, steps // 2), steps})
-    tail = max(1, steps // 10)
-    reference = statistics.fmean(traces["float32, baseline"][-tail:])
-    lines = [f"| loss at step | {' | '.join(map(str, shown))} | mean of the last {tail} | from float32 |"]
-    lines.append("| --- " * (len(shown) + 3) + "|")
-    for name, losses in traces.items():
-        mean = statistics.fmean(losses[-tail:])
-        cells = [f"{losses[step - 1]:.4f}" for step in shown]
-        lines.append(f"| {name} | {' | '.join(cells)} | {mean:.4f} | {mean / reference - 1:+.2%} |")
-    return "\n".join(lines)
-
-
-def draw(traces: dict[str, list[float]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, losses) in enumerate(traces.items()):
-        axes.plot(range(1, len(losses) + 1), losses, label=name, linestyle=("-", "--", ":", "-.")[number % 4])
-    axes.set(xlabel="step", ylabel="token loss")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
 def attention(args: argparse.Namespace, device: torch.device) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     shapes = [(2, 17, 2, 16)] if args.toy else [(96, 82, 8, 64), (768, 82, 8, 64), (96, 901, 8, 64)]
+    calls = kernels(device, dtype)
     print("| shape (B, S, heads, dim) | kernel | output off by | gradients off by | forward + backward |")
     print("| --- " * 5 + "|")
     for shape in shapes:
@@ -122,7 +54,7 @@ def attention(args: argparse.Namespace, device: torch.device) -> None:
         inputs = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(4)]
         few = [tensor[:4] for tensor in inputs]  # float64 takes much memory
         exact = with_gradients(select_attention("sdpa", device.type, torch.float64), [t.double() for t in few])
-        for name, call in kernels(device, dtype).items():
+        for name, call in calls.items():
             try:
                 result = with_gradients(call, few)
                 time = in_turns({"": lambda call=call, inputs=inputs: with_gradients(call, inputs)}, 10, device)[""]
@@ -150,7 +82,7 @@ def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
         try:
             calls[f"arch.attention={name}"] = select_attention(name, device.type, dtype)
         except UserError as error:
-            print(f"(left out: {error})")
+            print(f"(left out: {error})\n")
     return calls
 
 
@@ -165,8 +97,7 @@ def compilation(args: argparse.Namespace, device: torch.device) -> None:
     size = SIZES["toy" if args.toy else "sudoku"]
     batch = args.batch or size.batches[0]
     args.compile, args.compile_baseline = True, not args.toy  # a whole model takes the compiler minutes on a CPU
-    source = random_batches(size, batch, device)
-    batches = [next(source) for _ in range(CHECKED_STEPS)]
+    batches = list(itertools.islice(random_batches(size, batch, device), CHECKED_STEPS))
     dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
     print("| dtype | way | first step cold, warm | largest difference of a loss from the eager baseline |")
     print("| --- " * 4 + "|")
@@ -176,11 +107,9 @@ def compilation(args: argparse.Namespace, device: torch.device) -> None:
             config = config_of(size, batch, f"arch.forward_dtype={dtype}")
             ways = build_ways(config, size, batches, args, ONE, device)
             for name, way in ways.items():
-                steps = 1 if name == "baseline, compiled" else CHECKED_STEPS  # it draws other random numbers
-                pairs = list(zip(way.losses, ways["baseline"].losses, strict=True))[:steps]
-                off = max(abs(ours[key] - plain[key]) / abs(plain[key]) for ours, plain in pairs for key in LOSSES)
-                first = ", ".join(f"{seconds:.1f} s" for seconds in way.first_steps[:2]) if WAYS[name][1] else ""
-                print(f"| {dtype} | {name} | {first} | {off:.1e} (over {steps} steps) |")
+                off = largest_difference(name, way, ways["baseline"])
+                first = ", ".join(f"{seconds:.1f} s" for seconds in way.first_steps[: WAYS[name].compilations])
+                print(f"| {dtype} | {name} | {first} | {off:.1e} (over {compared_steps(name)} steps) |")
 
 
 def nccl(args: argparse.Namespace, device: torch.device) -> None:
@@ -224,17 +153,28 @@ def nccl(args: argparse.Namespace, device: torch.device) -> None:
         print(f"| {name} | {milliseconds(seconds)} |")
 
 
-PARTS = {"trace": trace, "attention": attention, "compile": compilation, "nccl": nccl}
+PARTS = {
+    "trace": trace,
+    "graph": graph,
+    "resume": resume,
+    "attention": attention,
+    "compile": compilation,
+    "nccl": nccl,
+}
+STEPS = {"trace": 200, "graph": 40, "resume": 40}
+TOY_STEPS = 10
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("part", choices=PARTS)
-    options.add_argument("--data-path", default="data/sudoku-extreme-1k-aug-1000", help="of trace")
-    options.add_argument("--steps", type=positive, default=200, help="of trace (default: %(default)s)")
+    options.add_argument("--data-path", default="data/sudoku-extreme-1k-aug-1000", help="of trace and resume")
+    options.add_argument("--steps", type=positive, help=f"training steps (default: {STEPS}, {TOY_STEPS} with --toy)")
     options.add_argument("--batch", type=positive, help="global batch size")
     options.add_argument("--out", type=Path, default=Path("."), help="folder for files (default: here)")
     args = options.parse_args()
+    args.steps = args.steps or (TOY_STEPS if args.toy else STEPS.get(args.part))
+    torch.set_float32_matmul_precision("highest")  # some containers turn TF32 on
     with one_line_errors():
         PARTS[args.part](args, select_device(args.device))
 

@@ -1,17 +1,17 @@
 """The baseline of every ratio: the same work, written as a straightforward port of the original would be.
 
     model        the Q target by a whole forward, logits included; torch.compile of the whole model where asked for
-    optimisers   AdamATan2 one tensor after another; sign-SGD on the rows that `unique` finds
+    optimisers   AdamATan2 as training has it without a graph: the CUDA extension where it is installed, else over all
+                 tensors at once; sign-SGD on the rows that `unique` finds
     ranks        one all-reduce a parameter
-    metrics      each fetched from the device by itself, every step
+    metrics      stacked, reduced and fetched every step, which waits for the device
     sampler      one Python step and one scalar draw a group
-    evaluation   the whole loss and a question to the device after every reasoning step
+    evaluation   the whole loss and a question to the device after every reasoning step; torch.compile as above
 
 What it computes is the same: benchmarks/step.py, loader.py and evaluate.py check that before they time anything.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
 from dataset.shards import PuzzleSet
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1_Inner
-from models.losses import ACTLossHead
+from models.losses import ACTLossHead, ACTOutput
 from puzzle_dataset import Batch, PuzzleDataset
 from training.config import PretrainConfig
 from training.distributed import Ranks
@@ -47,12 +47,12 @@ class PlainTrainer:
         ranks: Ranks,
         device: torch.device,
     ):
-        state = create_state(config, metadata, ranks, device)
+        state = create_state(config.model_copy(update={"cuda_graph": "off"}), metadata, ranks, device)
         self.config, self.ranks, self.total_steps = config, ranks, state.total_steps
+        self.optimizer = state.optimizers[-1]
         self.head, self.carry, self.steps = state.head, None, 0
         self.head.model.inner.__class__ = PlainInner
         self.model = self.head
-        self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in self.head.parameters()}
         self.head.train()
 
     def compile(self) -> None:
@@ -70,30 +70,18 @@ class PlainTrainer:
                 if p.grad is not None:
                     dist.all_reduce(p.grad)
         self._update_puzzle_embeddings()
-        lr = self._update_weights()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr = self._lr(self.config.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        stacked = torch.stack(list(metrics.values()))
         if self.ranks.world_size > 1:
-            for value in metrics.values():
-                dist.all_reduce(value)
-        sums = {key: value.item() for key, value in metrics.items()}
+            dist.reduce(stacked, dst=0)
+        sums = dict(zip(metrics, stacked.tolist(), strict=True))
         return train_metrics(sums, self.config.global_batch_size, lr)
 
     def _lr(self, base: float) -> float:
         return learning_rate(self.steps, base, self.config, self.total_steps)
-
-    @torch.no_grad()
-    def _update_weights(self) -> float:
-        config, lr = self.config, self._lr(self.config.lr)
-        first = 1 - config.beta1**self.steps
-        second = math.sqrt(1 - config.beta2**self.steps)
-        for p, (m, v) in self.moments.items():
-            if p.grad is None:
-                continue
-            p.mul_(1 - lr * config.weight_decay)
-            m.lerp_(p.grad, 1 - config.beta1)
-            v.mul_(config.beta2).addcmul_(p.grad, p.grad, value=1 - config.beta2)
-            p.add_(torch.atan2(m, v.sqrt() / second), alpha=-lr / first)
-            p.grad = None
-        return lr
 
     @torch.no_grad()
     def _update_puzzle_embeddings(self) -> None:
@@ -162,18 +150,20 @@ def plain_batches(
             examples, owners, size = [], [], 0
 
 
-def plain_evaluation(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> dict[str, float]:
-    """The sums of the metrics over a split, by the original's rule; one process."""
-    sums: dict[str, float] = {}
+def plain_evaluation(
+    head: ACTLossHead, step: Callable[..., ACTOutput], dataset: PuzzleDataset, device: torch.device
+) -> dict[str, float]:
+    """The sums of the metrics over a split, by the original's rule; one process. `step` is the head, or compiled."""
+    sums: dict[str, Tensor] = {}
     head.eval()
     with torch.inference_mode():
         for _, batch, _ in dataset:
             batch = {name: field.to(device) for name, field in batch.items()}
             carry = head.initial_carry(batch)
             while True:
-                carry, _, metrics, _, all_finished = head(carry=carry, batch=batch, return_keys=[])
+                carry, _, metrics, _, all_finished = step(carry=carry, batch=batch, return_keys=[])
                 if all_finished:
                     break
             for key, value in metrics.items():
-                sums[key] = sums.get(key, 0.0) + value.item()
-    return sums
+                sums[key] = sums.get(key, 0) + value
+    return {key: value.item() for key, value in sums.items()}

@@ -3,20 +3,26 @@
 #
 #   data       the Sudokus of the trace and the training run: 1,000 × 1,001 from SUDOKU_SOURCE (a folder with train.csv
 #              and test.csv), or generated where it is not set
+#   reference  the tests against the original's numbers, on CUDA in float32 with TF32 off
 #   trace      200 steps in float32 and bfloat16, ours and the baseline: losses, as table and picture
+#   graph      40 steps and two evaluation batches as a CUDA graph and kernel by kernel: losses, halting, answers
+#   resume     pretrain.py for 40 steps, and again from its state after 20: metrics line by line
 #   attention  PyTorch's attention backends and FlashAttention: errors against float64, times
 #   compile    eager, compiled blocks, compiled whole: losses of the first steps, compile times
 #   nccl       gradients through NCCL with one rank
 #   loader     sampler and loader at batch 768
-#   sudoku     one training step at batch 96 and 768: time, TFLOP/s, share of the roofline, peak memory
+#   sudoku     one training step at batch 96 and 768: time, TFLOP/s, share of the roofline, peak memory; at 96 with the
+#              real loader too
 #   long       the same for ARC and mazes, 901 positions, at batch 96
+#   profile    the kernels of a step, Sudoku at batch 96 and 768 and ARC at 96; what waits for the host; traces
 #   evaluate   puzzles a second, halt=max and halt=q
 #   train      sudoku_extreme_1k for MINUTES more minutes; give the part again, as a new command, to go on
 #   score      the newest checkpoint of that run, by both rules of halting
 #
 # Without a part: all, once. Every part is a command of under 10 minutes on an H100 (LIMIT seconds, then it is an error)
 # and leaves <part>.md, and JSON where there is any, in OUT (default: benchmarks/results/gpu). PYTHON is the interpreter.
-# Without CUDA, or with TOY=1, everything runs at toy size on the CPU, in two minutes: that it runs is all this shows.
+# Without CUDA, or with TOY=1, everything runs at toy size on the CPU, in three minutes, with DISABLE_COMPILE=1 in two:
+# that it runs is all this shows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +30,7 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 OUT=${OUT:-benchmarks/results/gpu}
 LIMIT=${LIMIT:-580}
 MINUTES=${MINUTES:-8}
-PARTS=(data trace attention compile nccl loader sudoku long evaluate train score)
+PARTS=(data reference trace graph resume attention compile nccl loader sudoku long profile evaluate train score)
 DATA=$OUT/sudoku
 RUN=$OUT/run
 export WANDB_MODE=${WANDB_MODE:-disabled}
@@ -60,11 +66,24 @@ data() {
     keep data dataset/build_sudoku_dataset.py --output-dir "$DATA" "${options[@]}"
 }
 
+reference() {
+    local device=cuda tests=(tests/test_{reference_models,losses,adam_atan2,sparse_embedding}.py)
+    [ -n "$TOY" ] && device=cpu tests=(tests/test_losses.py) # the others are no news on a CPU
+    HRM_TEST_DEVICE=$device keep reference -m pytest -p no:cacheprovider -m "not slow" "${tests[@]}"
+}
+
 trace() {
     data
-    local options=(--steps 200)
-    [ -n "$TOY" ] && options=(--steps 10)
-    keep trace -m benchmarks.agreement trace --data-path "$DATA" --out "$OUT" "${options[@]}" "${TOY_OPTION[@]}"
+    keep trace -m benchmarks.agreement trace --data-path "$DATA" --out "$OUT" "${TOY_OPTION[@]}"
+}
+
+graph() {
+    keep graph -m benchmarks.agreement graph "${TOY_OPTION[@]}"
+}
+
+resume() {
+    data
+    keep resume -m benchmarks.agreement resume --data-path "$DATA" "${TOY_OPTION[@]}"
 }
 
 attention() {
@@ -85,15 +104,18 @@ loader() {
     keep loader -m benchmarks.loader --json "$OUT/loader.json" "${options[@]}"
 }
 
-# One training step of a size.
+# One training step of a size, with further options.
 step() {
-    local options=(--size "$1")
-    [ -n "$TOY" ] && options=(--repeats 2 --no-compile) # --toy chooses the size
-    keep "step-$1" -m benchmarks.step --json "$OUT/step-$1.json" "${options[@]}" "${TOY_OPTION[@]}"
+    local name=$1 options=(--size "$2" "${@:3}")
+    [ -n "$TOY" ] && options=(--repeats 2 --no-compile "${@:3}") # --toy chooses the size
+    keep "$name" -m benchmarks.step --json "$OUT/$name.json" "${options[@]}" "${TOY_OPTION[@]}"
 }
 
 sudoku() {
-    step sudoku
+    local batch=96
+    [ -n "$TOY" ] && batch=8
+    step step-sudoku sudoku
+    step step-sudoku-loader sudoku --loader --batch "$batch"
 }
 
 long() {
@@ -101,8 +123,16 @@ long() {
         echo "long: left out at toy size, it is the same as sudoku"
         return
     fi
-    step arc
-    step maze
+    step step-arc arc
+    step step-maze maze
+}
+
+profile() {
+    local sizes=(sudoku arc) size
+    [ -n "$TOY" ] && sizes=(toy)
+    for size in "${sizes[@]}"; do
+        keep "profile-$size" -m benchmarks.profile --size "$size" --out "$OUT" "${TOY_OPTION[@]}"
+    done
 }
 
 evaluate() {

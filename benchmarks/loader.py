@@ -27,9 +27,9 @@ from dataset.shards import PuzzleSet
 from errors import one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
 from training.data import BATCHES_AHEAD, batches_on, read_ahead
-from training.distributed import select_device
+from training.distributed import Ranks, select_device
 
-CPU = torch.device("cpu")
+CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
 EPOCHS = {"sudoku": 2000, "arc": 5000}  # of a pass, whose groups' order is drawn at its start
 TARGETS = {"sampler": 100.0, "loader, one worker": 20.0}
 CHECKED_BATCHES = 5
@@ -117,8 +117,11 @@ def per_batch(part: str, name: str, times: dict[str, list[float]], args: argpars
     return Result(part, f"{name}, batch {args.batch}", each["baseline"], each["ours"], target)
 
 
-def open_dataset(kind: type[PuzzleDataset], folder: Path, epochs: int, batch_size: int) -> PuzzleDataset:
-    options = dict(seed=0, test_set_mode=False, epochs_per_iter=epochs, rank=0, num_replicas=1)
+def open_dataset(
+    kind: type[PuzzleDataset], folder: Path, epochs: int, batch_size: int, ranks: Ranks = ONE
+) -> PuzzleDataset:
+    options = dict(seed=0, test_set_mode=False, epochs_per_iter=epochs)
+    options |= dict(rank=ranks.rank, num_replicas=ranks.world_size)
     return kind(PuzzleDatasetConfig(dataset_path=str(folder), global_batch_size=batch_size, **options), "train")
 
 

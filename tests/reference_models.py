@@ -1,6 +1,10 @@
-"""Reading the reference vectors of the model variants, and stepping a model through them."""
+"""Reading the reference vectors of the model variants, and stepping a model through them.
+
+The tests of tests/reference run on HRM_TEST_DEVICE, by default the CPU, with the same tolerances everywhere.
+"""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,14 @@ from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
 
 REFERENCE = Path(__file__).parent / "reference"
+DEVICE = torch.device(os.environ.get("HRM_TEST_DEVICE", "cpu"))
+torch.set_float32_matmul_precision("highest")  # the reference is float32; some containers turn TF32 on
 VARIANTS = sorted(path.stem.removeprefix("model_") for path in REFERENCE.glob("model_*.npz"))
+
+
+def vectors(path: Path, device: torch.device = DEVICE) -> dict[str, torch.Tensor]:
+    """The arrays of an .npz file."""
+    return {key: torch.from_numpy(value).to(device) for key, value in np.load(path).items()}
 
 
 class Variant:
@@ -24,7 +35,7 @@ class Variant:
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
         return {
-            key.removeprefix(prefix): torch.from_numpy(self.arrays[key])
+            key.removeprefix(prefix): torch.from_numpy(self.arrays[key]).to(DEVICE)
             for key in self.arrays
             if key.startswith(prefix)
         }
@@ -33,7 +44,9 @@ class Variant:
         return self.group(f"batch{step}/")
 
     def head(self, **changes) -> ACTLossHead:
-        head = ACTLossHead(HierarchicalReasoningModel_ACTV1(self.spec["config"] | changes), self.spec["loss_type"])
+        with DEVICE:
+            model = HierarchicalReasoningModel_ACTV1(self.spec["config"] | changes)
+        head = ACTLossHead(model, self.spec["loss_type"])
         head.load_state_dict(self.group("init/"))
         return head
 

@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from models.adam_atan2 import AdamATan2, adam_atan2
-from tests.reference_models import REFERENCE
+from tests.reference_models import DEVICE, REFERENCE, vectors
 
 
-def test_eight_steps_equal_the_original():
-    arrays = np.load(REFERENCE / "adam_atan2.npz")
-    params = [torch.nn.Parameter(torch.from_numpy(arrays[f"p{i}_init"])) for i in range(3)]
-    optimizer = AdamATan2(params, lr=0, betas=(0.9, 0.95), weight_decay=0.3)
+@pytest.mark.parametrize("make", [AdamATan2, adam_atan2])  # on CUDA the second takes the extension, where there is one
+def test_eight_steps_equal_the_original(make):
+    arrays = vectors(REFERENCE / "adam_atan2.npz")
+    params = [torch.nn.Parameter(arrays[f"p{i}_init"]) for i in range(3)]
+    optimizer = make(params, lr=0, betas=(0.9, 0.95), weight_decay=0.3)
     for t in range(8):
         for i, p in enumerate(params):
-            p.grad = torch.from_numpy(arrays[f"g{i}_{t}"])
+            p.grad = arrays[f"g{i}_{t}"]
         optimizer.param_groups[0]["lr"] = 1e-2 * (t + 1)
         optimizer.step()
         for i, p in enumerate(params):
-            np.testing.assert_allclose(p.detach(), arrays[f"p{i}_{t}"], rtol=0, atol=1e-6)
+            torch.testing.assert_close(p.detach(), arrays[f"p{i}_{t}"], rtol=0, atol=1e-6)
 
 
 def test_equals_a_scalar_loop_with_gradients_that_come_and_go():
@@ -28,14 +29,14 @@ def test_equals_a_scalar_loop_with_gradients_that_come_and_go():
     rng = np.random.default_rng(0)
     beta1, beta2, lr, wd = 0.8, 0.99, 0.03, 0.2
     values = rng.normal(size=(2, 4))
-    params = [torch.nn.Parameter(torch.tensor(v)) for v in values]
-    optimizer = adam_atan2(params, lr=lr, betas=(beta1, beta2), weight_decay=wd)
+    params = [torch.nn.Parameter(torch.tensor(v, device=DEVICE)) for v in values]
+    optimizer = AdamATan2(params, lr=lr, betas=(beta1, beta2), weight_decay=wd)
     m, v, t = np.zeros((2, 4)), np.zeros((2, 4)), [0, 0]
     for step in range(6):
         for i in range(2):
             active = i == 0 or step % 2 == 0
             grad = rng.normal(size=4)
-            params[i].grad = torch.tensor(grad) if active else None
+            params[i].grad = torch.tensor(grad, device=DEVICE) if active else None
             if not active:
                 continue
             t[i] += 1
@@ -45,14 +46,14 @@ def test_equals_a_scalar_loop_with_gradients_that_come_and_go():
                 angle = math.atan2(m[i, j], math.sqrt(v[i, j]) / math.sqrt(1 - beta2 ** t[i]))
                 values[i, j] = values[i, j] * (1 - lr * wd) - lr / (1 - beta1 ** t[i]) * angle
         optimizer.step()
-    np.testing.assert_allclose(torch.stack(list(params)).detach(), values, rtol=1e-12)
+    np.testing.assert_allclose(torch.stack(list(params)).detach().cpu(), values, rtol=1e-12)
 
 
 def test_state_survives_saving():
     def run(steps, state=None):
         torch.manual_seed(0)
-        p = torch.nn.Parameter(torch.ones(5))
-        grads = torch.randn(6, 5)
+        p = torch.nn.Parameter(torch.ones(5, device=DEVICE))
+        grads = torch.randn(6, 5, device=DEVICE)
         optimizer = AdamATan2([p])
         if state is not None:
             p.data.copy_(state[0])

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import evaluate, loader, report, step
+from benchmarks import __main__ as bench
+from benchmarks import evaluate, loader, profile, report, step, ways
 from benchmarks.baseline import PlainDataset, PlainTrainer, plain_batches
 from benchmarks.flops import (
     KNOWN_DEVICES,
@@ -28,12 +27,11 @@ from benchmarks.flops import (
 from benchmarks.sizes import SIZES, build_head, config_of, metadata_of, random_batches, write_dataset
 from models.hrm.hrm_act_v1 import Block
 from puzzle_dataset import PuzzleDataset, sample_batches
-from tests.launch import ROOT, error_line, run
-from training.config import load_config
+from tests import warm
+from tests.launch import error_line
 from training.distributed import Ranks
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
-SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 
 def full_size(name: str, batch: int):
@@ -78,7 +76,7 @@ def test_operations_of_a_layer_are_those_that_pytorch_counts():
 @pytest.mark.parametrize("plain", [False, True])
 def test_operations_of_a_whole_step_are_those_that_pytorch_counts(plain):
     size = SIZES["toy"]
-    kind = PlainTrainer if plain else step.OurTrainer
+    kind = PlainTrainer if plain else ways.OurTrainer
     trainer = kind(config_of(size, 8), metadata_of(size), ONE, CPU)
     batch, head = next(random_batches(size, 8, CPU)), trainer.head
     config = head.model.config
@@ -116,7 +114,7 @@ def test_the_plain_trainer_computes_the_same():
     size = SIZES["toy"]
     config = config_of(size, 8, "lr_warmup_steps=0", "lr=1e-3", "arch.halt_exploration_prob=0.5")
     traces, trainers = [], []
-    for kind in (PlainTrainer, step.OurTrainer):
+    for kind in (PlainTrainer, ways.OurTrainer):
         torch.manual_seed(0)
         trainer = kind(config, metadata_of(size), ONE, CPU)
         with torch.no_grad():  # a Q head for which rows halt at different steps
@@ -137,12 +135,40 @@ def test_the_plain_trainer_computes_the_same():
 
 
 def test_other_losses_are_noticed():
-    losses = [{"train/lm_loss": 2.0, "train/count": 1.0}] * step.CHECKED_STEPS
+    losses = [{"train/lm_loss": 2.0, "train/count": 1.0}] * ways.CHECKED_STEPS
     other = [*losses[:-1], {"train/lm_loss": 2.0001, "train/count": 1.0}]
-    baseline, way = (step.Way(None, values, [], 0) for values in (losses, other))
-    assert step.check_same_losses("eager", baseline, baseline, torch.float32) == 0
+    baseline, way = (ways.Way(None, values) for values in (losses, other))
+    assert ways.check_same_losses("eager", baseline, baseline, torch.float32) == 0
     with pytest.raises(AssertionError, match="differ"):
-        step.check_same_losses("eager", way, baseline, torch.float32)
+        ways.check_same_losses("eager", way, baseline, torch.float32)
+
+
+def test_a_target_is_for_the_fastest_of_ours_against_the_best_baseline():
+    times = {"baseline": 3.0, "baseline, compiled": 2.0, "eager": 2.5, "blocks compiled": 1.5}
+    timed = {name: ways.Way(None, times=[seconds] * 3) for name, seconds in times.items()}
+    assert step.judged_pair(timed, torch.device("cuda")) == ("blocks compiled", "baseline, compiled")
+    assert step.judged_pair(timed, CPU) == ("blocks compiled", "baseline")
+    timed["baseline, compiled"].times = [4.0]
+    assert step.judged_pair(timed, torch.device("cuda")) == ("blocks compiled", "baseline")
+    assert next(step.pairs(timed)) == ("eager", "baseline")
+
+
+def test_the_profile_counts_what_the_device_did():
+    events = [
+        {"cat": "kernel", "name": "gemm", "ts": 10, "dur": 4},
+        {"cat": "kernel", "name": "gemm", "ts": 20, "dur": 2},
+        {"cat": "gpu_memcpy", "name": "copy", "ts": 12, "dur": 5},  # on another stream, partly at the same time
+        {"cat": "kernel", "name": "inside", "ts": 13, "dur": 1},
+        {"cat": "gpu_user_annotation", "name": "all of it", "ts": 0, "dur": 100},
+        {"cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 50},
+        {"name": "process_name", "ph": "M"},
+    ]
+    slices = profile.device_slices({"traceEvents": events})
+    assert profile.busy(slices) == 7 + 2
+    spent = profile.by_name(slices)
+    assert spent == {"gemm": (2, 6), "copy": (1, 5), "inside": (1, 1)}
+    assert "| `gemm` | 0.4 | 0.0012 | 50.0% |" in profile.table(spent)
+    assert "25.0% of a step" in profile.idle_line(0.003, 0.004)
 
 
 @pytest.fixture(scope="module")
@@ -201,64 +227,39 @@ def test_a_row_says_ratio_and_quartiles():
 @pytest.mark.usefixtures("threads")
 def test_evaluation_halts_at_different_steps_and_equals_the_plain_loop():
     args = evaluate.options().parse_args(["--toy", "--repeats", "1"])
-    by_max, by_q = evaluate.run(args, CPU)  # which compares the metrics of the plain loop
+    by_max, by_q = evaluate.run(args, CPU)  # which compares the metrics with the plain loop's
     assert by_max.details["mean steps"] == 4
     assert 1 < by_q.details["mean steps"] < 3
     assert by_q.target == pytest.approx(4 / by_q.details["mean steps"])
 
 
+def test_compiled_evaluation_is_compared_too(monkeypatch):
+    monkeypatch.setattr(evaluate, "compile_blocks", lambda *_: True)
+    args = evaluate.options().parse_args(["--toy", "--repeats", "1", "--compile"])
+    assert [row.what.split(", ")[3:5] for row in evaluate.run(args, CPU)][-1] == ["halt=max", "compiled"]
+    plain, ours = {"lm_loss": 4.0, "q_halt_loss": 1.0, "count": 2.0}, {"eval/lm_loss": 2.0, "eval/q_halt_loss": 3.0}
+    evaluate.check_same_metrics(plain, ours, torch.float32, same_padding=False)
+    with pytest.raises(AssertionError, match="q_halt_loss is 3"):
+        evaluate.check_same_metrics(plain, ours, torch.float32)
+    with pytest.raises(AssertionError, match="lm_loss is 2"):
+        evaluate.check_same_metrics(plain, {"eval/lm_loss": 2.001}, torch.float32)
+
+
 @pytest.mark.slow
-def test_everything_at_toy_size(tmp_path):
+@pytest.mark.usefixtures("threads")
+def test_everything_at_toy_size(tmp_path, monkeypatch, capsys):
     """As `make bench` runs it, without the compiler."""
-    out = run(
-        "-m", "benchmarks", "--toy", "--device", "cpu", "--repeats", "1", "--json", tmp_path / "bench.json"
-    ).stdout
+    command = ["benchmarks", "--toy", "--device", "cpu", "--repeats", "1", "--json", str(tmp_path / "bench.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("DISABLE_COMPILE", "1")
+    bench.main()
     written = json.loads((tmp_path / "bench.json").read_text())
     assert {row["part"].split(",")[0] for row in written["results"]} == {"loader", "sampler", "step", "evaluate"}
     assert all(row["ratio"] > 0 for row in written["results"])
-    assert written["machine"]["command"].startswith("python -m benchmarks --toy")
-    assert out.count("\n| ") >= len(written["results"])
-
-
-def gpu_sh(tmp_path: Path, *parts: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", "benchmarks/gpu.sh", *parts],
-        cwd=ROOT,
-        env=os.environ | {"TOY": "1", "OUT": str(tmp_path / "out"), "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-
-
-@pytest.mark.slow
-def test_gpu_script_goes_on_with_its_training_run(tmp_path):
-    data = tmp_path / "out" / "sudoku"  # in place of generated Sudokus
-    data.mkdir(parents=True)
-    for split, groups in (("train", 64), ("test", 8)):
-        write_dataset(data, split, SIZES["sudoku"], groups, puzzles_a_group=2)
-    done = gpu_sh(tmp_path, "train")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    lines = [json.loads(line) for line in (tmp_path / "out/run/metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "train/lm_loss" in line]
-    assert steps == list(range(1, 65))
-    assert "stopped (" in done.stdout and "resuming" in done.stdout and "finished: " in done.stdout
-    assert load_config(tmp_path / "out/run/all_config.yaml").epochs == 8
-    assert (tmp_path / "out/run/step_64").exists() and "64" in (tmp_path / "out/curve.md").read_text()
-
-
-def test_gpu_script_refuses_an_unknown_part(tmp_path):
-    done = gpu_sh(tmp_path, "nvcc")
-    assert done.returncode == 2
-    assert "no part 'nvcc'; choose among: data trace" in done.stderr
-
-
-def test_gpu_script_is_clean():
-    tool = SHELLCHECK if SHELLCHECK.exists() else "shellcheck"
-    done = subprocess.run([tool, "benchmarks/gpu.sh"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    assert capsys.readouterr().out.count("\n| ") >= len(written["results"])
 
 
 def test_a_mistake_is_told_in_one_line(tmp_path):
-    assert "all_config.yaml" in error_line("-m", "benchmarks.evaluate", "--checkpoint", tmp_path / "step_1")
+    assert "all_config.yaml" in error_line(
+        "-m", "benchmarks.evaluate", "--checkpoint", tmp_path / "step_1", run=warm.run
+    )

@@ -22,8 +22,8 @@ def test_training_equals_the_original(name):
         metrics = [float(out.metrics[key]) for key in variant.spec["metric_keys_train"]]
         np.testing.assert_allclose(metrics, variant.arrays["train/metrics"][step], rtol=1e-5)
         assert sorted(out.metrics) == sorted(variant.spec["metric_keys_train"])
-        np.testing.assert_array_equal(out.carry.halted, variant.arrays["train/halted"][step])
-        np.testing.assert_array_equal(out.carry.steps, variant.arrays["train/steps"][step])
+        np.testing.assert_array_equal(out.carry.halted.cpu(), variant.arrays["train/halted"][step])
+        np.testing.assert_array_equal(out.carry.steps.cpu(), variant.arrays["train/steps"][step])
     final = head.state_dict()
     assert final.keys() == variant.group("final/").keys()
     for key, expected in variant.group("final/").items():
@@ -47,6 +47,6 @@ def test_evaluation_equals_the_original(name):
                 break
     assert steps_run == variant.arrays["eval/steps_run"]
     for key in keys:
-        np.testing.assert_allclose(outputs[key], variant.arrays[f"eval/{key}"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(outputs[key].cpu(), variant.arrays[f"eval/{key}"], rtol=0, atol=1e-4)
     values = [float(metrics[key]) for key in variant.spec["metric_keys_eval"]]
     np.testing.assert_allclose(values, variant.arrays["eval/metrics"], rtol=1e-5)

@@ -1,43 +1,43 @@
 """The puzzle embedding and its sign-SGD: python -m pytest tests/test_sparse_embedding.py"""
 
-import numpy as np
 import pytest
 import torch
 
 from models.sparse_embedding import SparseEmbedding, SparseSignSGD
 from tests.launch import run
-from tests.reference_models import REFERENCE
+from tests.reference_models import DEVICE, REFERENCE, vectors
 from training.distributed import Ranks
 
 
-def run_reference(rank=0, world_size=1):
-    """The four reference steps on this rank's half of the rows; -> the table after each."""
-    arrays = np.load(REFERENCE / "sparse_sign_sgd.npz")
-    table = torch.from_numpy(arrays["weights_init"])
+def run_reference(rank=0, world_size=1, device=DEVICE):
+    """The four reference steps on this rank's share of the rows; -> the table after each, and the reference's arrays"""
+    arrays = vectors(REFERENCE / "sparse_sign_sgd.npz", device)
+    table = arrays["weights_init"]
     rows = len(arrays["ids0"]) // world_size
     mine = slice(rank * rows, (rank + 1) * rows)
-    embedding = SparseEmbedding(*table.shape, batch_size=rows, init_std=0, cast_to=torch.float32)
+    with device:
+        embedding = SparseEmbedding(*table.shape, batch_size=rows, init_std=0, cast_to=torch.float32)
     embedding.weights.copy_(table)
     optimizer = SparseSignSGD(embedding.buffers(), world_size=world_size, lr=0.05, weight_decay=0.4)
     tables = []
     for t in range(4):
-        out = embedding(torch.from_numpy(arrays[f"ids{t}"][mine]))
-        (out * torch.from_numpy(arrays[f"grad{t}"][mine])).sum().backward()
+        out = embedding(arrays[f"ids{t}"][mine])
+        (out * arrays[f"grad{t}"][mine]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         tables.append(embedding.weights.clone())
-    return tables, [torch.from_numpy(arrays[f"weights{t}"]) for t in range(4)]
+    return tables, arrays
 
 
-def check_reference(rank, world_size):
-    tables, expected = run_reference(rank, world_size)
-    for table, reference in zip(tables, expected, strict=True):
-        torch.testing.assert_close(table, reference, rtol=0, atol=1e-6)
-    assert torch.equal(tables[-1][5], torch.from_numpy(np.load(REFERENCE / "sparse_sign_sgd.npz")["weights_init"])[5])
+def check_reference(*rank_and_place):
+    tables, arrays = run_reference(*rank_and_place)
+    for t, table in enumerate(tables):
+        torch.testing.assert_close(table, arrays[f"weights{t}"], rtol=0, atol=1e-6)
+    assert torch.equal(tables[-1][5], arrays["weights_init"][5])
 
 
 def test_equals_the_original():
-    check_reference(0, 1)
+    check_reference()
 
 
 @pytest.mark.slow
@@ -48,12 +48,14 @@ def test_two_ranks_equal_the_original():
 
 def test_update_equals_a_dense_loop():
     torch.manual_seed(0)
-    table, lr, wd = torch.randn(50, 8), 0.01, 0.3
-    embedding = SparseEmbedding(50, 8, batch_size=64, init_std=0, cast_to=torch.float32)
+    table, lr, wd = torch.randn(50, 8, device=DEVICE), 0.01, 0.3
+    with DEVICE:
+        embedding = SparseEmbedding(50, 8, batch_size=64, init_std=0, cast_to=torch.float32)
     embedding.weights.copy_(table)
     optimizer = SparseSignSGD(embedding.buffers(), world_size=1, lr=lr, weight_decay=wd)
     for _ in range(5):
-        ids, grads = torch.randint(0, 30, (64,), dtype=torch.int32), torch.randn(64, 8)
+        ids = torch.randint(0, 30, (64,), dtype=torch.int32, device=DEVICE)
+        grads = torch.randn(64, 8, device=DEVICE)
         (embedding(ids) * grads).sum().backward()
         for row in set(ids.tolist()):
             total = sum(g for i, g in zip(ids.tolist(), grads, strict=True) if i == row)
@@ -91,6 +93,6 @@ def test_negative_settings_are_refused():
 if __name__ == "__main__":  # one rank of the test above
     ranks = Ranks.from_environment()
     ranks.connect(torch.device("cpu"))
-    check_reference(ranks.rank, ranks.world_size)
+    check_reference(ranks.rank, ranks.world_size, torch.device("cpu"))
     ranks.close()
     print("equal")
