@@ -29,13 +29,16 @@ def test_a_containers_quota(tmp_path, files, cores):
     assert allowed_cores(tmp_path) == cores
 
 
+THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
 @pytest.mark.parametrize("script", ["pretrain", "evaluate", "solve"])
 def test_scripts_choose_how_threads_wait_before_torch_loads(script):
     code = f"import sys\nclass Torch:\n    def find_spec(self, name, *_):\n        if name == 'torch':\n" \
-        "            import os; print(os.environ['OMP_WAIT_POLICY']); os._exit(0)\n" \
+        "            import os; print(os.environ.get('GOMP_SPINCOUNT')); os._exit(0)\n" \
         f"sys.meta_path.insert(0, Torch())\nimport {script}"  # fmt: skip
-    for given, expected in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
-        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    for given, expected in (({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        environment = {key: value for key, value in os.environ.items() if key not in THREADS} | given
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )

@@ -1,7 +1,8 @@
 """How OpenMP's threads are used: imported before torch, which reads these settings as it loads. The environment wins.
 
-Waiting threads sleep: spinning, their default, takes the cores from whoever else is on the machine, and from the
-training's own threads: with the cores shared, steps became several times longer (docs/benchmarks.md). There are no more
+A waiting thread spins for some ten microseconds and then sleeps. Spinning for milliseconds, the default, takes the cores
+from whoever else is on the machine and from the training's own threads: with shared cores, steps became several times
+longer. Sleeping at once makes a second thread useless on small models (docs/performance-log.md). There are no more
 threads than the container may use at once; PyTorch itself asks the machine, not the container.
 """
 
@@ -23,6 +24,7 @@ def allowed_cores(cgroup: Path = CGROUP) -> int | None:
         return None
 
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 if (cores := allowed_cores()) is not None and cores < (os.cpu_count() or 1):
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
