@@ -190,3 +190,9 @@ def test_the_batch_size_of_an_evaluation_can_be_chosen(halting):
         assert metrics == pytest.approx(seen[0], rel=1e-5)
     with pytest.raises(UserError, match="global_batch_size=5 is not divisible by the 2 ranks"):
         choose_batch_size(5, open_test_split(ranks=2), head, Ranks(0, 2, 0), CPU)
+
+
+def test_a_graph_without_cuda_is_refused(halting):
+    head, _, _ = halting
+    with pytest.raises(UserError, match="cuda_graph=on needs a CUDA device, not cpu"):
+        evaluate(head, cuda_graph="on")

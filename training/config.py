@@ -104,7 +104,7 @@ class PretrainConfig(StrictModel):
     device: Literal[DEVICES] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
     cuda_graph: Literal["auto", "on", "off"] = "auto"  # see training/cuda_graph.py
-    log_interval: int = Field(default=1, ge=1)  # steps between looks at the metrics, which wait for the device
+    log_interval: int = Field(default=1, ge=1)  # steps between looks at the metrics; all are kept
     checkpoint_every_eval: bool = False  # else only the best so far and the last
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
     eval_split: Literal["test", "val"] = "test"  # during training; the whole test split is evaluated at the end anyway

@@ -11,7 +11,7 @@ from torch import Tensor
 from errors import UserError
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training.cuda_graph import Graph
+from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
 from training.metrics import eval_metrics, reduce_metrics
 from training.predictions import PredictionWriter
@@ -95,9 +95,7 @@ def evaluate_split(
         leave=leave_bar,
     )
     by_step = writer is not None and "answers_by_step" in writer.row_types
-    all_steps = AllSteps(
-        head.model, Graph("a reasoning step") if device.type == "cuda" and cuda_graph != "off" else None
-    )
+    all_steps = AllSteps(head.model, Graph("a reasoning step") if uses_graph(cuda_graph, device) else None)
     with torch.inference_mode():
         for (set_name, batch, _), examples in zip(batches, dataset.test_examples(), strict=True):
             batch = {name: field.to(device) for name, field in batch.items()}
