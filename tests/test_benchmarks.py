@@ -100,15 +100,7 @@ def test_fusing_saves_bytes_and_no_operations():
         assert fused.bytes < separate.bytes
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")
 def test_the_plain_trainer_computes_the_same():
     """Over more steps than a benchmark checks, with halting and with rows that share an identifier."""
     size = SIZES["toy"]
@@ -224,7 +216,7 @@ def test_a_row_says_ratio_and_quartiles():
     assert line == "| step | x | 200 ms (150–250) | 100 ms (75–150) | 2× | 1.5× |"
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")
 def test_evaluation_halts_at_different_steps_and_equals_the_plain_loop():
     args = evaluate.options().parse_args(["--toy", "--repeats", "1"])
     by_max, by_q = evaluate.run(args, CPU)  # which compares the metrics with the plain loop's
@@ -246,7 +238,7 @@ def test_compiled_evaluation_is_compared_too(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")
 def test_everything_at_toy_size(tmp_path, monkeypatch, capsys):
     """As `make bench` runs it, without the compiler."""
     command = ["benchmarks", "--toy", "--device", "cpu", "--repeats", "1", "--json", str(tmp_path / "bench.json")]

@@ -20,14 +20,7 @@ from training.step import train_step
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
 SIZE, BATCH = SIZES["toy"], 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(*overrides: str) -> PretrainConfig:

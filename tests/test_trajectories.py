@@ -19,14 +19,7 @@ from training.cuda_graph import WARM_UP, Graph, StepGraph
 from training.distributed import Ranks
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def record_steps(monkeypatch, recorder) -> None:
