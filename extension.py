@@ -1,0 +1,40 @@
+"""Architectures and kinds of puzzle are found by name: a module below `models/` or `puzzles/`.
+
+The folders of that name in every directory on Python's path are searched too, after the repository's own. So somebody
+else's `<folder>/models/<module>.py` needs nothing but `PYTHONPATH=<folder>`.
+"""
+
+import importlib
+import pkgutil
+import re
+from types import ModuleType
+
+from errors import UserError
+
+_MODULE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+
+
+def import_below(package: str, module: str) -> ModuleType | None:
+    """`<package>.<module>`, or None where there is no such module. Raises `UserError` for what is no module's name."""
+    if not _MODULE.fullmatch(module):
+        raise UserError(f"'{module}' is not the name of a module below {package}/")
+    _search_path(package)
+    name = f"{package}.{module}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            return None
+        raise  # the module is there, but lacks something itself
+
+
+def modules_below(package: str) -> list[str]:
+    """The names of the modules directly below `package`, in alphabetical order."""
+    return sorted(module.name for module in pkgutil.iter_modules(_search_path(package)) if not module.ispkg)
+
+
+def _search_path(package: str) -> list[str]:
+    """Look again: a directory may have joined Python's path since the package was imported."""
+    loaded = importlib.import_module(package)
+    loaded.__path__ = pkgutil.extend_path(loaded.__path__, package)
+    return loaded.__path__
