@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from dataset.shards import load_metadata
+from dataset.format import load_metadata
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
 from evaluators.boards import arc_lines, in_rows, maze_lines, sudoku_lines
