@@ -24,7 +24,7 @@ from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from training.distributed import Ranks
 from training.predictions import PredictionWriter
-from training.torch_predictions import torch_path
+from training.predictions import torch_path
 
 BATCH = 4096
 CHANGED_CELLS = 30  # of 900 positions; those outside the grid do nothing

@@ -33,7 +33,7 @@ from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
 from training.config import StrictModel, from_cli
 from training.predictions import PredictionRows, read_predictions
-from training.progress import progress_bar, start_logging
+from training.metrics import progress_bar, start_logging
 from training.run_folder import write_atomically
 
 KS = (1, 2, 10, 100, 1000)
