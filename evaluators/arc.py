@@ -34,7 +34,7 @@ from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.config import StrictModel, from_cli
 from training.predictions import PredictionRows, read_predictions
 from training.metrics import progress_bar, start_logging
-from training.run_folder import write_atomically
+from files import write_atomically
 
 KS = (1, 2, 10, 100, 1000)
 
