@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from puzzles.draw import PALETTE
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
 
 # The colours of the ARC testing interface, of 0 to 9.
-PALETTE = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"]
+ARC_COLOURS = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"]
 MIRROR = {
     "rotated 90° counter-clockwise": np.rot90,
     "rotated 180°": lambda grid: np.rot90(grid, 2),
@@ -51,11 +52,11 @@ def test_arc_canvases_are_in_the_official_palette_with_padding_and_ends_faint(pa
         faint = {0: set(), 1: set()}
         for token, colour in zip(tokens.tolist(), itertools.chain(*shown), strict=True):
             if token >= 2:
-                assert colour == PALETTE[token - 2]
+                assert colour == ARC_COLOURS[token - 2]
             else:
                 faint[token].add(colour)
         (pad,), (end,) = faint.values()
-        assert pad != end and not {pad, end} & set(PALETTE)
+        assert pad != end and not {pad, end} & set(ARC_COLOURS)
         rows, columns = np.nonzero(tokens.reshape(30, 30) > 1)
         note = f"{np.ptp(rows) + 1} × {np.ptp(columns) + 1}"
         if rows.min() or columns.min():
@@ -66,8 +67,8 @@ def test_arc_canvases_are_in_the_official_palette_with_padding_and_ends_faint(pa
 def test_all_ten_colours(page, tmp_path):
     tokens = np.arange(900)[None] % 10 + 2
     page.load().open(write_dataset(tmp_path / "colours", tokens, tokens[:, ::-1], vocab_size=12))
-    assert list(itertools.chain(*page.pixels(0, 30))) == PALETTE * 90
-    assert list(itertools.chain(*page.pixels(1, 30))) == PALETTE[::-1] * 90
+    assert list(itertools.chain(*page.pixels(0, 30))) == ARC_COLOURS * 90
+    assert list(itertools.chain(*page.pixels(1, 30))) == ARC_COLOURS[::-1] * 90
 
 
 def test_crop_shows_the_grid_alone(page, arc):
@@ -81,7 +82,7 @@ def test_crop_shows_the_grid_alone(page, arc):
     shown = page.pixels(0, grid.shape[1])
     assert len(shown) == len(grid) < 30
     for token, colour in zip(grid.ravel().tolist(), itertools.chain(*shown), strict=True):
-        assert token < 2 or colour == PALETTE[token - 2]
+        assert token < 2 or colour == ARC_COLOURS[token - 2]
     page.press("c")
     assert "crop" not in page.fragment() and len(page.pixels(0, 30)) == 30
 
@@ -135,11 +136,11 @@ def test_mazes_show_walls_start_goal_and_path(page, maze):
     arrays = Arrays(maze, "test")
     page.load("split=test&group=2").open(maze)
     for board, tokens in enumerate((arrays.inputs[1], arrays.labels[1])):
-        centre, corner = (np.array(page.pixels(board, 30, at)).ravel() for at in ((0.5, 0.5), (0.08, 0.08)))
-        # Walls, free cells, start and goal are filled; the path is a line through the middle of its cells.
-        colours = [set(corner[tokens == token]) for token in (1, 2, 3, 4)] + [set(centre[tokens == 5])]
-        assert [len(found) for found in colours] == [1, 1, 1, 1, int((tokens == 5).any())]
-        assert len(set.union(*colours)) == len(np.unique(tokens))
+        shown = list(itertools.chain(*page.pixels(board, 30, at=(0.08, 0.08))))  # beside the letters S and G
+        names = ["none", "wall", "free", "start", "goal", "path"]
+        assert shown == [PALETTE[names[token]] for token in tokens]
+        letters = [{3: "S", 4: "G"}.get(token, "") for token in tokens.tolist()]
+        assert [cell["text"] for cell in page.cells(board, 30, "SG")] == letters
     cells = int((arrays.labels[1] == 5).sum())
     assert page.texts(".panel .title span") == ["30 × 30", f"30 × 30, path of {cells} cells"]
 
@@ -148,18 +149,14 @@ def test_sudokus_tell_clues_from_filled_cells(page, sudoku):
     arrays = Arrays(sudoku)
     page.load("split=train&group=3&puzzle=2").open(sudoku)
     row = arrays.example(2, 1)
-    question, answer = page.cells(0), page.cells(1)
+    question, answer = page.cells(0, 9), page.cells(1, 9)
     assert [cell["text"] for cell in question] == digits(arrays.inputs[row])
     assert [cell["text"] for cell in answer] == digits(arrays.labels[row])
     clues = arrays.inputs[row] > 1
-    assert [("clue" in cell["classes"]) for cell in answer] == clues.tolist()
-    assert [("filled" in cell["classes"]) for cell in answer] == (~clues).tolist()
-    clue, filled = page.js(
-        """return ['.clue', '.filled'].map(name => {
-             const style = getComputedStyle(document.querySelectorAll('.grid')[1].querySelector(name));
-             return [style.color, style.fontWeight, style.backgroundColor] })"""
-    )
-    assert all(a != b for a, b in zip(clue, filled, strict=True))
+    for cell, clue in zip(answer, clues, strict=True):
+        assert cell["ink"] == PALETTE["clue" if clue else "answer"]
+        assert (cell["ground"] == PALETTE["paper"]) != clue  # clues are shaded
+    assert page.texts(".panel .title span") == [f"9 × 9, {clues.sum()} of 81 filled", "9 × 9, 81 of 81 filled"]
     assert page.text("#words") == "Augmentation 1"
 
 
@@ -173,28 +170,27 @@ def test_boxes_have_thick_borders(page, tmp_path, sudoku, size, rows, columns):
         tokens = np.array([[int(digit) + 1 for row in SIX for digit in row]])
         folder = write_dataset(tmp_path / "six", tokens, tokens, vocab_size=8)
     page.load().open(folder)
-    width = "return Array.from(document.querySelector('.grid').children, cell => parseFloat(getComputedStyle(cell).{}))"
-    right = np.array(page.js(width.format("borderRightWidth"))).reshape(size, size)
-    below = np.array(page.js(width.format("borderBottomWidth"))).reshape(size, size)
-    thick = [column + 1 for column in range(size - 1) if (right[:, column] == 2).all()]
-    assert thick == list(range(columns, size, columns)) and (right == 2).sum() == size * len(thick)
-    thick = [row + 1 for row in range(size - 1) if (below[row] == 2).all()]
-    assert thick == list(range(rows, size, rows)) and (below == 2).sum() == size * len(thick)
+    heavy = PALETTE["box_line"]
+    right = np.array(page.pixels(0, size, at=(0.999, 0.4))) == heavy
+    below = np.array(page.pixels(0, size, at=(0.1, 0.999))) == heavy
+    assert (right == np.isin(np.arange(1, size + 1), range(columns, size, columns))).all()
+    assert (below.T == np.isin(np.arange(1, size + 1), range(rows, size, rows))).all()
 
 
 def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp_path, sudoku):
     tokens = np.arange(40).reshape(2, 20)
-    page.load().open(write_dataset(tmp_path / "odd", tokens, tokens[::-1], vocab_size=50))
-    assert [cell["text"] for cell in page.cells(0)] == [str(n) for n in range(20)]
-    disabled = "return [...document.querySelector('#kind').options].filter(option => option.disabled).map(o => o.text)"
-    assert page.js(disabled) == ["ARC", "Sudoku", "Maze"]
+    page.load(width=2600).open(write_dataset(tmp_path / "odd", tokens, tokens[::-1], vocab_size=50))
+    numbers = [str(n) for n in range(50)]
+    assert [cell["text"] for cell in page.cells(0, 32, numbers)] == numbers[:20] + [""] * 12
+    assert page.texts("#kind option") == ["Numbers"]
     page.load().open(sudoku)
+    assert page.texts("#kind option") == ["Sudoku", "ARC", "Maze", "Numbers"]
     page.select("#kind", "Numbers")
-    assert [cell["text"] for cell in page.cells(0)] == [str(token) for token in Arrays(sudoku).inputs[0]]
+    assert [cell["text"] for cell in page.cells(0, 9, numbers)] == [str(n) for n in Arrays(sudoku).inputs[0]]
     page.select("#kind", "ARC")
     clues = Arrays(sudoku).inputs[0].tolist()
     shown = itertools.chain(*page.pixels(0, 9))
-    assert all(colour == PALETTE[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
+    assert all(colour == ARC_COLOURS[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
 
 
 def test_a_cell_is_read_out_under_the_pointer(page, arc):
