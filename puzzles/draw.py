@@ -61,9 +61,9 @@ DARK = {
     "wall": "#656d78",
     "free": "#1b1d20",
     "path": "#3f86c9",
-    "start": "#2fa45f",
-    "goal": "#9a66de",
-    "none": "#3a3f46",
+    "start": "#22904f",
+    "goal": "#8750d2",
+    "none": "#4a5058",
 }
 
 BOARD, MARGIN = 480, 20  # pixels: a board's longer side, about, and the space around it in an animation

@@ -26,7 +26,8 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 )
 
-# Pictures of texts are compared as shares of ink on a raster of 12×12 over the box that the ink fills, and by its shape.
+# Pictures of texts are compared as shares of ink on a raster of 12×12 over the box that the ink fills, and by its
+# shape.
 READ_CELLS = """
 const [board, columns, words] = arguments, canvas = document.querySelectorAll("#boards canvas")[board];
 const unit = canvas.width / columns, size = 12, family = getComputedStyle(document.body).fontFamily;
@@ -227,7 +228,7 @@ class Page:
     def cells(self, board: int, columns: int, words: Iterable[str] = "123456789") -> list[dict]:
         """What is painted in every cell of a board, by its pixels alone.
 
-        `text`: the word whose own picture resembles it most, or ""; `ground` and `ink`: the colours at the cell's corner
+        `text`: the word whose own picture resembles it most, or ""; `ground`, `ink`: the colours at the cell's corner
         and of most of the text; `mark`: the colour where a line stands below what is wrong.
         """
         return self.js(READ_CELLS, board, columns, list(words))

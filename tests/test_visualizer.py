@@ -7,17 +7,33 @@ that VISUALIZER_SCREENSHOTS names.
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from puzzles.draw import PALETTE
+from puzzles.draw import DARK, PALETTE
+from puzzles.kind import kind_of
+from puzzles.maze import Maze
+from scripts import share_looks
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
 
 # The colours of the ARC testing interface, of 0 to 9.
-ARC_COLOURS = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"]
+ARC_COLOURS = [
+    "#000000",
+    "#0074d9",
+    "#ff4136",
+    "#2ecc40",
+    "#ffdc00",
+    "#aaaaaa",
+    "#f012be",
+    "#ff851b",
+    "#7fdbff",
+    "#870c25",
+]
+KIND_KEYS = ("kind", "rows", "columns", "symbols", "look")
 MIRROR = {
     "rotated 90° counter-clockwise": np.rot90,
     "rotated 180°": lambda grid: np.rot90(grid, 2),
@@ -171,10 +187,11 @@ def test_boxes_have_thick_borders(page, tmp_path, sudoku, size, rows, columns):
         folder = write_dataset(tmp_path / "six", tokens, tokens, vocab_size=8)
     page.load().open(folder)
     heavy = PALETTE["box_line"]
-    right = np.array(page.pixels(0, size, at=(0.999, 0.4))) == heavy
-    below = np.array(page.pixels(0, size, at=(0.1, 0.999))) == heavy
-    assert (right == np.isin(np.arange(1, size + 1), range(columns, size, columns))).all()
-    assert (below.T == np.isin(np.arange(1, size + 1), range(rows, size, rows))).all()
+    right = np.array(page.pixels(0, size, at=(0.999, 0.4)))
+    below = np.array(page.pixels(0, size, at=(0.1, 0.999)))
+    lines = np.arange(1, size + 1)
+    np.testing.assert_array_equal(right == heavy, np.tile(np.isin(lines, range(columns, size, columns)), (size, 1)))
+    np.testing.assert_array_equal(below == heavy, np.tile(np.isin(lines, range(rows, size, rows)), (size, 1)).T)
 
 
 def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp_path, sudoku):
@@ -191,6 +208,133 @@ def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp
     clues = Arrays(sudoku).inputs[0].tolist()
     shown = itertools.chain(*page.pixels(0, 9))
     assert all(colour == ARC_COLOURS[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
+
+
+KAKURO = {  # a kind that nobody here has heard of, 3 rows by 5 columns
+    "kind": "kakuro",
+    "rows": 3,
+    "columns": 5,
+    "symbols": ["?", ".", "x", "ab", "é", "☃"],
+    "look": {
+        "fills": [None, None, "#204060", "goal", None, "#FFE0A0"],
+        "glyphs": ["", "", "", "W", "é", "Q"],
+        "boxes": [1, 2],
+    },
+}
+
+
+def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
+    inputs = np.array([[1, 2, 3, 4, 5, 1, 1, 4, 1, 2, 5, 5, 0, 1, 4]])
+    labels = np.array([[4, 2, 3, 4, 5, 4, 4, 4, 4, 2, 5, 5, 0, 4, 4]])
+    page.load().open(write_dataset(tmp_path / "kakuro", inputs, labels, vocab_size=6, description=KAKURO))
+    assert page.texts("#kind option")[0] == "Kakuro"
+    fills = [PALETTE["paper"], PALETTE["paper"], "#204060", PALETTE["goal"], PALETTE["paper"], "#ffe0a0"]
+    for board, tokens in enumerate((inputs[0].tolist(), labels[0].tolist())):
+        cells = page.cells(board, 5, "WQé")
+        assert [cell["text"] for cell in cells] == [KAKURO["look"]["glyphs"][token] for token in tokens]
+        given = [token == 4 for token in inputs[0]]  # with a glyph on paper
+        for cell, token, is_given in zip(cells, tokens, given, strict=True):
+            if token == 4:
+                assert (cell["ground"] != PALETTE["paper"]) == is_given
+                assert cell["ink"] == PALETTE["clue" if is_given else "answer"]
+            else:
+                assert cell["ground"] == fills[token]
+        right, below = (
+            np.array(page.pixels(board, 5, at)) == PALETTE["box_line"] for at in ((0.999, 0.1), (0.1, 0.999))
+        )
+        assert (right == [False, True, False, True, False]).all()
+        assert (below == [[True], [True], [False]]).all()
+    assert page.texts(".panel .title span") == ["3 × 5, 9 of 15 filled", "3 × 5, 14 of 15 filled"]
+    says = {0: "padding", 1: "blank", 2: "x", 3: "goal", 4: "é", 5: "☃"}
+    wanted = f"Label, 3 rows and 5 columns: {', '.join(says[token] for token in labels[0].tolist())}"
+    assert page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel") == wanted
+    box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
+    x, y = box["x"] + 4.5 * box["width"] / 5, box["y"] + 2.5 * box["height"] / 3
+    page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    page.wait(lambda: page.text("#readout") == "Row 3, column 5: input é, label é", page.text("#readout"))
+    page.screenshot("kakuro")
+    page.load(dark=True).open(tmp_path / "kakuro")
+    grounds = [cell["ground"] for cell in page.cells(0, 5)]
+    dark = PALETTE | DARK
+    assert grounds[:3] == [dark["paper"], "#204060", dark["goal"]] and dark["goal"] != PALETTE["goal"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rows": 4}, "rows and columns"),
+        ({"symbols": ["?"]}, "symbols"),
+        ({"symbols": None, "look": None}, "symbols, look.fills, look.glyphs"),
+        ({"look": KAKURO["look"] | {"fills": [None] * 5 + ["red"]}}, "look.fills"),
+        ({"look": KAKURO["look"] | {"glyphs": [1] * 6}}, "look.glyphs"),
+        ({"look": KAKURO["look"] | {"boxes": [0, 2]}}, "look.boxes"),
+        ({"kind": 7}, "kind"),
+    ],
+)
+def test_a_description_that_cannot_be_drawn_is_said(page, tmp_path, change, named):
+    tokens = np.arange(15)[None] % 6
+    folder = write_dataset(tmp_path / "odd", tokens, tokens, vocab_size=6, description=KAKURO | change)
+    page.load().open(folder)
+    message = f"train/dataset.json: {named} cannot be drawn, or do not fit seq_len and vocab_size"
+    assert page.text("#messages li").startswith(message)
+    assert page.texts("#kind option") == ["Numbers"]
+
+
+SMALL_MAZE = ["S##G", " ## ", "    ", "####"]
+SMALL_SUDOKU = ["1...", "..1.", ".1..", "...1"]
+
+
+def test_a_small_maze_and_a_small_sudoku_are_told_apart_by_their_cells(page, tmp_path):
+    """Both have 16 cells and 6 tokens; each set counts, and one puzzle that no maze can be makes it a Sudoku."""
+    question = np.array([["?# SGo".index(sign) for row in SMALL_MAZE for sign in row]])
+    answer = np.where(question == 2, 5, question)
+    sudoku = np.array([[1 if sign == "." else int(sign) + 1 for row in SMALL_SUDOKU for sign in row]])
+    two_starts, no_goal = question.copy(), question.copy()
+    two_starts[0, 15], no_goal[no_goal == 4] = 3, 2
+    for name, inputs, kind in [
+        ("maze", question, "Maze"),
+        ("sudoku", sudoku, "Sudoku"),
+        ("answered", answer, "Sudoku"),
+        ("two-starts", two_starts, "Sudoku"),
+        ("no-goal", no_goal, "Sudoku"),
+        ("mixed", np.concatenate([question, sudoku]), "Sudoku"),
+    ]:
+        page.load().open(write_dataset(tmp_path / name, inputs, inputs, vocab_size=6))
+        chosen = page.js("return document.querySelector('#kind').selectedOptions[0].text")
+        assert chosen == page.texts("#kind option")[0] == kind, name
+        described = kind_of(json.loads((tmp_path / name / "train" / "dataset.json").read_text()), [inputs], name)
+        assert described.name == kind.lower(), name  # Python says the same
+        if kind == "Maze":
+            names = ["none", "wall", "free", "start", "goal"]
+            shown = itertools.chain(*page.pixels(0, 4, at=(0.08, 0.08)))
+            assert list(shown) == [PALETTE[names[token]] for token in question[0]]
+    description = {"kind": "maze"} | Maze(4, 4).describe()  # what is said counts, whatever the cells look like
+    page.load().open(write_dataset(tmp_path / "said", sudoku, sudoku, vocab_size=6, description=description))
+    assert page.js("return document.querySelector('#kind').selectedOptions[0].text") == "Maze"
+
+
+def test_old_datasets_of_every_kind_look_as_those_that_say_it(page, arc, maze, sudoku, tmp_path):
+    for folder in (arc, maze, sudoku):
+        page.load("split=test").open(folder)
+        kinds = page.texts("#kind option")
+        picture = "return Array.from(document.querySelectorAll('#boards canvas'), canvas => canvas.toDataURL())"
+        said = page.js(picture)
+        old = Path(shutil.copytree(folder, tmp_path / folder.name))
+        for path in old.glob("*/dataset.json"):
+            description = json.loads(path.read_text())
+            assert description.pop("kind")
+            path.write_text(json.dumps({key: description[key] for key in description if key not in KIND_KEYS}))
+        page.load("split=test").open(old)
+        assert (page.texts("#kind option"), page.js(picture)) == (kinds, said)
+
+
+def test_the_page_holds_what_python_draws_with():
+    """After a change to the palette or to a look: python scripts/share_looks.py"""
+    page = share_looks.PAGE.read_text(encoding="utf-8")
+    assert share_looks.with_block(page) == page
+    shared = json.loads(page.partition('<script type="application/json" id="kinds">')[2].partition("</script>")[0])
+    assert shared["light"] == PALETTE and set(shared["dark"]) == set(PALETTE) and DARK.items() <= shared["dark"].items()
+    assert [kind["kind"] for kind in shared["kinds"]] == ["arc", "maze", "sudoku", "sudoku", "sudoku"]
 
 
 def test_a_cell_is_read_out_under_the_pointer(page, arc):
