@@ -64,21 +64,18 @@ const models = words.flatMap(word => [400, 700].map(weight => {
 const pixel = copyOf(canvas.width, canvas.height, context => context.drawImage(canvas, 0, 0));
 return Array.from({ length: columns * canvas.height / unit }, (_, cell) => {
   const [x0, y0] = [cell % columns * unit, Math.floor(cell / columns) * unit];
-  const ground = pixel(x0 + .12 * unit, y0 + .12 * unit), counts = {};
+  const ground = pixel(x0 + .12 * unit, y0 + .12 * unit);
   const [left, top, width, height] = [.12, .12, .74, .7].map(share => Math.round(share * unit));
   const difference = (x, y) => {
     const here = pixel(x0 + left + x, y0 + top + y);
     return [0, 1, 2].reduce((sum, i) => sum + Math.abs(here[i] - ground[i]), 0);
   };
-  let most = 0;
-  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) most = Math.max(most, difference(x, y));
+  let most = 0, ink = null;
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    if (difference(x, y) > most) [most, ink] = [difference(x, y), hex(pixel(x0 + left + x, y0 + top + y))];
+  }
   const mark = hex(pixel(x0 + .5 * unit, y0 + .86 * unit));
   if (most < 60) return { text: "", ground: hex(ground), ink: null, mark };
-  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
-    const colour = hex(pixel(x0 + left + x, y0 + top + y));
-    if (difference(x, y) > most / 2) counts[colour] = (counts[colour] ?? 0) + 1;
-  }
-  const ink = Object.keys(counts).sort((a, b) => counts[b] - counts[a])[0];
   const seen = raster(width, height, (x, y) => difference(x, y) / most);
   const distance = model => model.cells.reduce((sum, share, i) => sum + (share - seen.cells[i]) ** 2, 0) +
     20 * (model.shape - seen.shape) ** 2;
@@ -229,7 +226,7 @@ class Page:
         """What is painted in every cell of a board, by its pixels alone.
 
         `text`: the word whose own picture resembles it most, or ""; `ground`, `ink`: the colours at the cell's corner
-        and of most of the text; `mark`: the colour where a line stands below what is wrong.
+        and of what stands out most from it; `mark`: the colour where a line stands below what is wrong.
         """
         return self.js(READ_CELLS, board, columns, list(words))
 

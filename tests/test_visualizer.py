@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from dataset.format import SplitWriter, write_identifiers
 from puzzles.draw import DARK, PALETTE
 from puzzles.kind import kind_of
 from puzzles.maze import Maze
@@ -90,6 +91,9 @@ def test_all_ten_colours(page, tmp_path):
 def test_crop_shows_the_grid_alone(page, arc):
     arrays = Arrays(arc)
     page.load("split=train&group=4&puzzle=9&example=2").open(arc)
+    assert len(page.texts("#strip button")) == arrays.example(3, 9) - arrays.example(3, 8) and page.visible(
+        "#strip button"
+    )
     page.press("c")
     assert page.fragment()["crop"] == "1"
     tokens = arrays.inputs[arrays.example(3, 8, 1)].reshape(30, 30)
@@ -239,6 +243,9 @@ def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
                 assert cell["ink"] == PALETTE["clue" if is_given else "answer"]
             else:
                 assert cell["ground"] == fills[token]
+                assert cell["ink"] == {3: PALETTE["paper"], 5: PALETTE["ink"]}.get(
+                    token
+                )  # light on dark, dark on light
         right, below = (
             np.array(page.pixels(board, 5, at)) == PALETTE["box_line"] for at in ((0.999, 0.1), (0.1, 0.999))
         )
@@ -257,6 +264,31 @@ def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
     grounds = [cell["ground"] for cell in page.cells(0, 5)]
     dark = PALETTE | DARK
     assert grounds[:3] == [dark["paper"], "#204060", dark["goal"]] and dark["goal"] != PALETTE["goal"]
+
+
+def test_a_rectangle_without_blanks_and_with_copies(page, tmp_path):
+    """Nothing is to be filled in, so nothing is shaded; and no symmetry of a square is seen in its copies."""
+    words = np.random.default_rng(0).permutation(15)
+    copy = words.reshape(5, 3)[:, ::-1].ravel()  # mirrored, were it 5 × 3
+    folder = tmp_path / "words"
+    folder.mkdir()
+    write_identifiers(folder, [])
+    writer = SplitWriter(folder, "train", seq_len=15)
+    boards = np.array([words, words, copy, copy]) + 1  # two puzzles of two examples
+    writer.append(boards, boards, puzzle_identifiers=np.zeros(2, int), puzzle_sizes=[2, 2], group_sizes=[2])
+    writer.finish(vocab_size=16, num_puzzle_identifiers=1)
+    letters = ["", *"ABCDEFGHIJKLMNO"]
+    description = json.loads((folder / "train" / "dataset.json").read_text())
+    description |= {"kind": "words", "rows": 3, "columns": 5, "symbols": ["?", *letters[1:]]}
+    description |= {"look": {"fills": [None] * 16, "glyphs": letters, "boxes": None}}
+    (folder / "train" / "dataset.json").write_text(json.dumps(description))
+    page.load("puzzle=2").open(folder)
+    cells = page.cells(0, 5, letters[1:])
+    assert [cell["text"] for cell in cells] == [letters[token] for token in boards[2]]
+    assert {(cell["ground"], cell["ink"]) for cell in cells} == {(PALETTE["paper"], PALETTE["ink"])}
+    assert page.texts(".panel .title span") == ["3 × 5", "3 × 5"]
+    assert page.text("#words") == "Augmentation 1"
+    assert not page.visible("#strip-section")  # small pictures of letters could not be read
 
 
 @pytest.mark.parametrize(
@@ -308,7 +340,15 @@ def test_a_small_maze_and_a_small_sudoku_are_told_apart_by_their_cells(page, tmp
             names = ["none", "wall", "free", "start", "goal"]
             shown = itertools.chain(*page.pixels(0, 4, at=(0.08, 0.08)))
             assert list(shown) == [PALETTE[names[token]] for token in question[0]]
-    description = {"kind": "maze"} | Maze(4, 4).describe()  # what is said counts, whatever the cells look like
+    sets = write_dataset(tmp_path / "sets", question, question, vocab_size=6) / "train"
+    other = write_dataset(tmp_path / "other", sudoku, sudoku, vocab_size=6) / "train"
+    for path in other.glob("all__*.npy"):
+        shutil.copy(path, sets / path.name.replace("all", "more"))
+    description = json.loads((sets / "dataset.json").read_text()) | {"sets": ["all", "more"]}
+    (sets / "dataset.json").write_text(json.dumps(description))
+    page.load().open(sets.parent)
+    assert page.texts("#kind option")[0] == "Sudoku"
+    description = Maze(4, 4).describe()  # what is said counts, whatever the cells look like
     page.load().open(write_dataset(tmp_path / "said", sudoku, sudoku, vocab_size=6, description=description))
     assert page.js("return document.querySelector('#kind').selectedOptions[0].text") == "Maze"
 

@@ -205,6 +205,12 @@ def test_arc_predictions_are_marked_where_they_are_labelled(page, tmp_path, arc)
     page.go(f"split=test&group={group + 1}&puzzle={puzzle + 1}")
     red = [colour == PALETTE["wrong"] for row in page.pixels(2, 30) for colour in row]
     assert red == wrong[example].tolist() and any(red)
+    corners = np.array(page.pixels(2, 30, at=(0.2, 0.1))).ravel()
+    tokens, labelled = made.answers[example], made.counted[example]
+    for colour in range(10):  # full where there is a label, faint elsewhere
+        full = PALETTE[f"arc_{colour}"]
+        assert set(corners[(tokens == colour + 2) & labelled & ~wrong[example]]) <= {full}
+        assert full not in corners[(tokens == colour + 2) & ~labelled]
     assert not page.visible("#step")
     page.screenshot("arc-prediction")
 
