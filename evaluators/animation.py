@@ -19,7 +19,7 @@ from evaluators.rules import BLANK
 from evaluators.solution import Answer, Verdict, arc_grid
 from puzzles.maze import FREE, GOAL, PATH, START, WALL
 from puzzles.sudoku import BOXES
-from training.run_folder import write_atomically
+from files import write_atomically
 
 BOARD, MARGIN = 480, 20  # pixels: a board's side, about, and the space around it
 TEXT, LINE_HEIGHT = 15, 22  # of the lines below it: one for the step, two for the verdict

@@ -33,8 +33,8 @@ from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, cou
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.config import StrictModel, from_cli
 from training.predictions import PredictionRows, read_predictions
-from training.progress import progress_bar, start_logging
-from training.run_folder import write_atomically
+from training.metrics import progress_bar, start_logging
+from files import write_atomically
 
 KS = (1, 2, 10, 100, 1000)
 
