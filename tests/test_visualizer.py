@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from dataset import build_grid_dataset
 from dataset.format import SplitWriter, write_identifiers
 from puzzles.draw import DARK, PALETTE
 from puzzles.kind import kind_of
 from puzzles.maze import Maze
 from scripts import share_looks
+from tests.latin_squares import latin_dropped_in, write_source
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
 
 # The colours of the ARC testing interface, of 0 to 9.
@@ -264,6 +266,17 @@ def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
     grounds = [cell["ground"] for cell in page.cells(0, 5)]
     dark = PALETTE | DARK
     assert grounds[:3] == [dark["paper"], "#204060", dark["goal"]] and dark["goal"] != PALETTE["goal"]
+
+
+def test_a_kind_dropped_in_as_one_file_is_built_and_drawn(page, tmp_path):
+    with latin_dropped_in(tmp_path / "path"):
+        rows = write_source(tmp_path / "csv", train=3, test=1)
+        files = {f"{split}_file": tmp_path / "csv" / f"{split}.csv" for split in ("train", "test")}
+        build_grid_dataset.build(build_grid_dataset.GridConfig(kind="latin", output_dir=tmp_path / "latin", **files))
+    page.load("split=test").open(tmp_path / "latin")
+    assert page.texts("#kind option") == ["Latin", "ARC", "Maze", "Sudoku", "Numbers"]
+    for board, text in enumerate(rows["test"][0]):
+        assert [cell["text"] or "." for cell in page.cells(board, 4, "ABCD")] == list(text)
 
 
 def test_a_rectangle_without_blanks_and_with_copies(page, tmp_path):
