@@ -12,18 +12,12 @@ from scipy.stats import binomtest, ortho_group
 
 from errors import UserError
 from evaluators import figures
-from evaluators.figure_drawing import (
-    BLUE,
-    ORANGE,
-    PURPLE,
-    VERMILLION,
-    WRONG,
-    draw_steps,
-    spread,
-    wilson_interval,
-)
-from evaluators.participation import Moments, batches, doubling, participation_ratio
+from evaluators.figure_plots import BLUE, ORANGE, VERMILLION, draw_steps, spread, wilson_interval
+from evaluators.figures import Moments, batches, doubling, participation_ratio
+from puzzles.draw import PALETTE
+from puzzles.kind import find_kind
 from tests import warm
+from tests.arc_oracle import oracle_encode
 from tests.flattering import PUZZLES, RIGHT, flattering_run, own_steps, split_inputs
 from tests.launch import error_line, run
 from training.config import load_config
@@ -177,6 +171,7 @@ def test_steps_of_a_run(checkpoint):
     inputs, labels = split_inputs(data), np.load(data / "test/all__labels.npy")
     config = figures.FigureConfig(checkpoint=str(checkpoint))
     report = figures.compute_steps(figures.open_subject(config, PUZZLES, 1, torch.device("cpu")))
+    report = json.loads(figures.as_json(report))
 
     def text(tokens):
         return "".join("..1234"[token] for token in tokens)
@@ -198,8 +193,8 @@ def test_the_picture_of_the_steps(checkpoint, monkeypatch):
     shown = [puzzle["example"] for puzzle in report["puzzles"]]
     assert shown == np.sort(np.random.default_rng(7).choice(PUZZLES, 2, replace=False)).tolist()  # as evaluate.py's
     assert pixels.shape[1] > 1000
-    assert share(pixels, WRONG) > 0.001
-    assert share(pixels, BLUE) > 0.001  # changed digits
+    assert share(pixels, PALETTE["wrong"]) > 0.001
+    assert share(pixels, PALETTE["changed"]) > 0.001
 
 
 def drawn(figure) -> np.ndarray:
@@ -208,27 +203,30 @@ def drawn(figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def step_report(kind, puzzle, solution, answer, cells):
-    step = {"step": 1, "answer": answer, "confidence": 0.5, "equal_cells": 1}
-    return {
-        "kind": kind,
-        "max_steps": 1,
-        "puzzles": [{"puzzle": puzzle, "solution": solution, "cells": cells, "steps": [step]}],
-    }
+def step_report(kind, puzzle, solution, answer):
+    """One puzzle with one step, boards as strings of symbols."""
+    boards = [np.array([kind.symbols.index(symbol) for symbol in board], np.uint8) for board in (puzzle, solution, answer)]
+    step = {"step": 1, "answer": boards[2], "confidence": 0.5, "equal_cells": 1}
+    puzzle = {"puzzle": boards[0], "solution": boards[1], "cells": 9, "steps": [step]}
+    return {"kind": kind, "max_steps": 1, "puzzles": [puzzle]}
 
 
-def test_mistakes_in_a_maze_are_coloured():
-    puzzle, solution = ["S #", "   ", "# G"], ["So#", " oo", "# G"]
-    legend = share(drawn(draw_steps(step_report("maze", puzzle, solution, solution, 9))), ORANGE)
-    answers = {ORANGE: ["So#", "ooo", "# G"], PURPLE: ["So#", " o ", "# G"], VERMILLION: ["Soo", " oo", "# G"]}
-    for colour, answer in answers.items():
-        shares = {c: share(drawn(draw_steps(step_report("maze", puzzle, solution, answer, 9))), c) for c in answers}
-        assert shares[colour] > legend + 0.01
-        assert max(value for c, value in shares.items() if c != colour) < legend + 0.01
+@pytest.mark.parametrize("answer", ["So#ooo# G", "So# o # G", "Soo oo# G"])  # too much path, too little, a wall gone
+def test_mistakes_are_coloured(answer):
+    maze = find_kind("maze")(3, 3)
+    puzzle, solution = "S #   # G", "So# oo# G"
+    right, wrong = (share(drawn(draw_steps(step_report(maze, puzzle, solution, board))), PALETTE["wrong"])
+                    for board in (solution, answer))  # fmt: skip
+    assert right < 0.005  # in the legend
+    assert wrong > right + 0.005
 
 
 def test_arc_grids_have_their_colours_and_may_be_empty():
-    pixels = drawn(draw_steps(step_report("arc", [[1, 2]], [[2, 4], [4, 4]], [], 4)))
+    arc = find_kind("arc").of_cells(900)
+    puzzle, solution = (np.array(oracle_encode(grid), np.uint8) for grid in ([[1, 2]], [[2, 4], [4, 4]]))
+    step = {"step": 1, "answer": np.zeros(900, np.uint8), "confidence": 0.5, "equal_cells": 1}
+    row = {"puzzle": puzzle, "solution": solution, "cells": 4, "steps": [step]}
+    pixels = drawn(draw_steps({"kind": arc, "max_steps": 1, "puzzles": [row]}))
     assert share(pixels, "#FF4136") > 0.01
     assert share(pixels, "#FFDC00") > 0.02
 

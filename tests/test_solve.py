@@ -14,6 +14,7 @@ from PIL import Image
 import solve
 from dataset.build_arc_dataset import ArcConfig, build
 from errors import UserError
+from evaluators import solution
 from evaluators.steps import Step
 from tests import warm
 from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_folder
@@ -73,7 +74,7 @@ def dictate(monkeypatch, *answers: np.ndarray) -> list:
             tokens = torch.from_numpy(np.asarray(answer)).long()[None]
             yield Step(tokens, q_halt=torch.tensor([2.0 * n]), q_continue=torch.zeros(1), inner_carry=None)
 
-    monkeypatch.setattr(solve, "reasoning_steps", steps)
+    monkeypatch.setattr(solution, "reasoning_steps", steps)
     return asked
 
 
@@ -338,7 +339,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
     nine = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
     for arguments, problem in {
         (f"puzzle={nine}",): "was trained on 4×4 Sudokus, but what it shall solve is a 9×9 Sudoku; use",
-        ("puzzle=S........",): "a 3×3 maze|one goal G, this one has none",
+        ("puzzle=S........",): "character 1 is 'S'; a Sudoku is written in digits",
         ("puzzle=S.G......",): "was trained on 4×4 Sudokus, but what it shall solve is a 3×3 maze",
         ("task=007bbfb7",): "was trained on 4×4 Sudokus, but what it shall solve is ARC task 007bbfb7",
         (): "give one of puzzle=…, file=… and task=…: none is given",
