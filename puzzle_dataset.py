@@ -1,4 +1,4 @@
-"""Shards on disk -> batches of tensors. The format is described in dataset/common.py.
+"""Shards on disk -> batches of tensors. The format is described in dataset/format.py.
 
 Training visits every group `epochs_per_iter` times a pass and takes one of its puzzles each time; evaluation reads the
 examples in order and pads the last batch. All ranks make the same draws and cut their own slice out of each batch.
@@ -16,8 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
-from dataset.shards import PuzzleSet, check_totals, check_vocabulary, load_metadata, load_set
+from dataset.format import (
+    IGNORE_LABEL_ID,
+    PuzzleDatasetMetadata,
+    PuzzleSet,
+    check_totals,
+    check_vocabulary,
+    load_metadata,
+    load_set,
+)
 from errors import UserError
 
 # inputs, labels (B, seq_len) and puzzle_identifiers (B,): int32 with -100 for labels that do not count, or as on disk

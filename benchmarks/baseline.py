@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
-from dataset.shards import PuzzleSet
+from dataset.format import IGNORE_LABEL_ID, PuzzleDatasetMetadata, PuzzleSet
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1_Inner
 from models.losses import ACTLossHead, ACTOutput
 from puzzle_dataset import Batch, PuzzleDataset

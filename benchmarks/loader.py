@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from benchmarks.baseline import PlainDataset, plain_batches
 from benchmarks.report import Result, in_turns, parser, positive, publish
 from benchmarks.sizes import SIZES, write_dataset
-from dataset.shards import PuzzleSet
+from dataset.format import PuzzleSet
 from errors import one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
 from training.data import BATCHES_AHEAD, batches_on, read_ahead

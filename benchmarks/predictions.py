@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.build import measure_process
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from errors import one_line_errors
 from models.hrm.hrm_act_v1 import Carry, InnerCarry
 from models.losses import ACTLossHead

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.build import ROOT
-from dataset.common import PuzzleDatasetMetadata, SplitWriter, write_identifiers
+from dataset.format import PuzzleDatasetMetadata, SplitWriter, write_identifiers
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
 from training.config import PretrainConfig, from_hydra

@@ -17,7 +17,7 @@ from benchmarks.baseline import PlainTrainer
 from benchmarks.build import ROOT
 from benchmarks.sizes import SIZES, Size, config_of, metadata_of, random_batches, write_dataset
 from benchmarks.ways import OurTrainer
-from dataset.shards import load_metadata
+from dataset.format import load_metadata
 from errors import UserError
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch, PuzzleDataset

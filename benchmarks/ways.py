@@ -15,7 +15,7 @@ import torch
 from benchmarks.baseline import PlainTrainer
 from benchmarks.report import timed
 from benchmarks.sizes import Size, metadata_of
-from dataset.common import PuzzleDatasetMetadata
+from dataset.format import PuzzleDatasetMetadata
 from puzzle_dataset import Batch
 from training.compilation import compile_blocks
 from training.config import PretrainConfig

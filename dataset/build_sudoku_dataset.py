@@ -6,7 +6,7 @@
     python dataset/build_sudoku_dataset.py --generate --size 4 --output-dir data/sudoku-4x4        no network
 
 A question holds `.` (or `0`) for a blank and digits; written are PAD 0, blank 1, digit d as d + 1, row by row, in the
-format of dataset/common.py. A group of train is a puzzle and its `--num-aug` copies; test and val are not augmented.
+format of dataset/format.py. A group of train is a puzzle and its `--num-aug` copies; test and val are not augmented.
 A copy is a uniform draw from the symmetries of Sudoku: digits relabelled; bands, rows in a band, stacks and columns in
 a stack permuted; rows and columns exchanged (not for 6×6, whose boxes of 2×3 would become 3×2).
 No copy has a solution that stands in test or val: such a draw is repeated up to 32 times, then the original is kept.
@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.cli import run_builder
-from dataset.common import atomic_build
+from dataset.format import atomic_build
 from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, PuzzleRows, check_one_source, check_rows, open_source
 from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, hash_rows, stands_in, warn
 from errors import UserError

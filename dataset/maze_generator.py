@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dataset.common import dihedral_transform
 from dataset.compiled import compiled
 from errors import UserError
+from puzzles.symmetry import dihedral_transform
 
 MIN_WALLS, MAX_WALLS = 0.3, 0.5  # share of the cells
 START_BOUND = 0.4

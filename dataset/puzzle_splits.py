@@ -1,6 +1,6 @@
 """Train, test and val out of a source of puzzles, each puzzle a group of its own with its augmented copies.
 
-Written in the format of dataset/common.py. The source is streamed, twice where rows of train must be chosen, so that
+Written in the format of dataset/format.py. The source is streamed, twice where rows of train must be chosen, so that
 a split of any length takes the memory of a few chunks and some tens of bytes a row.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from dataset.puzzle_csv import PuzzleFile, PuzzleRows
 from errors import UserError
 

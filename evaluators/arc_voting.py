@@ -23,8 +23,8 @@ from dataset.arc_augment import (
     parse_augmentation,
 )
 from dataset.arc_tasks import MAX_GRID_SIZE, NUM_COLOURS
-from dataset.common import inverse_dihedral_transform
 from errors import UserError
+from puzzles.symmetry import inverse_dihedral_transform
 from training.predictions import PredictionRows
 
 _COLOURS = bytes(range(NUM_COLOURS))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.common import IGNORE_LABEL_ID
+from dataset.format import IGNORE_LABEL_ID
 
 
 def log_stablemax(logits: Tensor) -> Tensor:

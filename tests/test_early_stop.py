@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.early_stop import WINDOW, note_accuracy, reason_to_stop

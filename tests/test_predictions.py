@@ -200,7 +200,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("dataset.common.NpyStream.append", full)
+    monkeypatch.setattr("dataset.format.NpyStream.append", full)
     with pytest.raises(UserError, match=r"cannot write predictions to .*step_1_preds: No space left"):
         save_compact(tmp_path / "step_1")
     assert os.listdir(tmp_path) == ["step_1_preds"]

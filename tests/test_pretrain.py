@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from pretrain import main
 from tests import warm
 from tests.launch import ROOT, error_line, run

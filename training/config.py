@@ -22,8 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from dataset.cli import describe_validation_error
-from errors import UserError
+from errors import UserError, describe_validation_error
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1, HRMArchitecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
@@ -80,7 +79,7 @@ class EarlyStop(StrictModel):
 
 class PretrainConfig(StrictModel):
     arch: ArchConfig
-    data_path: str  # a dataset folder, see dataset/common.py
+    data_path: str  # a dataset folder, see dataset/format.py
 
     global_batch_size: int = Field(ge=1)  # over all ranks
     epochs: int = Field(ge=1)  # visits of every group

@@ -30,8 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.common import NpyStream, PuzzleDatasetMetadata
-from dataset.shards import PuzzleSet, load_metadata, load_set
+from dataset.format import NpyStream, PuzzleDatasetMetadata, PuzzleSet, load_metadata, load_set
 from errors import UserError
 from puzzle_dataset import PuzzleDataset, mark_ignored
 from training.distributed import Ranks

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dataset.common import PuzzleDatasetMetadata
+from dataset.format import PuzzleDatasetMetadata
 from models.adam_atan2 import adam_atan2
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from dataset.format import IGNORE_LABEL_ID, PuzzleDatasetMetadata
 from errors import UserError
 from training.run_folder import write_atomically
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dataset.common import PuzzleDatasetMetadata
+from dataset.format import PuzzleDatasetMetadata
 from errors import UserError
 from models.losses import ACTLossHead
 from training.config import PretrainConfig

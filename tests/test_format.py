@@ -1,4 +1,4 @@
-"""Writing a dataset into place: python -m pytest tests/test_common.py"""
+"""Writing a dataset into place: python -m pytest tests/test_format.py"""
 
 import os
 import signal
@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from dataset.common import DIHEDRAL_INVERSE, atomic_build, dihedral_transform, inverse_dihedral_transform
+from dataset.format import atomic_build
 from errors import UserError
+from puzzles.symmetry import DIHEDRAL_INVERSE, dihedral_transform, inverse_dihedral_transform
 from tests.launch import ROOT
 
 
