@@ -1,12 +1,5 @@
 """A checkpoint's run and the puzzles it is tried on, for the evaluators that run the model themselves."""
 
-from math import isqrt
-
-import numpy as np
-
-from dataset import arc_augment
-from dataset.build_maze_dataset import CHARACTERS, GOAL, PATH, START
-from dataset.build_sudoku_dataset import BOXES
 from errors import UserError
 from puzzle_dataset import PuzzleDataset
 from training.config import PretrainConfig
@@ -28,27 +21,3 @@ def open_to_answer(
     if not dataset.num_examples():
         raise UserError(f"{dataset.config.dataset_path}/{split} holds no examples")
     return dataset
-
-
-def puzzle_kind(dataset: PuzzleDataset) -> str:
-    """`sudoku`, `maze` or `arc`; the datasets do not say it, but each has a vocabulary and a shape of its own."""
-    meta = dataset.metadata
-    size = isqrt(meta.seq_len)
-    if (meta.vocab_size, meta.seq_len) == (arc_augment.VOCAB_SIZE, arc_augment.SEQ_LEN):
-        return "arc"
-    square = size * size == meta.seq_len
-    if square and meta.vocab_size == 1 + len(CHARACTERS) and all(map(_are_mazes, dataset.sets.values())):
-        return "maze"
-    if square and size in BOXES and meta.vocab_size == size + 2:
-        return "sudoku"
-    raise UserError(
-        f"{dataset.config.dataset_path} holds neither Sudokus, mazes nor ARC tasks as the builders here write them "
-        f"({meta.seq_len} cells, {meta.vocab_size} tokens)"
-    )
-
-
-def _are_mazes(puzzles) -> bool:
-    """4×4 Sudokus have as many tokens as mazes; but a maze has one S, one G and no path, every time."""
-    inputs = np.asarray(puzzles.inputs[:1000])
-    ends = ((inputs == START).sum(1) == 1) & ((inputs == GOAL).sum(1) == 1)
-    return bool((ends & ~(inputs == PATH).any(1)).all())

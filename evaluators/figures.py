@@ -42,13 +42,13 @@ from errors import UserError, one_line_errors
 from evaluators.checkpoints import open_to_answer
 from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
 from evaluators.steps import Step, reasoning_steps
+from files import check_writable, write_atomically
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
 from training.config import PretrainConfig, StrictModel, from_cli, load_config
 from training.distributed import DEVICES, select_device
 from training.progress import progress_bar, start_logging
-from training.run_folder import write_atomically
 from training.weights import load_model
 
 BATCH_SIZE = 64  # puzzles at a time; less where there are fewer

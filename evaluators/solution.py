@@ -110,7 +110,7 @@ def as_json(puzzle: Puzzle, found: Sequence[Answer], verdict: Verdict) -> dict[s
     kind = puzzle.kind
     size = {"size": kind.rows} if kind.rows == kind.columns else {"rows": kind.rows, "columns": kind.columns}
     task = {}
-    if puzzle.task is not None:
+    if not kind.has_rules:
         task = {"task": puzzle.task, "expected": None if puzzle.expected is None else kind.plain(puzzle.expected)}
     return {
         "kind": kind.name,
