@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from benchmarks.build import measure_process
-from dataset.arc_augment import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from training.distributed import Ranks
 from training.predictions import PredictionWriter
 from training.torch_predictions import torch_path

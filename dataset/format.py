@@ -9,8 +9,13 @@
     <dataset>/<split>/<set>__group_indices.npy    (groups + 1,) int32, first puzzle of each group, plus the end
 
 A group is one original puzzle with all its augmentations. Every builder writes one set, `all`.
+
+The keys of dataset.json from `kind` on say what kind of puzzle it holds (`puzzles.kind.Kind.describe`). They may be
+absent, and say nothing about the arrays: `description_digest`, by which a run or saved predictions know their dataset
+again, leaves them out.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,11 +23,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from errors import UserError, describe_validation_error
+from puzzles.kind import Kind
 
 BLANK_IDENTIFIER = "<blank>"
 IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
@@ -41,6 +48,19 @@ class PuzzleDatasetMetadata(BaseModel):
     total_groups: int = Field(ge=0)
     mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
     sets: list[str] = Field(min_length=1)
+
+    kind: str | None = None
+    rows: int | None = None
+    columns: int | None = None
+    symbols: list[str] | None = None  # of each token
+    look: dict[str, Any] | None = None
+
+    def as_json(self, *, with_kind: bool = True) -> str:
+        """As it stands on disk; without a kind, or leaving it out, as it stood there before kinds were written."""
+        return self.model_dump_json(exclude=None if with_kind and self.kind is not None else _KIND_KEYS)
+
+
+_KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
 
 
 @contextmanager
@@ -157,8 +177,11 @@ class SplitWriter:
         self._puzzle_sizes.append(puzzle_sizes)
         self._group_sizes.append(group_sizes)
 
-    def finish(self, *, vocab_size: int, num_puzzle_identifiers: int) -> PuzzleDatasetMetadata:
+    def finish(
+        self, *, vocab_size: int, num_puzzle_identifiers: int, kind: Kind | None = None
+    ) -> PuzzleDatasetMetadata:
         """Write the index arrays and `dataset.json`. `num_puzzle_identifiers` counts the blank."""
+        assert kind is None or (kind.seq_len, kind.vocab_size) == (self.seq_len, vocab_size)
         self._inputs.close()
         self._labels.close()
         sizes, groups = _concatenate(self._puzzle_sizes), _concatenate(self._group_sizes)
@@ -177,8 +200,9 @@ class SplitWriter:
             total_groups=len(groups),
             mean_puzzle_examples=self._inputs.rows / max(1, len(sizes)),
             sets=[self.set_name],
+            **({} if kind is None else kind.describe()),
         )
-        (self.folder / "dataset.json").write_text(metadata.model_dump_json())
+        (self.folder / "dataset.json").write_text(metadata.as_json(), encoding="utf-8")
         return metadata
 
 
@@ -216,10 +240,23 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
         found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
         raise UserError(f"{path} is missing; {found}")
     try:
-        return PuzzleDatasetMetadata(**json.loads(path.read_text()))
+        return PuzzleDatasetMetadata(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         reason = describe_validation_error(error, str) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{path} is not a valid dataset description ({reason}); build the dataset again") from None
+
+
+def description_digest(split_folder: Path) -> str:
+    """Of `dataset.json` without the kind: the same for a dataset and for one built before kinds were written."""
+    path = split_folder / "dataset.json"
+    try:
+        described = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from None
+    metadata = load_metadata(split_folder)
+    if metadata.kind is not None:
+        described = metadata.as_json(with_kind=False).encode()
+    return hashlib.sha256(described).hexdigest()[:16]
 
 
 def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:

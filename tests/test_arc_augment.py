@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dataset.arc_augment import (
+from dataset.arc_tasks import Pair
+from puzzles.arc import (
     Augmentations,
     apply_augmentation,
     augmentation_name,
@@ -15,7 +16,6 @@ from dataset.arc_augment import (
     parse_augmentation,
     undo_augmentation,
 )
-from dataset.arc_tasks import Pair
 from tests.arc_oracle import oracle_augment, oracle_encode, pairs_of, raw_tasks
 
 

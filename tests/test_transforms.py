@@ -6,9 +6,9 @@ from math import isqrt
 import numpy as np
 import pytest
 
-from dataset.sudoku_generator import all_4x4_grids
 from errors import UserError
 from evaluators.transforms import maze_transforms, sudoku_transforms
+from puzzles.sudoku_generator import all_4x4_grids
 from tests.launch import ROOT
 
 BOX = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
