@@ -48,7 +48,7 @@ def draw_steps(report: dict[str, Any]) -> Figure:
             axis.set_xlabel(f"{cells} · {step['confidence']:.0%} sure", fontsize=7.5)
         _show_board(row[-1], "solution", kind, solution, question)
     meanings = {"changed": "changed in this step", "wrong": "differs from the solution"}
-    patches = [Patch(color=PALETTE[colour], label=meaning) for colour, meaning in meanings.items()]
+    patches = [Patch(fc=(PALETTE[name], 0.3), ec=PALETTE[name], lw=1.5, label=text) for name, text in meanings.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 

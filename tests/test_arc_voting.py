@@ -13,7 +13,8 @@ from dataset.format import read_identifiers
 from errors import UserError
 from evaluators import arc
 from evaluators.arc import dataset_pairs, load_test_sets, vote
-from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, crop_shapes, rank_candidates, scores
+from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, rank_candidates, scores
+from puzzles.arc import crop_shapes
 from tests.arc_oracle import oracle_encode
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run

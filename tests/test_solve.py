@@ -16,6 +16,7 @@ from dataset.build_arc_dataset import ArcConfig, build
 from errors import UserError
 from evaluators import solution
 from evaluators.steps import Step
+from puzzles.kind import find_kind
 from tests import warm
 from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_folder
 from tests.launch import ROOT, error_line
@@ -197,7 +198,8 @@ def test_a_real_maze_through_a_real_model(tmp_path, capsys):
     """Not trained, so the answer is wrong; the dataset says that it was to solve other mazes."""
     data = tmp_path / "data"
     (data / "train").mkdir(parents=True)
-    shutil.copy(REFERENCE / "maze/train_dataset.json", data / "train/dataset.json")
+    metadata = json.loads((REFERENCE / "maze/train_dataset.json").read_text())
+    (data / "train/dataset.json").write_text(json.dumps(metadata | find_kind("maze")(30, 30).describe()))
     path = untrained(tmp_path / "maze", data, vocab_size=6, seq_len=900)
     question = next(csv.DictReader(open(REFERENCE / "maze/test.csv")))["question"]
     found = as_json(capsys, f"checkpoint={path}", f"puzzle={question}", "max_steps=1")
@@ -367,7 +369,7 @@ def test_without_the_dataset_the_weights_say_what_fits(tmp_path):
     with pytest.raises(UserError, match="learned the positions of 16 cells and cannot read a puzzle of 9"):
         solved(f"checkpoint={learned}", "puzzle=S.G......")
     rope = untrained(tmp_path / "b", tmp_path / "gone", vocab_size=6)
-    with pytest.raises(UserError, match="4×4 Sudokus or mazes, but what it shall solve is a 6×6 Sudoku"):
+    with pytest.raises(UserError, match="mazes or 4×4 Sudokus, but what it shall solve is a 6×6 Sudoku"):
         solved(f"checkpoint={rope}", "puzzle=" + "." * 36)
     weights = load(rope)
     del weights["model.inner.embed_tokens.embedding_weight"]
