@@ -1,5 +1,7 @@
-"""Writing a dataset into place: python -m pytest tests/test_format.py"""
+"""The on-disk format of datasets: python -m pytest tests/test_format.py"""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from dataset.format import atomic_build
+from dataset.format import SplitWriter, atomic_build, description_digest, load_metadata, load_set
 from errors import UserError
+from puzzles.maze import Maze
 from puzzles.symmetry import DIHEDRAL_INVERSE, dihedral_transform, inverse_dihedral_transform
 from tests.launch import ROOT
+from tests.sample_datasets import write_dataset
 
 
 def test_dihedral_transforms_are_the_eight_symmetries():
@@ -77,3 +81,73 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert os.listdir(tmp_path) == []
+
+
+def write_split(folder, examples, kind=None):
+    """A split of groups with three puzzles and five examples: the mean is no short number."""
+    folder.mkdir()
+    writer = SplitWriter(folder, "train", seq_len=16)
+    for _ in range(examples // 5):
+        rows = np.ones((5, 16), np.uint8)
+        writer.append(rows, rows, puzzle_identifiers=[0, 0, 0], puzzle_sizes=[2, 2, 1], group_sizes=[3])
+    writer.finish(vocab_size=6, num_puzzle_identifiers=1, kind=kind)
+    return folder / "train"
+
+
+def test_dataset_json_begins_with_what_stood_there_before_kinds(tmp_path):
+    plain, described = write_split(tmp_path / "plain", 15), write_split(tmp_path / "described", 15, Maze(4, 4))
+    before = (plain / "dataset.json").read_bytes()
+    # Written out by hand: the bytes that the builders wrote, to which runs and predictions hold digests.
+    assert before == (
+        b'{"pad_id":0,"ignore_label_id":0,"blank_identifier_id":0,"vocab_size":6,"seq_len":16,'
+        b'"num_puzzle_identifiers":1,"total_groups":3,"mean_puzzle_examples":1.6666666666666667,"sets":["all"]}'
+    )
+    now = (described / "dataset.json").read_bytes()
+    assert now.startswith(
+        before[:-1] + b',"kind":"maze","rows":4,"columns":4,"symbols":["?","#"," ","S","G","o"],"look":{'
+    )
+    for array in plain.glob("*.npy"):
+        assert array.read_bytes() == (described / array.name).read_bytes()
+    assert load_metadata(described).model_dump(exclude={"kind", "rows", "columns", "symbols", "look"}) == json.loads(
+        before
+    )
+
+
+def test_the_digest_leaves_the_kind_out_and_nothing_else(tmp_path):
+    plain, described = write_split(tmp_path / "plain", 15), write_split(tmp_path / "described", 15, Maze(4, 4))
+    other = write_split(tmp_path / "other", 20, Maze(4, 4))
+    expected = hashlib.sha256((plain / "dataset.json").read_bytes()).hexdigest()[:16]
+    assert description_digest(plain) == description_digest(described) == expected
+    assert description_digest(other) != expected
+    # One that somebody else wrote, without a kind: of its bytes as they are.
+    spaced = json.dumps(json.loads((plain / "dataset.json").read_text()), indent=1)
+    (plain / "dataset.json").write_text(spaced)
+    assert description_digest(plain) == hashlib.sha256(spaced.encode()).hexdigest()[:16]
+    (plain / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*dataset\.json"):
+        description_digest(plain)
+
+
+@pytest.mark.parametrize("field", ["inputs", "labels"])
+@pytest.mark.parametrize("row", [0, 4095, 4096, 9999])
+def test_the_vocabulary_is_checked_in_every_row(tmp_path, field, row):
+    rows = {name: np.full((10_000, 4), 5, np.uint8) for name in ("inputs", "labels")}
+    rows[field][row, 2] = 6
+    folder = write_dataset(tmp_path / "data", *rows.values(), vocab_size=6) / "train"
+    with pytest.raises(UserError, match=f"all__{field}.npy: token 6 is outside the vocabulary 0..5"):
+        load_set(folder, "all", load_metadata(folder))
+
+
+def test_of_a_large_array_evenly_spaced_parts_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.format._SCAN_BYTES", 4096 * 4 * 2)  # of 4096 · 6 rows of 4 bytes: every third block
+    labels = np.full((4096 * 6, 4), 5, np.uint8)
+    seen = []
+    for block in range(6):
+        inputs = labels.copy()
+        inputs[4096 * block + 17, 0] = 6
+        folder = write_dataset(tmp_path / str(block), inputs, labels, vocab_size=6) / "train"
+        try:
+            load_set(folder, "all", load_metadata(folder))
+        except UserError:
+            seen.append(block)
+    assert seen == [0, 3]
