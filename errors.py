@@ -37,3 +37,8 @@ def describe_validation_error(error: "ValidationError", option: Callable[[str], 
         message = detail["msg"].removeprefix("Value error, ")
         parts.append(f"{option(where)}: {message}" if where else message)
     return "; ".join(parts)
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, in one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

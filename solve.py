@@ -29,19 +29,20 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
 from evaluators.solution import Answer, as_json, judge, kind_at_hand, read_text, think
 from files import check_writable, write_atomically
+from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
 from puzzles.kind import Kind, Puzzle, all_kinds
-from training.config import StrictModel, from_cli, load_config
+from training.checkpoints import load_model_alone
+from training.command_line import from_cli
+from training.config import StrictModel, load_config
 from training.distributed import DEVICES, select_device
-from training.progress import progress_bar
-from training.weights import load_model_alone
+from training.metrics import progress_bar
 
 
 class SolveConfig(StrictModel):
@@ -71,27 +72,6 @@ class SolveConfig(StrictModel):
     @property
     def is_task(self) -> bool:
         return self.task is not None or (self.file or "").endswith(".json")
-
-
-TEXTS = ("checkpoint", "puzzle", "file", "task", "data_path", "gif")  # taken as they are typed
-
-
-def read_arguments(args: list[str]) -> SolveConfig:
-    """`key=value`, and the flags `--json` and `--gif FILE`."""
-    texts, pairs, rest = {}, [], iter(args)
-    for arg in rest:
-        if arg == "--json":
-            arg = "json=true"
-        elif arg == "--gif":
-            arg = f"gif={next(rest, '')}"
-        elif arg.startswith("--gif="):
-            arg = arg.removeprefix("--")
-        key, equals, value = arg.partition("=")
-        if equals and key in TEXTS:
-            # YAML would read a Sudoku of digits as a number, and what follows a `#` as a comment.
-            texts[key], arg = value, f"{key}=text"
-        pairs.append(arg)
-    return from_cli(SolveConfig, pairs, __doc__).model_copy(update=texts)
 
 
 def solve(config: SolveConfig) -> None:
@@ -140,19 +120,15 @@ def typed(config: SolveConfig) -> tuple[str, str]:
 def writable_file(name: str) -> Path:
     """Refused before the work, not after it."""
     path = Path(name)
-    if not name or name.startswith("--"):
-        raise UserError("--gif needs the name of a file to write")
     if path.is_dir():
         raise UserError(f"cannot write --gif {path}: it is a folder; name a file")
     check_writable(path.parent, f"--gif {path}", "name a file in another folder")
     return path
 
 
-def check_fit(
-    puzzle: Puzzle, model: torch.nn.Module, trained_on: Kind | None, checkpoint: Path, data_path: Path
-) -> None:
+def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoint: Path, data_path: Path) -> None:
     """Refuse a puzzle of another kind than the model was trained on, as far as the weights and the dataset tell."""
-    vocab_size = model.config.vocab_size
+    vocab_size = model.data.vocab_size
     if trained_on is not None and trained_on.vocab_size != vocab_size:
         trained_on = None  # another dataset lies there now
     known = kinds_with(vocab_size) if trained_on is None else f"{trained_on.title}s"
@@ -166,9 +142,9 @@ def check_fit(
     if trained_on is not None and trained_on.seq_len != len(puzzle.inputs):
         puzzle.notes += (f"the model was trained on {known}: expect no good answer",)
     names = identifiers_at_hand(data_path) if puzzle.task is not None else []
-    if names and model.puzzle_emb is not None and len(names) != model.config.num_puzzle_identifiers:
+    if names and model.puzzle_emb is not None and len(names) != model.data.num_puzzle_identifiers:
         raise UserError(
-            f"{checkpoint} has {model.config.num_puzzle_identifiers} puzzle embeddings, {data_path}/identifiers.json "
+            f"{checkpoint} has {model.data.num_puzzle_identifiers} puzzle embeddings, {data_path}/identifiers.json "
             f"{len(names)} names; set data_path to the dataset that it was trained on"
         )
 
@@ -208,7 +184,7 @@ def picture(puzzle: Puzzle, found: Sequence[Answer]) -> str:
 
 def main() -> None:
     with one_line_errors():
-        solve(read_arguments(sys.argv[1:]))
+        solve(from_cli(SolveConfig, sys.argv[1:], __doc__))
 
 
 if __name__ == "__main__":

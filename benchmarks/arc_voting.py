@@ -24,7 +24,7 @@ from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from training.distributed import Ranks
 from training.predictions import PredictionWriter
-from training.torch_predictions import torch_path
+from training.predictions import torch_path
 
 BATCH = 4096
 CHANGED_CELLS = 30  # of 900 positions; those outside the grid do nothing

@@ -33,7 +33,7 @@ from training.config import load_config
 from training.data import open_split
 from training.distributed import Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
-from training.weights import load_model
+from training.checkpoints import load_model
 
 log = logging.getLogger(__name__)
 ONE = Ranks(0, 1, 0)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.progress import progress_bar
+from training.metrics import progress_bar
 
 
 @dataclass

@@ -25,7 +25,7 @@ from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
 from training.data import open_split
 from training.distributed import Ranks
-from training.progress import progress_bar
+from training.metrics import progress_bar
 from training.reasoning import AllSteps
 from training.step import train_step
 

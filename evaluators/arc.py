@@ -28,9 +28,10 @@ from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
 from files import check_writable, write_atomically
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
-from training.config import StrictModel, from_cli
+from training.command_line import from_cli
+from training.config import StrictModel
+from training.metrics import progress_bar, start_logging
 from training.predictions import PredictionRows, read_predictions
-from training.progress import progress_bar, start_logging
 
 KS = (1, 2, 10, 100, 1000)
 

@@ -39,8 +39,8 @@ def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
         return
     one = test.candidates[place]
     votes = f"{one.votes} vote{'s' if one.votes != 1 else ''}, q {one.confidence:.2f}"
-    right = np.array_equal(one.grid, test.answer)
-    draw_grid(axis, one.grid, f"{heading}: {'right' if right else 'wrong'}\n{votes}", PALETTE["right" if right else "wrong"])
+    verdict = "right" if np.array_equal(one.grid, test.answer) else "wrong"
+    draw_grid(axis, one.grid, f"{heading}: {verdict}\n{votes}", PALETTE[verdict])
 
 
 def draw_grid(axis: Axes, grid: np.ndarray, title: str, title_colour: str = "black") -> None:

@@ -22,15 +22,17 @@ import torch
 from pydantic import Field, field_validator
 
 from errors import UserError, one_line_errors
-from evaluators.checkpoints import open_to_answer
-from evaluators.steps import reasoning_steps
+from models.act import ACTModel
 from models.losses import IGNORE_LABEL_ID
 from puzzles.kind import Transform
+from training.checkpoints import load_model
+from training.command_line import from_cli
 from training.compilation import EVALUATION, compile_blocks
-from training.config import PretrainConfig, StrictModel, from_cli, load_config
+from training.config import PretrainConfig, StrictModel, load_config
+from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
-from training.progress import progress_bar, start_logging
-from training.weights import load_model
+from training.metrics import progress_bar, start_logging
+from training.reasoning import reasoning_steps
 
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # puzzles and answers (…, cells) -> whether they obey the rules
 METHODS = {
@@ -42,9 +44,7 @@ METHODS = {
 
 
 class EnsembleConfig(StrictModel):
-    checkpoint: list[str] = Field(
-        min_length=1, description="beside its all_config.yaml; several, [a,b], vote together"
-    )
+    checkpoint: list[str] = Field(min_length=1, description="beside its all_config.yaml; several, [a,b], vote together")
     copies: int | None = Field(
         default=None, ge=1, description="of each puzzle, itself included; default: what the kind of puzzle suggests"
     )
@@ -76,7 +76,7 @@ class Choices:
 
 
 def vote(
-    models: Sequence[torch.nn.Module],
+    models: Sequence[ACTModel],
     inputs: np.ndarray,  # (B, cells)
     puzzle_identifiers: np.ndarray,  # (B,)
     transforms: Sequence[Transform],  # the identity first
@@ -91,7 +91,7 @@ def vote(
 
 
 def answer_copies(
-    models: Sequence[torch.nn.Module],
+    models: Sequence[ACTModel],
     inputs: np.ndarray,
     puzzle_identifiers: np.ndarray,
     transforms: Sequence[Transform],
@@ -102,7 +102,7 @@ def answer_copies(
     answers, q_halt = [], []
     for model in models:
         device = next(model.parameters()).device
-        spare = max(0, model.config.batch_size - len(inputs))  # compiled blocks are compiled for one shape
+        spare = max(0, model.data.batch_size - len(inputs))  # compiled blocks are compiled for one shape
 
         def padded(rows: np.ndarray, spare: int = spare, device: torch.device = device) -> torch.Tensor:
             widths = [(0, spare)] + [(0, 0)] * (rows.ndim - 1)
@@ -174,7 +174,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     models, passes = [], dataset.num_test_batches() * len(transforms)
     for path, run in zip(checkpoints, runs, strict=True):
         head = load_model(path, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-        compile_blocks(head, "auto", device, EVALUATION * passes * (config.max_steps or run.arch.halt_max_steps))
+        compile_blocks(head.model, "auto", device, EVALUATION * passes * (config.max_steps or run.arch.halt_max_steps))
         models.append(head.model)
 
     right, valid, valid_answers = Counter(), Counter(), 0

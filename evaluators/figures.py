@@ -1,12 +1,10 @@
 """The figures of the paper, for any checkpoint: each is a PNG and a JSON file with the numbers in it.
 
-    python -m evaluators.figures steps         checkpoint=<run>/step_<n> [key=value …]
-    python -m evaluators.figures participation checkpoint=<run>/step_<n> [key=value …]
-    python -m evaluators.figures scaling       checkpoint=<run>/step_<n> [key=value …]
+    python -m evaluators.figures steps checkpoint=<run>/step_<n> [key=value …]
 
     steps           the decoded answer after each reasoning step
-    participation   how many dimensions the model's states use (z_H and z_L of an HRM), against the number of puzzles, in
-                    this model and in an untrained one of the same shape
+    participation   how many dimensions the model's states use (z_H and z_L of an HRM), against the number of puzzles,
+                    in this model and in an untrained one of the same shape
     scaling         exact accuracy and mean steps against the allowed number of steps, with and without Q-halting
 
 The JSON holds figure, checkpoint, dataset, examples, max_steps and
@@ -14,7 +12,7 @@ The JSON holds figure, checkpoint, dataset, examples, max_steps and
     steps           kind, puzzles: for each its example (position in the split), puzzle, solution, cells (with a label),
                     and steps: step, answer, confidence (sigmoid of q_halt), equal_cells. Boards are as solve.py --json
                     writes them
-    participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR for each number
+    participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR a number
     scaling         trained_steps, limits, and halt_max (all steps) and halt_q (until the model wants to halt), each
                     exact_accuracy and mean_steps for each limit
 
@@ -39,22 +37,25 @@ from pydantic import Field
 from torch import Tensor
 
 from errors import UserError, one_line_errors
-from evaluators.checkpoints import open_to_answer
 from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
-from evaluators.steps import Step, reasoning_steps
 from files import check_writable, write_atomically
+from models.act import ACTModel
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
-from training.config import PretrainConfig, StrictModel, from_cli, load_config
+from training.checkpoints import load_model
+from training.command_line import from_cli
+from training.config import PretrainConfig, StrictModel, load_config
+from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
-from training.progress import progress_bar, start_logging
-from training.weights import load_model
+from training.metrics import progress_bar, start_logging
+from training.reasoning import Step, reasoning_steps
 
 BATCH_SIZE = 64  # puzzles at a time; less where there are fewer
 
 
 class FigureConfig(StrictModel):
+    figure: Literal["steps", "participation", "scaling"] = Field(description="which of them; comes first")
     checkpoint: str = Field(description="beside its all_config.yaml")
     examples: int | None = Field(
         default=None, ge=1, description="puzzles, a seeded subset; default: 4, 128 and 1000 for the three figures"
@@ -110,14 +111,14 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
         run, config.split, data_path=config.data_path, batch_size=BATCH_SIZE, max_examples=config.examples or examples
     )
     head = load_model(checkpoint, run, dataset.metadata, batch_size=BATCH_SIZE, device=device)
-    parts = [{name: field[:count] for name, field in batch.items()} for _, batch, count in dataset]
-    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts = [(batch, examples) for _, batch, examples in dataset.test_batches()]
+    rows = {name: torch.cat([batch[name][: len(examples)] for batch, examples in parts]) for name in parts[0][0]}
     return Subject(
         run,
         dataset,
         head,
         device,
-        np.concatenate(list(dataset.test_examples())),
+        np.concatenate([examples for _, examples in parts]),
         rows["inputs"].to(device),
         rows["labels"].numpy(),
         rows["puzzle_identifiers"].to(device),
@@ -181,18 +182,18 @@ def compute_participation(subject: Subject) -> dict[str, Any]:
 def untrained(subject: Subject) -> ACTLossHead:
     """A model of the same shape as it is before training; the run's seed, on this device."""
     torch.manual_seed(subject.run.seed)
-    config = subject.head.model.config
+    data = subject.head.model.data
     with torch.device(subject.device):
         return subject.run.arch.build(
             batch_size=BATCH_SIZE,
-            seq_len=config.seq_len,
-            vocab_size=config.vocab_size,
-            num_puzzle_identifiers=config.num_puzzle_identifiers,
+            seq_len=data.seq_len,
+            vocab_size=data.vocab_size,
+            num_puzzle_identifiers=data.num_puzzle_identifiers,
         )
 
 
 def participation_curve(
-    model: torch.nn.Module,
+    model: ACTModel,
     inputs: Tensor,  # (N, S)
     puzzle_identifiers: Tensor,  # (N,)
     counts: Sequence[int],
@@ -218,7 +219,7 @@ def cell_states(step: Step, cells: int) -> dict[str, Tensor]:
 
     The P positions of the puzzle embedding come first. Raises `UserError` where the model keeps no such state.
     """
-    state = {field.name: getattr(step.inner_carry, field.name) for field in fields(step.inner_carry)}
+    state = {field.name: getattr(step.state, field.name) for field in fields(step.state)}
     found = {
         name: tensor[:, -cells:].flatten(0, 1)
         for name, tensor in state.items()
@@ -284,7 +285,7 @@ def compute_scaling(subject: Subject) -> dict[str, Any]:
     for rows, number, step in subject.answers():
         equal = (step.answer.cpu().numpy() == subject.labels[rows]) | ~labelled[rows]
         exact[rows, number] = equal.all(1) & labelled[rows].any(1)
-        wants_to_halt[rows, number] = subject.head.model.wants_to_halt(step.q_halt, step.q_continue).cpu().numpy()
+        wants_to_halt[rows, number] = step.wants_to_halt.cpu().numpy()
     limits = doubling(subject.max_steps)
     return {
         "trained_steps": subject.run.arch.halt_max_steps,
@@ -324,44 +325,41 @@ FIGURES = {
 }
 
 
-def make_figure(name: str, config: FigureConfig, device: torch.device) -> Path:
+def make_figure(config: FigureConfig, device: torch.device) -> Path:
     """Compute, draw, write; -> the PNG, beside which the JSON lies."""
-    kind = FIGURES[name]
-    picture = picture_path(name, config)
-    subject = open_subject(config, kind.examples, kind.step_factor, device)
+    figure = FIGURES[config.figure]
+    picture = picture_path(config)
+    subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {
-        "figure": name,
+        "figure": config.figure,
         "checkpoint": config.checkpoint,
         "dataset": f"{subject.dataset.config.dataset_path}/{subject.dataset.split}",
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
-    } | kind.compute(subject)
+    } | figure.compute(subject)
     write_atomically(picture.with_suffix(".json"), lambda file: file.write(as_json(report).encode()))
-    figure = kind.draw(report)
-    write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    drawn = figure.draw(report)
+    write_atomically(picture, lambda file: drawn.savefig(file, format="png", dpi=DPI))
     return picture
 
 
-def picture_path(name: str, config: FigureConfig) -> Path:
+def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes; its folder is made, so that a mistake shows before the work."""
     checkpoint = Path(config.checkpoint)
     path = Path(config.out) if config.out else checkpoint.parent
     if path.suffix.lower() != ".png":
-        path = path / f"{checkpoint.name}_{name}.png"
+        path = path / f"{checkpoint.name}_{config.figure}.png"
     check_writable(path.parent, str(path), "set out=<folder or .png file>", create=True)
     return path
 
 
 def main() -> None:
     with one_line_errors():
-        name, *args = sys.argv[1:] or [""]
-        if name not in FIGURES and name not in ("", "-h", "--help"):
-            raise UserError(f"there is no figure '{name}'; choose one of {', '.join(FIGURES)} (see --help)")
-        config = from_cli(FigureConfig, args if name in FIGURES else sys.argv[1:], __doc__)
+        config = from_cli(FigureConfig, sys.argv[1:], __doc__, positional=("figure",))
         device = select_device(config.device)
         start_logging(is_main=True)
-        picture = make_figure(name, config, device)
-        print(f"{name}: {picture} and {picture.with_suffix('.json').name}")
+        picture = make_figure(config, device)
+        print(f"{config.figure}: {picture} and {picture.with_suffix('.json').name}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import torch
 
 from dataset.format import load_metadata
 from errors import UserError
-from evaluators.steps import Step, reasoning_steps
+from models.act import ACTModel
 from puzzles.kind import Kind, Puzzle, all_kinds, kind_of, read_puzzle
+from training.reasoning import Step, reasoning_steps
 
 SHOWN_VIOLATIONS = 3
 
@@ -62,7 +63,7 @@ def read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:
         raise
 
 
-def think(puzzle: Puzzle, model: torch.nn.Module, max_steps: int | None = None) -> Iterator[Answer]:
+def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None) -> Iterator[Answer]:
     """The model's answer after each step; `model` is the `model` of a loss head."""
     device = next(model.parameters()).device
     inputs = torch.from_numpy(puzzle.inputs.astype(np.int32))[None].to(device)

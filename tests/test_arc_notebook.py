@@ -86,7 +86,8 @@ def test_what_is_drawn(tasks):
                 assert image.get_array().tolist() == grid.tolist()
                 assert image.origin == "upper"
                 colours = [image.cmap(image.norm(colour)) for colour in range(10)]
-                np.testing.assert_allclose([colour[:3] for colour in colours], [to_rgb(PALETTE[f"arc_{colour}"]) for colour in range(10)])
+                expected = [to_rgb(PALETTE[f"arc_{colour}"]) for colour in range(10)]
+                np.testing.assert_allclose([colour[:3] for colour in colours], expected)
         for axis, grid in zip(axes[2:], candidates, strict=False):
             verdict = "right" if grid.tolist() == test.answer.tolist() else "wrong"
             assert verdict in axis.get_title()

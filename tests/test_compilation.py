@@ -24,18 +24,18 @@ def test_on_a_cpu_long_runs_and_large_models_are_compiled():
         small, full = build_head(SIZES["small"], 64), build_head(SIZES["sudoku"], 8)
         four = demo().arch.build(batch_size=64, seq_len=16, vocab_size=6, num_puzzle_identifiers=1)
     for head, too_few, enough in ((four, 1000, 2560), (small, 50, 150), (full, 5, 50)):
-        rows = head.model.config.batch_size
-        assert not pays(head, CPU, too_few * rows)
-        assert pays(head, CPU, enough * rows)
-    assert not pays(small, CPU, EVALUATION * 5 * 16 * 64)  # five batches of a test split
-    assert pays(small, torch.device("cuda"), 1)
-    assert not pays(small, torch.device("mps"), 1e9)
+        rows = head.model.data.batch_size
+        assert not pays(head.model, CPU, too_few * rows)
+        assert pays(head.model, CPU, enough * rows)
+    assert not pays(small.model, CPU, EVALUATION * 5 * 16 * 64)  # five batches of a test split
+    assert pays(small.model, torch.device("cuda"), 1)
+    assert not pays(small.model, torch.device("mps"), 1e9)
 
 
 @pytest.mark.parametrize(("mode", "disabled"), [("off", ""), ("on", "1"), ("auto", "")])
 def test_a_short_run_is_not_compiled(monkeypatch, mode, disabled):
     monkeypatch.setenv("DISABLE_COMPILE", disabled)
-    assert not compile_blocks(build_head(SIZES["toy"], 8), mode, CPU, steps=20)
+    assert not compile_blocks(build_head(SIZES["toy"], 8).model, mode, CPU, steps=20)
 
 
 @pytest.mark.slow

@@ -12,11 +12,11 @@ from dataset.format import SplitWriter
 from errors import UserError
 from evaluators import ensemble
 from evaluators.ensemble import Choices, choose, score, vote
-from evaluators.steps import Step
 from puzzles.kind import find_kind
 from tests.flattering import PUZZLES, RIGHT, flattering_run
 from tests.launch import run
 from tests.runs import PIPELINE
+from tests.scripted import step
 
 METHODS = ("single_pass", "confidence", "majority", "majority_valid")
 
@@ -72,7 +72,7 @@ class ScriptedModel(torch.nn.Module):
     def __init__(self, by_copy: np.ndarray, q_halt: np.ndarray, batch_size: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = type("Config", (), {"batch_size": batch_size})
+        self.data = type("Data", (), {"batch_size": batch_size})
         self.by_copy, self.q_halt, self.seen, self.given = by_copy, q_halt, 0, []
 
 
@@ -96,8 +96,8 @@ def test_answers_come_back_to_the_puzzles_own_frame(monkeypatch):
         answer[:3] = transforms[copy].apply(model.by_copy[copy])
         q = torch.zeros(5)
         q[:3] = torch.from_numpy(model.q_halt[copy])
-        yield Step(torch.zeros(5, 16, dtype=torch.long), torch.full((5,), 9.0), q, None)
-        yield Step(torch.from_numpy(answer), q, q, None)
+        yield step(1, torch.zeros(5, 16), torch.full((5,), 9.0))
+        yield step(2, torch.from_numpy(answer), q)
 
     monkeypatch.setattr(ensemble, "reasoning_steps", scripted_steps)
     models = [ScriptedModel(scripts[i], q_halt[i], batch_size=5) for i in range(2)]
@@ -201,7 +201,8 @@ def test_mistakes_are_refused(checkpoint, tmp_path, monkeypatch):
 
     refused("has 3072 different ones", copies=9999)
     refused("python -m evaluators.arc", data_path=build(tmp_path / "arc", np.full((2, 900), 2, np.uint8), 12))
-    refused("15 cells with 12 tokens are none of", data_path=build(tmp_path / "none", np.full((2, 15), 2, np.uint8), 12))
+    nothing = build(tmp_path / "none", np.full((2, 15), 2, np.uint8), 12)
+    refused("15 cells with 12 tokens are none of", data_path=nothing)
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused("start it with python, not torchrun")
 

@@ -169,7 +169,7 @@ def test_steps_of_a_run(checkpoint):
     """All puzzles, against the loop that training uses."""
     data = checkpoint.parents[1] / "data"
     inputs, labels = split_inputs(data), np.load(data / "test/all__labels.npy")
-    config = figures.FigureConfig(checkpoint=str(checkpoint))
+    config = figures.FigureConfig(figure="steps", checkpoint=str(checkpoint))
     report = figures.compute_steps(figures.open_subject(config, PUZZLES, 1, torch.device("cpu")))
     report = json.loads(figures.as_json(report))
 
@@ -206,10 +206,13 @@ def drawn(figure) -> np.ndarray:
 
 def step_report(kind, puzzle, solution, answer):
     """One puzzle with one step, boards as strings of symbols."""
-    boards = [np.array([kind.symbols.index(symbol) for symbol in board], np.uint8) for board in (puzzle, solution, answer)]
-    step = {"step": 1, "answer": boards[2], "confidence": 0.5, "equal_cells": 1}
-    puzzle = {"puzzle": boards[0], "solution": boards[1], "cells": 9, "steps": [step]}
-    return {"kind": kind, "max_steps": 1, "puzzles": [puzzle]}
+
+    def tokens(board):
+        return np.array([kind.symbols.index(symbol) for symbol in board], np.uint8)
+
+    step = {"step": 1, "answer": tokens(answer), "confidence": 0.5, "equal_cells": 1}
+    row = {"puzzle": tokens(puzzle), "solution": tokens(solution), "cells": 9, "steps": [step]}
+    return {"kind": kind, "max_steps": 1, "puzzles": [row]}
 
 
 @pytest.mark.parametrize("answer", ["So#ooo# G", "So# o # G", "Soo oo# G"])  # too much path, too little, a wall gone
@@ -255,16 +258,16 @@ def test_the_command_as_a_user_starts_it(checkpoint, tmp_path):
     assert target.read_bytes()[:4] == b"\x89PNG"
     assert len(json.loads(target.with_suffix(".json").read_text())["puzzles"]) == 1
     line = error_line("-m", "evaluators.figures", "curves", f"checkpoint={checkpoint}", run=warm.run)
-    assert "no figure 'curves'; choose one of steps, participation, scaling" in line
+    assert "figure: Input should be 'steps', 'participation' or 'scaling'" in line
 
 
 def test_where_figures_go(tmp_path):
     def path(**out):
-        return figures.picture_path("steps", figures.FigureConfig(checkpoint=str(tmp_path / "step_7"), **out))
+        return figures.picture_path(figures.FigureConfig(figure="steps", checkpoint=str(tmp_path / "step_7"), **out))
 
     assert path() == tmp_path / "step_7_steps.png"
     assert path(out=str(tmp_path / "new")) == tmp_path / "new/step_7_steps.png"
     assert (tmp_path / "new").is_dir()
     assert path(out=str(tmp_path / "a.PNG")) == tmp_path / "a.PNG"
-    with pytest.raises(UserError, match="cannot write /proc/nope/step_7_steps.png: .*; set out="):
+    with pytest.raises(UserError, match=r"cannot write /proc/nope/step_7_steps\.png: .*; set out="):
         path(out="/proc/nope")

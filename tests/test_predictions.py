@@ -15,7 +15,7 @@ from tests.tiny_model import EXAMPLES, SEQ_LEN, VOCAB, build_model, every_step, 
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
 from training.predictions import PredictionWriter, read_manifest, read_predictions
-from training.torch_predictions import save_predictions
+from training.predictions import save_predictions
 
 DATA = PIPELINE / "dataset"
 ALL = ["inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits"]

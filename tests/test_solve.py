@@ -15,15 +15,16 @@ import solve
 from dataset.build_arc_dataset import ArcConfig, build
 from errors import UserError
 from evaluators import solution
-from evaluators.steps import Step
 from puzzles.kind import find_kind
 from tests import warm
 from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_folder
 from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
+from tests.scripted import step
+from training.checkpoints import load_model_alone
+from training.command_line import from_cli
 from training.config import load_config
-from training.weights import load_model_alone
 
 CPU = torch.device("cpu")
 
@@ -56,8 +57,12 @@ def untrained(path, data_path, *, vocab_size, identifiers=1, seq_len=9, **arch):
     return path
 
 
+def read_arguments(args: list[str]) -> solve.SolveConfig:
+    return from_cli(solve.SolveConfig, args, "")
+
+
 def solved(*args) -> None:
-    solve.solve(solve.read_arguments([str(arg) for arg in args]))
+    solve.solve(read_arguments([str(arg) for arg in args]))
 
 
 def as_json(capsys, *args) -> dict:
@@ -72,8 +77,7 @@ def dictate(monkeypatch, *answers: np.ndarray) -> list:
     def steps(model, inputs, puzzle_identifiers, max_steps=None):
         asked.append((inputs[0].tolist(), puzzle_identifiers.tolist()))
         for n, answer in enumerate(answers):
-            tokens = torch.from_numpy(np.asarray(answer)).long()[None]
-            yield Step(tokens, q_halt=torch.tensor([2.0 * n]), q_continue=torch.zeros(1), inner_carry=None)
+            yield step(n + 1, torch.from_numpy(np.asarray(answer))[None], torch.tensor([2.0 * n]))
 
     monkeypatch.setattr(solution, "reasoning_steps", steps)
     return asked
@@ -105,11 +109,11 @@ def test_every_step_is_the_trained_model_s(checkpoint, capsys):
         assert (found["kind"], found["size"], found["puzzle"], found["notes"]) == ("sudoku", 4, question, [])
         assert [step["step"] for step in found["steps"]] == [1, 2, 3, 4]
         before = question
-        for step, (answers, confidence) in zip(found["steps"], outs, strict=True):
+        for stated, (answers, confidence) in zip(found["steps"], outs, strict=True):
             answer = "".join("..1234"[token] for token in answers[example])
-            assert step["answer"] == answer
-            assert step["confidence"] == pytest.approx(confidence[example].item(), abs=2e-6)
-            assert step["changed"] == [[i // 4, i % 4] for i in range(16) if answer[i] != before[i]]
+            assert stated["answer"] == answer
+            assert stated["confidence"] == pytest.approx(confidence[example].item(), abs=2e-6)
+            assert stated["changed"] == [[i // 4, i % 4] for i in range(16) if answer[i] != before[i]]
             before = answer
         assert found["answer"] == before
         assert found["valid"] == (not found["violations"])
@@ -150,11 +154,11 @@ def test_boards_wrap_at_the_width_of_the_terminal(checkpoint, capsys, monkeypatc
 def test_digits_and_signs_reach_the_reader_as_they_are_typed():
     """YAML would read an integer without its zeros, a float, a list, a comment, nothing."""
     for text in ("0012" * 4, "1e16", "[1]", "a #b", "null", "~", "", "x=y", "'1'"):
-        assert solve.read_arguments(["checkpoint=1e5", f"puzzle={text}"]).puzzle == text
-        assert solve.read_arguments(["checkpoint=1e5", f"file={text}"]).file == text
-    config = solve.read_arguments(["checkpoint=1e5", "puzzle=1", "--gif", "0.50", "--json", "max_steps=3"])
+        assert read_arguments(["checkpoint=1e5", f"puzzle={text}"]).puzzle == text
+        assert read_arguments(["checkpoint=1e5", f"file={text}"]).file == text
+    config = read_arguments(["checkpoint=1e5", "puzzle=1", "--gif", "0.50", "--json", "max_steps=3"])
     assert (config.checkpoint, config.gif, config.as_json, config.max_steps) == ("1e5", "0.50", True, 3)
-    assert solve.read_arguments(["checkpoint=1", "task=x", "--gif=a=b", "json=false"]).gif == "a=b"
+    assert read_arguments(["checkpoint=1", "task=x", "--gif=a=b", "json=false"]).gif == "a=b"
 
 
 MAZE = ("S    ", " ### ", "     ", "  #  ", "    G")
@@ -350,7 +354,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
         ("puzzle=" + "." * 16, "max_steps=0"): "max_steps",
         ("puzzle=" + "." * 16, "query=0"): "query",
         ("puzzle=" + "." * 16, "jsn=true"): "unknown config key 'jsn'; did you mean 'as_json'|'json'",
-        ("puzzle=" + "." * 16, "--gif"): "--gif needs the name of a file",
+        ("puzzle=" + "." * 16, "--gif"): "--gif needs a value",
         ("puzzle=" + "." * 16, f"gif={tmp_path}"): "is a folder",
     }.items():
         with pytest.raises(UserError, match=problem):

@@ -10,9 +10,9 @@ import torch
 
 from dataset.format import PuzzleDatasetMetadata
 from errors import UserError
+from files import write_atomically
 from models.losses import ACTLossHead
 from training.config import PretrainConfig
-from training.run_folder import write_atomically
 
 COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"

@@ -1,10 +1,10 @@
-"""Answers step by step: python -m pytest tests/test_steps.py"""
+"""Answers step by step: python -m pytest tests/test_reasoning.py"""
 
 import pytest
 import torch
 
-from evaluators.steps import reasoning_steps
 from tests.reference_models import VARIANTS, Variant
+from training.reasoning import reasoning_steps
 
 
 def trained(name: str):
@@ -40,8 +40,8 @@ def test_every_step_is_that_of_the_loss_head():
         carry = out.carry
         assert torch.equal(step.answer, out.outputs["logits"].argmax(-1))
         assert torch.equal(step.q_halt, out.outputs["q_halt_logits"])
-        assert torch.equal(step.inner_carry.z_H, carry.inner_carry.z_H)
-        assert torch.equal(step.inner_carry.z_L, carry.inner_carry.z_L)
+        assert torch.equal(step.state.z_H, carry.inner_carry.z_H)
+        assert torch.equal(step.state.z_L, carry.inner_carry.z_L)
     assert out.all_finished
 
 
