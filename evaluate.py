@@ -84,7 +84,7 @@ class EvalConfig(StrictModel):
         return (self.save_outputs or list(SAVABLE_OUTPUTS)) if self.save_format == "torch" else []
 
 
-def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
+def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
     """-> `eval/…` metrics, on rank 0."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
@@ -180,7 +180,7 @@ def main() -> None:
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
         ranks.connect(device)
-        evaluate(config, ranks, device)
+        evaluate_checkpoint(config, ranks, device)
         ranks.close()
 
 

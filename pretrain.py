@@ -225,7 +225,7 @@ def save_state(run: Run) -> None:
 def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
     """Evaluate what the pass has made, end the pass, and save it where that is asked for."""
     state = run.state
-    metrics, outputs = evaluate(run, eval_data, run.config.eval_save_outputs)
+    metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
     run.metrics_log.write(state.step, metrics)
     if run.ranks.is_main:
         run.bar.write(summary(state.step, metrics))
@@ -243,7 +243,7 @@ def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
         save_state(run)
 
 
-def evaluate(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) -> tuple[dict[str, float], dict]:
+def evaluate_weights(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) -> tuple[dict[str, float], dict]:
     """-> metrics and saved outputs, see `evaluate_split`, of the averaged weights where there are any.
 
     A long evaluation stops too; it is done again after the resume.
@@ -268,7 +268,7 @@ def save_checkpoints(run: Run, improved: bool) -> None:
 
 def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """The whole test split, where training looked at something else; its metrics are called `test/…`."""
-    metrics, _ = evaluate(run, test_data, [])
+    metrics, _ = evaluate_weights(run, test_data, [])
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
     run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})

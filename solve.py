@@ -33,7 +33,7 @@ from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
-from evaluators.solution import Answer, as_json, judge, kind_at_hand, read_text, think
+from evaluators.solution import Answer, as_json, dataset_at_hand, judge, read_text, think
 from files import check_writable, write_atomically
 from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
@@ -79,12 +79,13 @@ def solve(config: SolveConfig) -> None:
     gif = None if config.gif is None else writable_file(config.gif)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     data_path = Path(config.data_path or run.data_path)
-    trained_on = kind_at_hand(data_path)
+    metadata, trained_on = dataset_at_hand(data_path)
     if config.is_task:
         puzzle = read_query(config.task or config.file, config.query, data_path)
     else:
         puzzle = read_text(*typed(config), trained_on)
-    model = load_model_alone(checkpoint, run, len(puzzle.inputs), select_device(config.device)).model
+    device = select_device(config.device)
+    model = load_model_alone(checkpoint, run, len(puzzle.inputs), device, metadata).model
     check_fit(puzzle, model, trained_on, checkpoint, data_path)
     for note in puzzle.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)

@@ -339,8 +339,3 @@ def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetada
             f"{where}: token {rows.max() if lowest >= 0 else lowest} is outside the vocabulary "
             f"0..{metadata.vocab_size - 1} that dataset.json states; build the dataset again"
         )
-
-
-def description_digest(split_folder: Path) -> str:
-    import hashlib
-    return hashlib.sha256((split_folder / "dataset.json").read_bytes()).hexdigest()[:16]

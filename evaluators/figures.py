@@ -167,29 +167,17 @@ def compute_participation(subject: Subject) -> dict[str, Any]:
     inputs, identifiers = (rows[order.to(subject.device)] for rows in (subject.inputs, subject.puzzle_identifiers))
     counts = doubling(len(order))
     with subject.bar(2 * len(batches(counts, BATCH_SIZE))) as bar:
-        curves = [
+        (trained, dimensions), (untrained, _) = (
             participation_curve(head.model, inputs, identifiers, counts, subject.max_steps, bar.update)
-            for head in (subject.head, untrained(subject))
-        ]
-    return {
-        "puzzles": counts,
-        "hidden_size": subject.run.arch.hidden_size,
-        "trained": curves[0],
-        "untrained": curves[1],
-    }
+            for head in (subject.head, without_training(subject))
+        )
+    return {"puzzles": counts, "hidden_size": dimensions, "trained": trained, "untrained": untrained}
 
 
-def untrained(subject: Subject) -> ACTLossHead:
+def without_training(subject: Subject) -> ACTLossHead:
     """A model of the same shape as it is before training; the run's seed, on this device."""
     torch.manual_seed(subject.run.seed)
-    data = subject.head.model.data
-    with torch.device(subject.device):
-        return subject.run.arch.build(
-            batch_size=BATCH_SIZE,
-            seq_len=data.seq_len,
-            vocab_size=data.vocab_size,
-            num_puzzle_identifiers=data.num_puzzle_identifiers,
-        )
+    return subject.run.arch.build_for(subject.dataset.metadata, batch_size=BATCH_SIZE, device=subject.device)
 
 
 def participation_curve(
@@ -199,35 +187,36 @@ def participation_curve(
     counts: Sequence[int],
     max_steps: int,
     after_step: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
-    """PR of each of the model's states over the first n puzzles, for each n of the ascending `counts`."""
+) -> tuple[dict[str, list[float]], int]:
+    """PR of each of the model's states over the first n puzzles, for each n of the ascending `counts`; and of how many
+    numbers the largest state of a cell is."""
     moments: dict[str, Moments] = {}
     ratios: dict[str, list[float]] = {}
     for first, last in batches(counts, BATCH_SIZE):
         for step in reasoning_steps(model, inputs[first:last], puzzle_identifiers[first:last], max_steps):
-            for name, samples in cell_states(step, cells=inputs.shape[1]).items():
+            for name, samples in cell_states(step.state, inputs.shape[1], model.inner.positions).items():
                 moments.setdefault(name, Moments(samples.shape[1])).add(samples)
             after_step()
         if last in counts:
             for name, collected in moments.items():
                 ratios.setdefault(name, []).append(participation_ratio(collected.covariance()))
-    return ratios
+    return ratios, max(len(collected.sum) for collected in moments.values())
 
 
-def cell_states(step: Step, cells: int) -> dict[str, Tensor]:
-    """Of each state that has a vector for every position, (B, P + S, D): those of the cells, (B S, D).
+def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
+    """Of each part of a state that has a vector for every position, (B, P + S, D), those of the cells, (B S, D).
 
     The P positions of the puzzle embedding come first. Raises `UserError` where the model keeps no such state.
     """
-    state = {field.name: getattr(step.state, field.name) for field in fields(step.state)}
+    parts = {field.name: getattr(state, field.name) for field in fields(state)}
     found = {
         name: tensor[:, -cells:].flatten(0, 1)
-        for name, tensor in state.items()
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[1] >= cells
+        for name, tensor in parts.items()
+        if tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[1] in (positions, cells)
     }
     if not found:
         raise UserError(
-            f"this model keeps no state with a vector for each cell ({', '.join(state) or 'it has none'}), of which a "
+            f"this model keeps no state with a vector for each cell (it has {', '.join(parts) or 'none'}), of which a "
             f"participation ratio could be taken; an HRM has z_H and z_L"
         )
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.format import load_metadata
+from dataset.format import PuzzleDatasetMetadata, load_metadata
 from errors import UserError
 from models.act import ACTModel
 from puzzles.kind import Kind, Puzzle, all_kinds, kind_of, read_puzzle
@@ -34,16 +34,19 @@ class Verdict:
     violations: list[str]
 
 
-def kind_at_hand(data_path: Path) -> Kind | None:
-    """The kind of a run's dataset; None where the dataset is not there, or neither says what it is nor has puzzles."""
+def dataset_at_hand(data_path: Path) -> tuple[PuzzleDatasetMetadata | None, Kind | None]:
+    """What a run's dataset says of itself, where it is there, and its kind, where that is known.
+
+    A dataset that does not state its kind and has lost its arrays might be of several.
+    """
     for folder in (data_path / split for split in ("train", "test")):
         if (folder / "dataset.json").exists():
             metadata = load_metadata(folder)
             files = [folder / f"{name}__inputs.npy" for name in metadata.sets]
             samples = [np.load(file, mmap_mode="r") for file in files if file.exists()]
-            if metadata.kind is not None or samples:
-                return kind_of(metadata.model_dump(), samples, str(folder))
-    return None
+            known = metadata.kind is not None or samples
+            return metadata, kind_of(metadata.model_dump(), samples, str(folder)) if known else None
+    return None, None
 
 
 def read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:

@@ -197,10 +197,10 @@ def find_architecture(name: str) -> type[ACTModel]:
     module = import_below("models", module_name)
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, ACTModel) and hasattr(found, "Config")):
-        lacks = f"has no architecture {class_name!r}" if module else "does not exist"
+        lacks = f"has no architecture {class_name}" if module else "does not exist"
         raise UserError(
-            f"arch.name={name}: models/{module_name.replace('.', '/')}.py {lacks}; it is <module>@<class> below "
-            f"models/, here or in a folder on PYTHONPATH, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
+            f"name={name}: models/{module_name.replace('.', '/')}.py {lacks}; it is <module>@<class> below models/, "
+            f"here or in a folder on PYTHONPATH, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
         )
     return found
 

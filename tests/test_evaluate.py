@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from errors import UserError
-from evaluate import EvalConfig, evaluate
+from evaluate import EvalConfig, evaluate_checkpoint
 from tests import warm
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
@@ -34,7 +34,7 @@ def checkpoint(tmp_path):
 
 
 def in_this_process(*args) -> dict[str, float]:
-    return evaluate(from_cli(EvalConfig, list(args), ""), Ranks(0, 1, 0), torch.device("cpu"))
+    return evaluate_checkpoint(from_cli(EvalConfig, list(args), ""), Ranks(0, 1, 0), torch.device("cpu"))
 
 
 def printed(output: str) -> dict[str, float]:

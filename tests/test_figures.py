@@ -1,6 +1,7 @@
 """The paper's figures: python -m pytest tests/test_figures.py"""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -63,6 +64,27 @@ def test_participation_ratio_of_an_isotropic_gaussian():
         moments.add(part)
     np.testing.assert_allclose(moments.covariance(), np.cov(samples.numpy().T, bias=True), atol=2e-4)
     assert participation_ratio(moments.covariance()) == pytest.approx(40 / 1.01, rel=0.01)
+
+
+def test_states_of_any_model():
+    """Two puzzles of 3 cells; the embedding's position comes before them. Tensors of other shapes are no cells'."""
+
+    @dataclass
+    class State:
+        plan: torch.Tensor
+        cells: torch.Tensor
+        clock: torch.Tensor
+        marks: torch.Tensor
+        memory: torch.Tensor
+
+    plan, cells = torch.randn(2, 4, 5), torch.randn(2, 3, 7)
+    state = State(plan, cells, torch.zeros(2), torch.zeros(2, 4, 1, dtype=torch.int32), torch.zeros(2, 9, 5))
+    found = figures.cell_states(state, cells=3, positions=4)
+    assert list(found) == ["plan", "cells"]
+    assert torch.equal(found["plan"], torch.cat([plan[0, 1:], plan[1, 1:]]))
+    assert torch.equal(found["cells"], torch.cat([cells[0], cells[1]]))
+    with pytest.raises(UserError, match=r"no state with a vector for each cell \(it has plan, cells, clock"):
+        figures.cell_states(state, cells=6, positions=6)
 
 
 def test_batches_end_at_every_count():

@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -113,8 +114,13 @@ def pretrain_help(about: str, config_dir: str, config_name: str, args: Sequence[
     with initialize_config_dir(config_dir, version_base=None):
         overrides = [arg for arg in args if "=" in arg]
         values = OmegaConf.to_container(compose(config_name, overrides), resolve=True)
-    fields = keys_of(PretrainConfig, values)
-    return f"{about.strip()}\n\n{describe(fields, _flat(values))}"
+    groups = "\n".join(f"    {key}  {', '.join(_choices(config_dir, key))}" for key in ("arch", "experiment"))
+    keys = describe(keys_of(PretrainConfig, values), _flat(values))
+    return f"{about.strip()}\n\nChoices (arch=NAME, +experiment=NAME):\n\n{groups}\n\nKeys:\n\n{keys}"
+
+
+def _choices(config_dir: str, group: str) -> list[str]:
+    return sorted(path.stem for path in Path(config_dir, group).glob("*.yaml"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 from functools import cache
 from typing import Any, Literal, get_args
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from dataset.format import PuzzleDatasetMetadata
 from errors import UserError, describe_validation_error
 from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
@@ -77,6 +79,16 @@ class ArchConfig(StrictModel):
         )
         return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
 
+    def build_for(self, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device) -> ACTLossHead:
+        """The same for a dataset, on a device."""
+        with torch.device(device):
+            return self.build(
+                batch_size=batch_size,
+                seq_len=metadata.seq_len,
+                vocab_size=metadata.vocab_size,
+                num_puzzle_identifiers=metadata.num_puzzle_identifiers,
+            )
+
     def __reduce__(self):
         """Its class is made at run time and found again by name, on other ranks too."""
         return arch_config, (self.model_dump(),)
@@ -85,13 +97,18 @@ class ArchConfig(StrictModel):
 @cache
 def arch_type(name: str) -> type[ArchConfig]:
     """`ArchConfig` with the hyper-parameters of the architecture of this name."""
-    return create_model("ArchConfig", __base__=(ArchConfig, find_architecture(name).Config))
+    return create_model("ArchConfig", __base__=(find_architecture(name).Config, ArchConfig))
+
+
+def type_of_arch(values: Any) -> type[ArchConfig]:
+    """Of the `arch` of a config; the plain one where that names no architecture."""
+    name = values.get("name") if isinstance(values, dict) else None
+    return arch_type(name) if isinstance(name, str) else ArchConfig
 
 
 def arch_config(values: dict[str, Any]) -> ArchConfig:
     """The typed `arch` of a config."""
-    name = values.get("name")
-    return (arch_type(name) if isinstance(name, str) else ArchConfig)(**values)
+    return type_of_arch(values)(**values)
 
 
 class EarlyStop(StrictModel):
@@ -228,7 +245,7 @@ def keys_of(model: type[BaseModel], values: dict[str, Any], prefix: str = "") ->
     for name, field in model.model_fields.items():
         nested = field.annotation
         if nested is ArchConfig:
-            nested = arch_type(values["arch"]["name"])
+            nested = type_of_arch(values.get("arch"))
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             keys |= keys_of(nested, values, f"{prefix}{name}.")
         else:

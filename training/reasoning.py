@@ -97,7 +97,7 @@ class Reasoner:
         """All steps of a batch whose first `real` rows are examples; with `by_step` every step's answer is kept.
 
         The rule `max` runs padding too, as the original, so that its q_halt_loss counts it. The rule `q` drops it
-        before the first step, and the result has `real` rows. Where a graph runs, `outputs` are overwritten by the next batch.
+        before the first step, and the result has `real` rows. Where a graph runs, the next batch overwrites `outputs`.
         """
         if self._halt == "q":
             batch = _first_rows(batch, max(1, real))  # kernels refuse an empty batch

@@ -73,13 +73,7 @@ def create_state(
     config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device
 ) -> TrainState:
     """Build the model on the device, load or broadcast its weights, and set up the optimisers."""
-    with torch.device(device):
-        head = config.arch.build(
-            batch_size=config.global_batch_size // ranks.world_size,
-            seq_len=metadata.seq_len,
-            vocab_size=metadata.vocab_size,
-            num_puzzle_identifiers=metadata.num_puzzle_identifiers,
-        )
+    head = config.arch.build_for(metadata, batch_size=config.global_batch_size // ranks.world_size, device=device)
     if config.load_checkpoint is not None:
         load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
     ranks.broadcast_module(head)
