@@ -34,6 +34,7 @@ class Network(InnerNetwork):
         self.layers = nn.ModuleList([nn.TransformerEncoderLayer(**layer) for _ in range(config.depth)])
         self.answer = nn.Linear(config.width, data.vocab_size)
         self.sure = nn.Linear(config.width, 1)
+        nn.init.constant_(self.sure.bias, 1)  # sure at first, so that in a short run rows halt at different steps
         self.rounds = 2
 
     def begin_step(self, step: int) -> int:
