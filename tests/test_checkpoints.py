@@ -69,11 +69,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert read_metrics(folder)[-1]["step"] == 20
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
+    """The loss of a step is computed before its update: it is still finite where the update has spoilt the weights."""
+    folder = tmp_path / "run"
+    line = refusal(capsys, folder, lr=1e39, lr_warmup_steps=0, checkpoint_interval=1)
+    assert line == ("error: the weights are not finite after step 1; earlier states are untouched; lower lr")
+    assert [line["step"] for line in read_metrics(folder)] == [1]
+    assert not list(folder.glob("*state_*"))
+
+
 @pytest.mark.parametrize("how", ["mean", "zero"])
 def test_weights_for_other_puzzles(tmp_path, capsys, how):
     weights = load(PIPELINE / "init_checkpoint.pt")
     weights[TABLE] = torch.zeros(5, 32)
     weights[TABLE][2:4] = torch.tensor([1.0, 3.0]).unsqueeze(1)
+    weights[TABLE][0] = 7.0  # the blank is no puzzle, row 4 was never trained: neither counts in the mean
     torch.save(weights, tmp_path / "other")
     changes = {"load_checkpoint": tmp_path / "other", "lr": 0, "puzzle_emb_lr": 0}
     # The reference dataset knows the blank alone, so give it two puzzles more.
@@ -88,7 +98,7 @@ def test_weights_for_other_puzzles(tmp_path, capsys, how):
     assert "load_checkpoint_puzzle_emb=mean|zero" in message
     pretrain(tmp_path / "run", load_checkpoint_puzzle_emb=how, epochs=4, **changes)
     table = load(tmp_path / "run/step_20")[TABLE]
-    assert torch.equal(table[0], torch.zeros(32))
+    assert torch.equal(table[0], torch.full((32,), 7.0 if how == "mean" else 0.0))
     assert torch.equal(table[1:], torch.full((2, 32), 2.0 if how == "mean" else 0.0))
 
 

@@ -191,6 +191,41 @@ def test_a_used_run_folder_is_not_overwritten(reference_run, capsys):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_without_a_checkpoint_yet_is_not_overwritten(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    line = refusal(capsys, folder)
+    assert f"checkpoint_path={folder} already holds a run; go on with it (resume=true)" in line
+    assert read_metrics(folder) == [{"step": 1}]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_run_ends_at_its_last_step_where_a_pass_has_more_batches(tmp_path):
+    """The length is computed from the mean size of all puzzles; here the groups with large ones have fewer of them.
+
+    An epoch draws 16 puzzles of four examples and 16 of one: 80 examples, where 32 groups × 1.75 examples are counted.
+    """
+    path = tmp_path / "data"
+    path.mkdir()
+    sizes = [4] * 16 + [1] * 48
+    tokens = np.random.default_rng(0).integers(1, 6, (sum(sizes), 16))
+    for split in ("train", "test"):
+        writer = SplitWriter(path, split, seq_len=16)
+        writer.append(
+            tokens, tokens, puzzle_identifiers=np.zeros(64), puzzle_sizes=sizes, group_sizes=[1] * 16 + [3] * 16
+        )
+        writer.finish(vocab_size=6, num_puzzle_identifiers=1)
+    write_identifiers(path, [])
+    changes = {"data_path": path, "load_checkpoint": None, "global_batch_size": 16, "epochs": 4, "eval_interval": 2}
+    lines = pretrain(tmp_path / "run", **changes)
+    train = lines_with(lines, "train/lr")
+    assert [line["step"] for line in train] == list(range(1, 14 + 1))  # 4 × 32 × 1.75 / 16
+    assert train[-1]["train/lr"] == pytest.approx(0.1 * 1e-3)  # where the cosine ends
+    first, last = (line["step"] for line in lines_with(lines, "eval/"))
+    assert 7 < first < last == 14
+
+
 def test_every_experiment_has_the_hyperparameters_of_the_paper():
     from hydra import compose, initialize_config_dir
 

@@ -112,13 +112,19 @@ def test_the_clock_stops_a_run(tmp_path, capsys):
     assert (tmp_path / "run/state_1/manifest.json").exists()
 
 
-@pytest.fixture
-def stopped(tmp_path):
-    """A run that stands at step 2, with one state."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    """A run that stands at step 1, with one state."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
     pretrain(folder, **CHANGES | {"checkpoint_interval": 2, "max_minutes": 1e-5})
     assert [path.name for path in folder.glob("state_*")] == ["state_1"]
     return folder
+
+
+@pytest.fixture
+def stopped(tmp_path, stopped_once):
+    """The same to go on with."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
 
 
 def test_an_incomplete_state_is_passed_over(stopped, caplog):
@@ -130,21 +136,36 @@ def test_an_incomplete_state_is_passed_over(stopped, caplog):
     assert read_metrics(stopped)[-1]["step"] == 2
 
 
-def test_what_cannot_be_resumed_is_refused_by_name(stopped, capsys):
-    def line(**changes):
-        return refusal(capsys, stopped, **CHANGES | changes)
+FIXED = {
+    "arch.halt_max_steps (was 4, is 5)": {"arch.halt_max_steps": 5},
+    "ema_decay (was None, is 0.5)": {"ema_decay": 0.5},
+    "eval_interval (was 4, is 2)": {"eval_interval": 2},  # the passes would have other batches
+    "freeze (was None, is weights)": {"freeze": "weights"},
+    "global_batch_size (was 8, is 4)": {"global_batch_size": 4},
+    "seed (was 7, is 8)": {"seed": 8},
+}
 
-    assert "arch.halt_max_steps (was 4, is 5)" in line(**{"arch.halt_max_steps": 5})
-    assert "seed (was 7, is 8)" in line(seed=8)
-    assert "global_batch_size (was 8, is 4)" in line(global_batch_size=4)
-    data = stopped.parent / "data"
-    shutil.copytree(PIPELINE / "dataset", data)
+
+@pytest.mark.parametrize("message", FIXED)
+def test_what_makes_a_state_meaningless_cannot_change(stopped_once, capsys, message):
+    line = refusal(capsys, stopped_once, **CHANGES | FIXED[message])
+    assert f"{stopped_once}/state_1 cannot be resumed with another {message}" in line
+    assert line.endswith("restore these, or start a new run with load_checkpoint")
+
+
+def test_other_data_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
+    data = shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
     description = data / "train/dataset.json"
     description.write_text(
         description.read_text().replace('"num_puzzle_identifiers": 1', '"num_puzzle_identifiers": 2')
     )
-    assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line(data_path=data))
-    assert "holds no complete training state" in line(resume=stopped / "nowhere")
+    line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
+    assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line)
+
+
+def test_a_state_that_is_not_there_is_refused(stopped_once, capsys):
+    line = refusal(capsys, stopped_once, **CHANGES | {"resume": stopped_once / "nowhere"})
+    assert "holds no complete training state" in line
 
 
 def test_a_run_may_branch_off_into_another_folder(stopped, uninterrupted):
