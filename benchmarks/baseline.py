@@ -37,23 +37,22 @@ class PlainInner(HierarchicalReasoningModel_ACTV1_Inner):
         return self(carry, batch)[2]
 
 
+def as_the_original(head: ACTLossHead) -> ACTLossHead:
+    """The same head, with its Q target made by a whole forward pass. Other architectures stay as they are."""
+    if isinstance(head.model.inner, HierarchicalReasoningModel_ACTV1_Inner):
+        head.model.inner.__class__ = PlainInner
+    return head
+
+
 class PlainTrainer:
     """The model and optimisers of a run; `step` does what train_step and reduce_metrics do in pretrain.py."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        metadata: PuzzleDatasetMetadata,
-        ranks: Ranks,
-        device: torch.device,
-    ):
+    def __init__(self, config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device):
         state = create_state(config.model_copy(update={"cuda_graph": "off"}), metadata, ranks, device)
         self.config, self.ranks, self.total_steps = config, ranks, state.total_steps
         self.optimizer = state.optimizers[-1]
-        self.head, self.carry, self.steps = state.head, None, 0
-        self.head.model.inner.__class__ = PlainInner
+        self.head, self.carry, self.steps = as_the_original(state.head).train(), None, 0
         self.model = self.head
-        self.head.train()
 
     def compile(self) -> None:
         self.model = torch.compile(self.head, dynamic=False)

@@ -72,31 +72,25 @@ reference() {
     HRM_TEST_DEVICE=$device keep reference -m pytest -p no:cacheprovider -m "not slow" "${tests[@]}"
 }
 
-trace() {
-    data
-    keep trace -m benchmarks.agreement trace --data-path "$DATA" --out "$OUT" "${TOY_OPTION[@]}"
+# A part of benchmarks/agreement.py, with further options.
+agree() {
+    keep "$1" -m benchmarks.agreement "$@" "${TOY_OPTION[@]}"
 }
 
-graph() {
-    keep graph -m benchmarks.agreement graph "${TOY_OPTION[@]}"
+trace() {
+    data
+    agree trace --data-path "$DATA" --out "$OUT"
 }
 
 resume() {
     data
-    keep resume -m benchmarks.agreement resume --data-path "$DATA" "${TOY_OPTION[@]}"
+    agree resume --data-path "$DATA"
 }
 
-attention() {
-    keep attention -m benchmarks.agreement attention "${TOY_OPTION[@]}"
-}
-
-compile() {
-    keep compile -m benchmarks.agreement compile "${TOY_OPTION[@]}"
-}
-
-nccl() {
-    keep nccl -m benchmarks.agreement nccl "${TOY_OPTION[@]}"
-}
+graph() { agree graph; }
+attention() { agree attention; }
+compile() { agree compile; }
+nccl() { agree nccl; }
 
 loader() {
     local options=()

@@ -1,12 +1,13 @@
-"""Time of one training step: python -m benchmarks.step [--size small|sudoku|arc|maze] [--batch N] [options]
+"""Time of one training step: python -m benchmarks.step [--size small|sudoku|arc|maze] [--batch N] [key=value …]
 
-Ours is what pretrain.py does for a batch: eager, with its blocks compiled, and on CUDA as a graph too. The baseline
-(benchmarks/baseline.py) starts from the same weights on the same batches in the same process; it is eager, and on CUDA,
-or with --compile-baseline, compiled as a whole too. Before timing, the losses of the first steps are compared: in
-float32 eager ones must agree to 1e-5. See benchmarks/ways.py.
+Ours is what pretrain.py does for a batch (train_step, the metrics reduced and fetched): eager, with its blocks
+compiled, and on CUDA as a graph too. The baseline (benchmarks/baseline.py) starts from the same weights on the same
+batches in the same process; it is eager, and on CUDA, or with --compile-baseline, compiled as a whole too. Before
+timing, the losses of the first steps are compared: in float32 eager ones must agree to 1e-5.
 
-With --loader the batches of the timed steps come from a made-up dataset (Sudoku: 162 MB of temporary disk) as each side
-loads them: on CUDA with one worker, the baseline's a process, ours a thread; elsewhere without.
+`key=value` are settings of pretrain.py, such as arch.forward_dtype=float32 or log_interval=10. With --loader the
+batches of the timed steps come from a made-up dataset (Sudoku: 162 MB of temporary disk) as each side loads them: on
+CUDA with one worker, the baseline's a process, ours a thread; elsewhere without.
 
 Prints the time a step, first steps with an empty and with a filled compiler cache (`cold`, `warm`), operations a second
 and the share of the roofline (benchmarks/flops.py), on CUDA the peak memory. Under torchrun with several ranks too. The
@@ -16,26 +17,40 @@ Cost on 2 cores: a minute and a half for the default size, a minute more with --
 
 import argparse
 import itertools
+import logging
 import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import loader
-from benchmarks.baseline import PlainDataset, PlainTrainer
-from benchmarks.flops import Device, count_parameters, describe_device, roofline, step_kernels, total
-from benchmarks.report import Result, in_turns, parser, positive, publish
-from benchmarks.sizes import SIZES, config_of, random_batches, write_dataset
-from benchmarks.ways import BASELINES, OURS, WAYS, OurTrainer, Way, build_ways, check_same_losses
+from benchmarks.baseline import PlainTrainer
+from benchmarks.flops import measure_device, roofline, step_kernels
+from benchmarks.report import Result, in_turns, parser, positive, publish, timed
+from benchmarks.sizes import SIZES, Size, config_of, default_size, random_batches
+from dataset.common import PuzzleDatasetMetadata
 from errors import one_line_errors
-from puzzle_dataset import Batch, PuzzleDataset
+from puzzle_dataset import Batch
+from training.compilation import compile_blocks
+from training.config import PretrainConfig, accept_plain_overrides
+from training.cuda_graph import WARM_UP
 from training.data import BATCHES_AHEAD
 from training.distributed import Ranks, select_device
+from training.metrics import Unread, train_metrics
+from training.state import create_state
+from training.step import train_step
 
+log = logging.getLogger(__name__)
+CHECKED_STEPS = WARM_UP + 3  # a graph is recorded after the warm-up: three of them are replays
+# Relative difference of the losses of the first steps that rounding explains; compiled kernels round otherwise.
+TOLERANCE = {(torch.float32, False): 1e-5, (torch.float32, True): 1e-4}
+HALF_TOLERANCE = 2e-2
 STEPS_A_TURN = 10  # on CUDA: the host runs ahead of the device, as in training
 TARGETS = {  # device, size, global batch size, with the loader
     ("cpu", "small", 64, False): 1.2,
@@ -45,58 +60,201 @@ TARGETS = {  # device, size, global batch size, with the loader
 }
 
 
+class OurTrainer:
+    """The same interface as `PlainTrainer`, on what pretrain.py calls."""
+
+    def __init__(self, config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device):
+        self.config, self.device = config, device
+        self.state = create_state(config, metadata, ranks, device)
+        self.head = self.state.head.train()
+        self.unread, self.log_interval, self.late = Unread(ranks), 1, False
+
+    def compile(self) -> None:
+        if not compile_blocks(self.head, "on", self.device, self.state.total_steps):
+            raise RuntimeError("the blocks do not compile here")
+
+    def step(self, batch: Batch) -> dict[str, float] | None:
+        """-> the metrics, where they are looked at: every `log_interval` steps, and `late` as in pretrain.py."""
+        sums, lr = train_step(self.state, batch, self.config)
+        self.unread.add(self.state.step, sums, lr)
+        if self.state.step % self.log_interval:
+            return None
+        read = [train_metrics(v, self.config.global_batch_size, lr) for _, v, lr in self.unread.take(not self.late)]
+        return read[-1] if read else None
+
+    def replays(self, batch: Batch) -> bool:
+        """After the warm-up: whether steps are launched as a graph, or recording one has failed."""
+        graphs = self.state.graphs or {}
+        return bool(graphs) and all(graph.ready(batch) for graph in graphs.values())
+
+
+class Kind(NamedTuple):
+    trainer: type[PlainTrainer | OurTrainer]
+    compiled: bool = False
+    graph: bool = False
+
+    @property
+    def compilations(self) -> int:
+        """In how many of the first steps: with an empty cache and with a full one. With a graph it is full already."""
+        return 0 if not self.compiled else 1 if self.graph else 2
+
+
+# In this order: a way that measures its compile time empties the compiler's memory. After it, blocks are compiled again
+# sooner than a whole model, and a graph must not outlive its kernels.
+WAYS = {
+    "baseline": Kind(PlainTrainer),
+    "eager": Kind(OurTrainer),
+    "blocks compiled": Kind(OurTrainer, compiled=True),
+    "baseline, compiled": Kind(PlainTrainer, compiled=True),
+    "blocks compiled, CUDA graph": Kind(OurTrainer, compiled=True, graph=True),
+}
+BASELINES = [name for name, kind in WAYS.items() if kind.trainer is PlainTrainer]
+OURS = [name for name, kind in WAYS.items() if kind.trainer is OurTrainer]
+
+
+@dataclass
+class Way:
+    """A trainer after its first steps, and what was seen of them."""
+
+    trainer: PlainTrainer | OurTrainer
+    losses: list[dict[str, float]] = field(default_factory=list)
+    first_steps: list[float] = field(default_factory=list)  # seconds
+    peak: float = 0.0  # bytes on a CUDA device, without what other ways keep
+    times: list[float] = field(default_factory=list)  # seconds a step
+
+
+def prepare(
+    name: str, config: PretrainConfig, size: Size, batches: list[Batch], ranks: Ranks, device: torch.device
+) -> Way:
+    """Build it from the seed's weights and take the first steps."""
+    kind, cuda = WAYS[name], device.type == "cuda"
+    config = config.model_copy(update={"cuda_graph": "on" if kind.graph else "off"})
+    before = torch.cuda.memory_allocated(device) if cuda else 0
+    torch.manual_seed(0)
+    way = Way(kind.trainer(config, size.metadata, ranks, device))
+
+    def step(number: int) -> None:
+        if number < kind.compilations:
+            way.trainer.compile()
+        way.losses.append(way.trainer.step(batches[number % len(batches)]))
+
+    for number in range(CHECKED_STEPS):
+        if number < kind.compilations and not kind.graph:
+            torch.compiler.reset()
+        if number == WARM_UP and cuda:  # nothing is compiled any more; recording a graph takes the memory it will have
+            torch.cuda.reset_peak_memory_stats(device)
+        torch.manual_seed(number)  # the same exploration in every way
+        way.first_steps.append(timed(lambda number=number: step(number), device))
+    if cuda:
+        way.peak = torch.cuda.max_memory_allocated(device) - before
+    if kind.graph and not way.trainer.replays(batches[0]):
+        raise RuntimeError("the step could not be recorded")
+    return way
+
+
+def build_ways(
+    config: PretrainConfig,
+    size: Size,
+    batches: list[Batch],
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    compiled: bool,
+    compiled_baseline: bool | None = None,
+    among: Collection[str] = tuple(WAYS),
+) -> dict[str, Way]:
+    """All that run here, and with a compiler those that are asked for; None: on CUDA."""
+    cuda = device.type == "cuda"
+    wanted = {
+        "baseline, compiled": cuda if compiled_baseline is None else compiled_baseline,
+        "blocks compiled": compiled,
+        "blocks compiled, CUDA graph": compiled and cuda,
+    }
+    ways = {}
+    for name in (name for name in WAYS if name in among and wanted.get(name, True)):
+        try:
+            ways[name] = prepare(name, config, size, batches, ranks, device)
+        except Exception as error:
+            if not WAYS[name].compiled:
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            log.warning("'%s' is left out: %s", name, reason)  # what torch.compile raises may be anything
+    return ways
+
+
+def compared_steps(name: str) -> int:
+    """How many of the first steps must be the baseline's: a model compiled as a whole draws other random numbers."""
+    return 1 if name == "baseline, compiled" else CHECKED_STEPS
+
+
+def largest_difference(name: str, way: Way, baseline: Way) -> float:
+    """Of the losses of the compared steps, relative to the baseline's."""
+    pairs = list(zip(way.losses, baseline.losses, strict=True))[: compared_steps(name)]
+    return max(
+        abs(ours[key] - plain[key]) / abs(plain[key]) for ours, plain in pairs for key in plain if key.endswith("loss")
+    )
+
+
+def check_same_losses(name: str, way: Way, baseline: Way, dtype: torch.dtype) -> float:
+    """-> the largest relative difference; raises `AssertionError` where it is not rounding."""
+    difference = largest_difference(name, way, baseline)
+    allowed = TOLERANCE.get((dtype, WAYS[name].compiled), HALF_TOLERANCE)
+    assert difference <= allowed, f"the losses of '{name}' differ from the baseline's by {difference:.1e} > {allowed}"
+    return difference
+
+
 def run(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> list[Result]:
-    name = args.size or ("toy" if args.toy else "sudoku" if device.type == "cuda" else "small")
-    results = []
+    name = args.size or default_size(args.toy, device)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", scratch)  # empty, so that `cold` is what it says
-        figures = describe_device(device, args.dtype)
-        for batch in [args.batch] if args.batch else SIZES[name].batches:
-            results += measure(name, batch, args, ranks, device, figures, Path(scratch))
+        batches = [args.batch] if args.batch else SIZES[name].batches
+        results = [row for batch in batches for row in measure(name, batch, args, ranks, device, Path(scratch))]
         if before is None:
             del os.environ["TORCHINDUCTOR_CACHE_DIR"]
     return results
 
 
 def measure(
-    name: str,
-    batch: int,
-    args: argparse.Namespace,
-    ranks: Ranks,
-    device: torch.device,
-    figures: Device,
-    scratch: Path,
+    name: str, batch: int, args: argparse.Namespace, ranks: Ranks, device: torch.device, scratch: Path
 ) -> list[Result]:
     """The rows of one batch size."""
     size = SIZES[name]
-    config = config_of(size, batch, f"arch.forward_dtype={args.dtype}")
+    config = config_of(size, batch, *args.overrides)
     config.check_ranks(ranks.world_size)
     local = batch // ranks.world_size
     made_up = list(itertools.islice(random_batches(size, local, device, seed=ranks.rank), 4))
-    ways = build_ways(config, size, made_up, args, ranks, device)
+    ways = build_ways(
+        config, size, made_up, ranks, device, compiled=args.compile, compiled_baseline=args.compile_baseline
+    )
     head = ways["eager"].trainer.head
     dtype = head.model.inner.forward_dtype
+    label = ", ".join([name, f"batch {batch}", str(dtype).removeprefix("torch."), *args.overrides])
     differences = {}
     if ranks.is_main:  # the others do not have the sums
         differences = {w: check_same_losses(w, ways[w], ways["baseline"], dtype) for w in ways if w != "baseline"}
 
+    streams = {kind: itertools.cycle(made_up) for kind in (PlainTrainer, OurTrainer)}
     if args.loader:
-        streams = loaded_batches(name, batch, args, ranks, device, scratch)
-    else:
-        streams = {kind: itertools.cycle(made_up) for kind in (PlainTrainer, OurTrainer)}
-    time_ways(ways, streams, args, device, desc=f"step, {name}, batch {batch}")
+        label += ", real loader"
+        streams = loaded_batches(name, batch, args.toy, ranks, device, scratch)
+    time_ways(ways, streams, args, config.log_interval, device)
 
-    count = count_parameters(head)
-    kernels = {f: list(step_kernels(head.model.config, local, count, fused=f, size=dtype.itemsize)) for f in (0, 1)}
-    limits = {bool(fused): roofline(kernels[fused], figures) for fused in kernels}
-    label = f"{name}, batch {batch}, {str(dtype).removeprefix('torch.')}"
-    label += ", real loader" if args.loader else ""
-    label += f", log_interval {args.log_interval}" if args.log_interval > 1 else ""
-    results = rows(label, ways, differences, total(kernels[True]).flops, limits)
+    figures, kernels = measure_device(device, dtype), step_kernels(head, local)
+    limit = roofline(kernels, head, figures)
+    results = []
+    for ours, baseline in pairs(ways):
+        against = "eager" if baseline == "baseline" else "compiled as a whole"
+        row = Result("step", f"{label}: {ours} against a plain port, {against}", ways[baseline].times, ways[ours].times)
+        row.details["losses differ by"] = differences.get(ours, math.nan)
+        row.details |= speed(ways[ours], sum(kernel.flops for kernel in kernels), limit)
+        row.details |= first_steps("", ours, ways[ours]) | first_steps("baseline ", baseline, ways[baseline])
+        if ways[ours].peak:
+            row.details |= {"peak GB": ways[ours].peak / 2**30, "baseline peak GB": ways[baseline].peak / 2**30}
+        if (ours, baseline) == judged_pair(ways, device):
+            row.target = TARGETS.get((device.type, name, batch, args.loader))
+        results.append(row)
     results[0].details["device"] = figures.source
-    target = TARGETS.get((device.type, name, batch, args.loader))
-    results[list(pairs(ways)).index(judged_pair(ways, device))].target = target
     return results
 
 
@@ -104,15 +262,15 @@ def time_ways(
     ways: dict[str, Way],
     streams: dict[type, Iterator[Batch]],
     args: argparse.Namespace,
+    log_interval: int,
     device: torch.device,
-    desc: str,
 ) -> None:
     """Fill in the `times`. What a loader read ahead while another way had its turn is taken off before."""
-    ours = [way.trainer for name, way in ways.items() if name in OURS]
-    for trainer in ours:
-        trainer.log_interval, trainer.late = args.log_interval, True
+    for name in OURS:
+        if name in ways:
+            ways[name].trainer.log_interval, ways[name].trainer.late = log_interval, True
     steps = STEPS_A_TURN if device.type == "cuda" else 1
-    steps = -(-steps // args.log_interval) * args.log_interval
+    steps = -(-steps // log_interval) * log_interval
 
     def turn(name: str) -> None:
         trainer = ways[name].trainer
@@ -124,31 +282,20 @@ def time_ways(
             loader.drain(streams[type(ways[name].trainer)], 2 * BATCHES_AHEAD)
 
     calls = {name: lambda name=name: turn(name) for name in ways}
-    for name, seconds in in_turns(calls, args.repeats, device, before=before, desc=desc).items():
+    for name, seconds in in_turns(calls, args.repeats, device, before).items():
         ways[name].times = [value / steps for value in seconds]
 
 
 def loaded_batches(
-    name: str, batch: int, args: argparse.Namespace, ranks: Ranks, device: torch.device, scratch: Path
+    name: str, batch: int, toy: bool, ranks: Ranks, device: torch.device, scratch: Path
 ) -> dict[type, Iterator[Batch]]:
-    """Endless streams on the device, of the trainers that they are for; checked to be the same where they must be."""
-    size, folder = SIZES[name], scratch / f"{name}-{batch}"
-    shape = "sudoku" if size.seq_len == 81 else "arc"
-    folder.mkdir()
-    write_dataset(folder, "train", size, *loader.shapes(args.toy)[shape])
-
-    def opened(kind: type[PuzzleDataset]) -> PuzzleDataset:
-        return loader.open_dataset(kind, folder, loader.EPOCHS[shape], batch, ranks)
-
-    if shape == "sudoku":
-        loader.check_same_loading(opened(PuzzleDataset), opened(PlainDataset))
+    """Endless streams on the device, of the trainers that they are for."""
+    shape = "sudoku" if SIZES[name].seq_len == 81 else "arc"
+    folder = loader.write_shape(shape, scratch / f"{name}-{batch}", toy)
     workers = 1 if device.type == "cuda" else 0
-    streams = {
-        PlainTrainer: loader.plain_loader(opened(PlainDataset), workers, device),
-        OurTrainer: loader.our_loader(opened(PuzzleDataset), workers, device),
-    }
-    next(streams[PlainTrainer])  # forks its worker before ours has a thread
-    return {kind: moved(stream, device) for kind, stream in streams.items()}
+    plain, ours = loader.loader_streams(shape, folder, batch, workers, device, ranks)
+    next(plain)  # forks its worker before ours has a thread
+    return {PlainTrainer: moved(plain, device), OurTrainer: moved(ours, device)}
 
 
 def moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -161,22 +308,6 @@ def pairs(ways: dict[str, Way]) -> Iterator[tuple[str, str]]:
     return ((ours, baseline) for ours in OURS for baseline in BASELINES if ours in ways and baseline in ways)
 
 
-def rows(
-    label: str, ways: dict[str, Way], differences: dict[str, float], flops: float, limits: dict[bool, float]
-) -> list[Result]:
-    results = []
-    for ours, baseline in pairs(ways):
-        against = "eager" if baseline == "baseline" else "compiled as a whole"
-        row = Result("step", f"{label}: {ours} against a plain port, {against}", ways[baseline].times, ways[ours].times)
-        row.details["losses differ by"] = differences.get(ours, math.nan)
-        row.details |= speed(ways[ours], flops, limits) | first_steps("", ours, ways[ours])
-        row.details |= first_steps("baseline ", baseline, ways[baseline])
-        if ways[ours].peak:
-            row.details |= {"peak GB": ways[ours].peak / 2**30, "baseline peak GB": ways[baseline].peak / 2**30}
-        results.append(row)
-    return results
-
-
 def judged_pair(ways: dict[str, Way], device: torch.device) -> tuple[str, str]:
     """The fastest of ours, and the baseline that a target is about."""
 
@@ -186,14 +317,10 @@ def judged_pair(ways: dict[str, Way], device: torch.device) -> tuple[str, str]:
     return fastest(OURS), fastest(BASELINES) if device.type == "cuda" else "baseline"
 
 
-def speed(way: Way, flops: float, limits: dict[bool, float]) -> dict[str, float | str]:
+def speed(way: Way, flops: float, limit: float) -> dict[str, float | str]:
     seconds = statistics.median(way.times)
-    return {
-        "TFLOP a step": flops / 1e12,
-        "TFLOP/s": flops / seconds / 1e12,
-        "share of the roofline": f"{limits[False] / seconds:.0%} of {1e3 * limits[False]:.3g} ms with separate "
-        f"element-wise kernels, {limits[True] / seconds:.0%} of {1e3 * limits[True]:.3g} ms fully fused",
-    }
+    share = f"{limit / seconds:.0%} of {1e3 * limit:.3g} ms"
+    return {"TFLOP a step": flops / 1e12, "TFLOP/s": flops / seconds / 1e12, "share of the roofline": share}
 
 
 def first_steps(prefix: str, name: str, way: Way) -> dict[str, str]:
@@ -204,20 +331,19 @@ def first_steps(prefix: str, name: str, way: Way) -> dict[str, str]:
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc)
+    args = parser(doc, repeats=5)
+    args.add_argument("overrides", nargs="*", metavar="key=value", help="settings of pretrain.py")
     args.add_argument("--size", choices=SIZES, help="default: sudoku on CUDA, else small")
     args.add_argument("--batch", type=positive, help="global batch size (default: those of the size)")
     args.add_argument("--loader", action="store_true", help="batches from the real loaders, not from memory")
-    args.add_argument("--log-interval", type=positive, default=1, help="steps between looks at the metrics, ours only")
-    args.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of the forward pass")
     yes_or_no = argparse.BooleanOptionalAction
     args.add_argument("--compile", action=yes_or_no, default=True, help="also ours with compiled blocks")
     args.add_argument("--compile-baseline", action=yes_or_no, help="also the baseline compiled as a whole")
-    args.set_defaults(repeats=5)
     return args
 
 
 def main() -> None:
+    accept_plain_overrides()
     args = options().parse_args()
     with one_line_errors():
         ranks = Ranks.from_environment()

