@@ -70,19 +70,19 @@ def trace(args: argparse.Namespace, device: torch.device) -> None:
         "float32, baseline": Kind(PlainTrainer),
         "float32": Kind(OurTrainer),
         "bfloat16": Kind(OurTrainer),
-        "bfloat16, blocks compiled": Kind(OurTrainer, compiled=True),
-        "bfloat16, blocks compiled, CUDA graph": Kind(OurTrainer, compiled=True, graph=True),
+        "bfloat16, blocks compiled": Kind(OurTrainer, compilations=1),
+        "bfloat16, blocks compiled, CUDA graph": Kind(OurTrainer, compilations=1, graph=True),
     }
     losses: dict[str, list[float]] = {}
     for name, kind in ways.items():
-        if kind.compiled and device.type != "cuda":
+        if kind.compilations and device.type != "cuda":
             continue
         overrides = [f"arch.forward_dtype={name.split(',')[0]}", "lr_warmup_steps=20", f"data_path='{args.data_path}'"]
         config = config_of(*size_of(args), *overrides, f"cuda_graph={'on' if kind.graph else 'off'}")
         dataset = open_split(config, "train", ONE, epochs_per_iter=config.epochs)
         torch.manual_seed(0)
         trainer = kind.trainer(config, dataset.metadata, ONE, device)
-        if kind.compiled:
+        if kind.compilations:
             trainer.compile()
         batches = itertools.islice(our_loader(dataset, 1 if device.type == "cuda" else 0, device), args.steps)
         losses[name] = [trainer.step(batch)["train/lm_loss"] for batch in batches]

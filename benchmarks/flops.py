@@ -62,7 +62,7 @@ def step_kernels(head: ACTLossHead, batch: int, training: bool = True) -> list[K
     rows = data.batch_size  # of the training batches that the model was built for: some buffers have that size
     tokens = torch.zeros(rows, data.seq_len, dtype=torch.int32, device="meta")
     fields = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
-    with torch.set_grad_enabled(training), FusedAttention(), KernelCounter() as counter:
+    with FusedAttention(), KernelCounter() as counter:
         out = head(carry=head.initial_carry(fields), batch=fields)
         if training:
             out.loss.backward()
@@ -102,9 +102,14 @@ class FusedAttention(TorchFunctionMode):
     """PyTorch's attention as one kernel, which the counter knows: a CPU's it does not count at all."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-        return func(*args, **(kwargs or {}))
+            return self.attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_, **__) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
 
 def roofline(kernels: list[Kernel], head: nn.Module, device: Device) -> float:

@@ -90,13 +90,8 @@ class OurTrainer:
 
 class Kind(NamedTuple):
     trainer: type[PlainTrainer | OurTrainer]
-    compiled: bool = False
+    compilations: int = 0  # first steps that compile; two: with an empty cache and with a full one
     graph: bool = False
-
-    @property
-    def compilations(self) -> int:
-        """In how many of the first steps: with an empty cache and with a full one. With a graph it is full already."""
-        return 0 if not self.compiled else 1 if self.graph else 2
 
 
 # In this order: a way that measures its compile time empties the compiler's memory. After it, blocks are compiled again
@@ -104,9 +99,9 @@ class Kind(NamedTuple):
 WAYS = {
     "baseline": Kind(PlainTrainer),
     "eager": Kind(OurTrainer),
-    "blocks compiled": Kind(OurTrainer, compiled=True),
-    "baseline, compiled": Kind(PlainTrainer, compiled=True),
-    "blocks compiled, CUDA graph": Kind(OurTrainer, compiled=True, graph=True),
+    "blocks compiled": Kind(OurTrainer, compilations=2),
+    "baseline, compiled": Kind(PlainTrainer, compilations=2),
+    "blocks compiled, CUDA graph": Kind(OurTrainer, compilations=1, graph=True),
 }
 BASELINES = [name for name, kind in WAYS.items() if kind.trainer is PlainTrainer]
 OURS = [name for name, kind in WAYS.items() if kind.trainer is OurTrainer]
@@ -175,7 +170,7 @@ def build_ways(
         try:
             ways[name] = prepare(name, config, size, batches, ranks, device)
         except Exception as error:
-            if not WAYS[name].compiled:
+            if not WAYS[name].compilations:
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             log.warning("'%s' is left out: %s", name, reason)  # what torch.compile raises may be anything
@@ -198,7 +193,7 @@ def largest_difference(name: str, way: Way, baseline: Way) -> float:
 def check_same_losses(name: str, way: Way, baseline: Way, dtype: torch.dtype) -> float:
     """-> the largest relative difference; raises `AssertionError` where it is not rounding."""
     difference = largest_difference(name, way, baseline)
-    allowed = TOLERANCE.get((dtype, WAYS[name].compiled), HALF_TOLERANCE)
+    allowed = TOLERANCE.get((dtype, WAYS[name].compilations > 0), HALF_TOLERANCE)
     assert difference <= allowed, f"the losses of '{name}' differ from the baseline's by {difference:.1e} > {allowed}"
     return difference
 
@@ -234,23 +229,25 @@ def measure(
     if ranks.is_main:  # the others do not have the sums
         differences = {w: check_same_losses(w, ways[w], ways["baseline"], dtype) for w in ways if w != "baseline"}
 
-    streams = {kind: itertools.cycle(made_up) for kind in (PlainTrainer, OurTrainer)}
+    streams = (itertools.cycle(made_up), itertools.cycle(made_up))
     if args.loader:
         label += ", real loader"
         streams = loaded_batches(name, batch, args.toy, ranks, device, scratch)
+    streams = dict(zip((PlainTrainer, OurTrainer), streams, strict=True))
     time_ways(ways, streams, args, config.log_interval, device)
 
     figures, kernels = measure_device(device, dtype), step_kernels(head, local)
-    limit = roofline(kernels, head, figures)
     results = []
     for ours, baseline in pairs(ways):
         against = "eager" if baseline == "baseline" else "compiled as a whole"
         row = Result("step", f"{label}: {ours} against a plain port, {against}", ways[baseline].times, ways[ours].times)
         row.details["losses differ by"] = differences.get(ours, math.nan)
-        row.details |= speed(ways[ours], sum(kernel.flops for kernel in kernels), limit)
-        row.details |= first_steps("", ours, ways[ours]) | first_steps("baseline ", baseline, ways[baseline])
-        if ways[ours].peak:
-            row.details |= {"peak GB": ways[ours].peak / 2**30, "baseline peak GB": ways[baseline].peak / 2**30}
+        row.details |= speed(ways[ours], sum(kernel.flops for kernel in kernels), roofline(kernels, head, figures))
+        for whose, way in (("", ours), ("baseline ", baseline)):
+            if WAYS[way].compilations == 2:
+                row.details[f"{whose}first step"] = "{:.1f} s cold, {:.1f} s warm".format(*ways[way].first_steps[:2])
+            if device.type == "cuda":
+                row.details[f"{whose}peak GB"] = ways[way].peak / 2**30
         if (ours, baseline) == judged_pair(ways, device):
             row.target = TARGETS.get((device.type, name, batch, args.loader))
         results.append(row)
@@ -288,19 +285,13 @@ def time_ways(
 
 def loaded_batches(
     name: str, batch: int, toy: bool, ranks: Ranks, device: torch.device, scratch: Path
-) -> dict[type, Iterator[Batch]]:
-    """Endless streams on the device, of the trainers that they are for."""
+) -> list[Iterator[Batch]]:
+    """Endless streams on the device, the baseline's and ours."""
     shape = "sudoku" if SIZES[name].seq_len == 81 else "arc"
     folder = loader.write_shape(shape, scratch / f"{name}-{batch}", toy)
-    workers = 1 if device.type == "cuda" else 0
-    plain, ours = loader.loader_streams(shape, folder, batch, workers, device, ranks)
-    next(plain)  # forks its worker before ours has a thread
-    return {PlainTrainer: moved(plain, device), OurTrainer: moved(ours, device)}
-
-
-def moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    for batch in batches:
-        yield {name: field.to(device) for name, field in batch.items()}
+    streams = loader.loader_streams(shape, folder, batch, 1 if device.type == "cuda" else 0, device, ranks)
+    next(streams[0])  # forks its worker before ours has a thread
+    return [({key: field.to(device) for key, field in batch.items()} for batch in stream) for stream in streams]
 
 
 def pairs(ways: dict[str, Way]) -> Iterator[tuple[str, str]]:
@@ -321,13 +312,6 @@ def speed(way: Way, flops: float, limit: float) -> dict[str, float | str]:
     seconds = statistics.median(way.times)
     share = f"{limit / seconds:.0%} of {1e3 * limit:.3g} ms"
     return {"TFLOP a step": flops / 1e12, "TFLOP/s": flops / seconds / 1e12, "share of the roofline": share}
-
-
-def first_steps(prefix: str, name: str, way: Way) -> dict[str, str]:
-    if WAYS[name].compilations < 2:
-        return {}
-    cold, warm = way.first_steps[:2]
-    return {f"{prefix}first step": f"{cold:.1f} s cold, {warm:.1f} s warm"}
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:

@@ -62,10 +62,10 @@ def test_operations_grow_with_the_batch_exactly():
 
 
 def test_the_least_time_of_a_step():
-    """44 ms of the Sudoku step at batch 768, of which 36 are its operations at the peak."""
+    """40.4 ms of the Sudoku step at batch 768, of which 35 are its operations at the peak."""
     head = full_size("sudoku", 768, "arch.forward_dtype=bfloat16")
     kernels = step_kernels(head, 768)
-    assert 1e3 * roofline(kernels, head, H100) == pytest.approx(42, rel=0.06)
+    assert 1e3 * roofline(kernels, head, H100) == pytest.approx(40.4, rel=0.01)
     assert roofline(kernels, head, H100) > sum(kernel.flops for kernel in kernels) / H100.flops
     bound_by_memory = H100._replace(flops=float("inf"))
     weights = 7 * 4 * count_parameters(head)
@@ -223,7 +223,7 @@ def test_evaluation_halts_at_different_steps_and_equals_the_plain_loop():
     args = evaluate.options().parse_args(["--toy", "--repeats", "1"])
     by_max, by_q = evaluate.run(args, CPU)  # which compares the metrics with the plain loop's
     assert by_max.details["mean steps"] == 4
-    assert 1 < by_q.details["mean steps"] < 3
+    assert 1 < by_q.details["mean steps"] == pytest.approx(4 / 3, abs=0.25)
     assert by_q.target == pytest.approx(4 / by_q.details["mean steps"])
 
 
