@@ -1,8 +1,12 @@
 """Errors that the person at the keyboard can mend, shown as one line."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -23,3 +27,18 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+
+
+def describe_validation_error(error: "ValidationError", option: Callable[[str], str]) -> str:
+    """One line for a pydantic error; `option` renders a field's dotted path as the user types it."""
+    parts = []
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        parts.append(f"{option(where)}: {message}" if where else message)
+    return "; ".join(parts)
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, in one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,18 +1,5 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=<run>/step_<n> [key=value …], or under torchrun.
 
-    data_path=…           another dataset than the run's         split=test
-    max_examples=…        a seeded subset                        global_batch_size=…   default: the run's, on CUDA more
-    halt=max              all sequences take all steps, as in the original; q: each stops when Q(halt) > Q(continue)
-    max_steps=…           reasoning steps, also more than trained; default: the run's arch.halt_max_steps
-    save_format=compact   step_<n>_preds/, see training/predictions.py; torch: the original's dictionaries,
-                          step_<n>_all_preds.<rank>; none
-    save_logits=false     for compact: also the logits           save_steps=false      also the answer of every step
-    save_outputs=[…]      for torch, and chooses it: among inputs, labels, puzzle_identifiers, logits, q_halt_logits,
-                          q_continue_logits; default: all; [] is save_format=none
-    output_dir=…          of predictions; default: the run folder
-    device=auto           auto, cuda, mps or cpu                 compile=auto          on or off; off with halt=q
-    cuda_graph=auto       on or off
-
 Reads `all_config.yaml` beside the checkpoint; prints a table: the metrics, of which `eval/steps` is the mean number of
 steps, and the puzzles per second over all ranks, after one untimed step. Checkpoints of the original load too.
 """
@@ -21,7 +8,6 @@ import training.threads  # noqa: F401, before torch loads
 
 # isort: split
 
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -32,45 +18,60 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from errors import UserError, one_line_errors
+from errors import one_line_errors
+from files import check_writable
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
+from training.checkpoints import load_model
+from training.command_line import from_cli
 from training.compilation import EVALUATION, compile_blocks
-from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, from_cli, load_config
+from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_config
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
-from training.predictions import MAX_STEPS, PredictionWriter
-from training.progress import start_logging
+from training.metrics import start_logging
+from training.predictions import MAX_STEPS, PredictionWriter, save_predictions, torch_path, torch_paths
 from training.reasoning import HALTING
-from training.torch_predictions import save_predictions, torch_path, torch_paths
-from training.weights import load_model
 
 
 class EvalConfig(StrictModel):
-    checkpoint: str
-    data_path: str | None = None
-    split: str = "test"
-    max_examples: int | None = Field(default=None, ge=1)
-    global_batch_size: int | None = Field(default=None, ge=1)
-    halt: Literal[HALTING] = "max"
-    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
-    save_format: Literal["compact", "torch", "none"] | None = None  # None becomes what save_outputs says
-    save_logits: bool = False
-    save_steps: bool = False
-    save_outputs: list[Literal[SAVABLE_OUTPUTS]] | None = None
-    output_dir: str | None = None
-    device: Literal[DEVICES] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    checkpoint: str = Field(description="a step_<n> in its run folder")
+    data_path: str | None = Field(default=None, description="another dataset than the run's")
+    split: str = Field(default="test", description="of the dataset")
+    max_examples: int | None = Field(default=None, ge=1, description="a seeded subset of so many")
+    global_batch_size: int | None = Field(
+        default=None, ge=1, description="sequences at a time over all ranks; null: the run's, on CUDA more"
+    )
+    halt: Literal[HALTING] = Field(
+        default="max",
+        description="max: all sequences take all steps, as in the original; q: each stops when Q(halt) > Q(continue)",
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="reasoning steps, also more than trained; null: as in training"
+    )
+    save_format: Literal["compact", "torch", "none"] | None = Field(
+        default=None,
+        description="of predictions; compact (the default): step_<n>_preds/, see training/predictions.py; torch: the "
+        "original's dictionaries, step_<n>_all_preds.<rank>; none: nothing is saved",
+    )
+    save_logits: bool = Field(default=False, description="with compact: the logits too")
+    save_steps: bool = Field(default=False, description="with compact: the answer of every step too")
+    save_outputs: list[Literal[SAVABLE_OUTPUTS]] | None = Field(
+        default=None,
+        description=f"for torch, and chooses it: some of {', '.join(SAVABLE_OUTPUTS)}; null: all",
+    )
+    output_dir: str | None = Field(default=None, description="folder of predictions; null: the run's")
+    device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; off with halt=q")
+    cuda_graph: Literal["auto", "on", "off"] = Field(default="auto", description="a reasoning step as a CUDA graph")
 
     @model_validator(mode="after")
     def _keys_fit_together(self):
+        if self.save_outputs == []:
+            raise ValueError("save_outputs names at least one output; to save nothing give save_format=none")
         if self.save_format is None:
             self.save_format = "compact" if self.save_outputs is None else "torch"
-        if self.save_outputs == []:
-            self.save_format = "none"
-        if self.save_format == "compact" and self.save_outputs:
+        if self.save_format != "torch" and self.save_outputs:
             raise ValueError("save_outputs chooses what save_format=torch saves; for compact there is save_logits=true")
         if self.save_format != "compact" and (self.save_logits or self.save_steps):
             raise ValueError("save_logits and save_steps need save_format=compact, the default without save_outputs")
@@ -83,7 +84,7 @@ class EvalConfig(StrictModel):
         return (self.save_outputs or list(SAVABLE_OUTPUTS)) if self.save_format == "torch" else []
 
 
-def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
+def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
     """-> `eval/…` metrics, on rank 0."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
@@ -98,14 +99,14 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
     )
     prefix = Path(config.output_dir or checkpoint.parent) / checkpoint.name
     if config.save_format != "none":
-        make_writable(prefix.parent)
+        check_writable(prefix.parent, "predictions", "set output_dir, or save_format=none", create=True)
     torch.manual_seed(run.seed + ranks.rank)
     head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
     choose_batch_size(config.global_batch_size, dataset, head, ranks, device)
     writer = open_writer(config, prefix, run, dataset, ranks) if config.save_format == "compact" else nullcontext()
     compile_mode = "off" if config.halt == "q" else config.compile
     reasoning_steps = dataset.num_test_batches() * run.arch.halt_max_steps
-    compile_blocks(head, compile_mode, device, EVALUATION * reasoning_steps, dataset.local_batch_size)
+    compile_blocks(head.model, compile_mode, device, EVALUATION * reasoning_steps, dataset.local_batch_size)
 
     with writer as writer:
         warm_up(head, dataset, device)
@@ -123,17 +124,6 @@ def evaluate(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str
         if config.save_format != "none":
             print(f"predictions: {writer.place if writer else torch_path(prefix, 0).with_suffix('.*')}")
     return metrics
-
-
-def make_writable(folder: Path) -> None:
-    """Make the folder; said before the work starts, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"cannot write predictions to {folder}; set output_dir, or save_format=none")
 
 
 def open_writer(
@@ -190,7 +180,7 @@ def main() -> None:
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
         ranks.connect(device)
-        evaluate(config, ranks, device)
+        evaluate_checkpoint(config, ranks, device)
         ranks.close()
 
 

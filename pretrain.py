@@ -1,7 +1,7 @@
 """Train a model: python pretrain.py [+experiment=NAME] [key=value …], or torchrun --nproc-per-node N pretrain.py …
 
 Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.py says what is in it). Every experiment
-with its cost and expected result stands in README.md; every key in training/config.py.
+with its cost and expected result stands in README.md; `--help` lists every key.
 """
 
 import training.threads  # noqa: F401, before torch loads
@@ -12,8 +12,8 @@ import logging
 import math
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,20 +27,20 @@ from tqdm import tqdm
 
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset
-from training import checkpoint, run_folder
+from training import resume, run_folder
+from training.checkpoints import save_weights
+from training.command_line import accept_plain_overrides, hydra_error, pretrain_help
 from training.compilation import compile_blocks
-from training.config import PretrainConfig, accept_plain_overrides, from_hydra, hydra_error
-from training.data import batches_on, open_datasets
+from training.config import PretrainConfig, from_hydra
+from training.data import open_datasets, train_batches_on
 from training.distributed import Ranks, select_device
-from training.early_stop import note_accuracy, reason_to_stop
 from training.evaluation import choose_batch_size, evaluate_split
-from training.metrics import MetricsLog, Unread, train_metrics
-from training.preemption import Stopped, StopRequest
-from training.progress import progress_bar, start_logging
-from training.state import TrainState, create_state
-from training.step import train_step
-from training.torch_predictions import save_predictions
-from training.weights import save_weights
+from training.metrics import MetricsLog, Unread, progress_bar, start_logging, train_metrics
+from training.predictions import save_predictions
+from training.step import TrainState, create_state, train_step
+from training.stopping import Stopped, StopRequest
+
+CONFIG_DIR = str(Path(__file__).resolve().parent / "config")
 
 log = logging.getLogger(__name__)
 
@@ -56,30 +56,47 @@ class Run:
     metrics_log: MetricsLog
     bar: tqdm
     stop: StopRequest
-    schedule: checkpoint.Schedule
+    schedule: resume.Schedule
     passes: int  # over the training data, an evaluation after each
     unread: Unread
-    sized: set[PuzzleDataset] = field(default_factory=set)  # evaluation splits that have their batch size
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.checkpoint_path)
+
+    @property
+    def evaluated_name(self) -> str:
+        """The checkpoint that an evaluation at this step is of."""
+        return f"step_{self.state.step}" + ("" if self.state.ema is None else "_ema")
+
+    def finished(self) -> bool:
+        """Whether the epochs are used up, or a rule of `early_stop` holds; the last weights are evaluated then."""
+        state = self.state
+        return state.passes == self.passes or (state.evaluated == state.step and state.early.holds())
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
-    if compile_blocks(run.state.head, config.compile, device, run.state.total_steps):
+    state = run.state
+    if compile_blocks(state.head.model, config.compile, device, state.total_steps):
         log.info("compiling the model's blocks")
+    for data in (eval_data, test_data):
+        if data is not None:
+            choose_batch_size(config.eval_batch_size, data, state.head, ranks, device)
     try:
-        while not finished(run):
+        while not run.finished():
             train_pass(run, train_data)
-            evaluate_and_save(run, eval_data)
+            evaluate_pass(run, eval_data)
         if test_data is not None:
             test_at_the_end(run, test_data)
-        farewell = f"finished: {Path(config.checkpoint_path) / evaluated_name(run)}"
-        if early := reason_to_stop(config.early_stop, run.state):
+        farewell = f"finished: {run.folder / run.evaluated_name}"
+        if early := state.early.reason():
             farewell += f" ({early})"
     except Stopped as reason:
         save_state(run)
-        farewell = f"stopped ({reason}) at step {run.state.step}; to go on: the same command with resume=true"
+        farewell = f"stopped ({reason}) at step {state.step}; to go on: the same command with resume=true"
         if config.resume is not True:
             farewell += f" checkpoint_path='{config.checkpoint_path}'"
     except BaseException:
@@ -97,16 +114,15 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
 
 def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data: PuzzleDataset) -> Run:
     """A fresh run, or the one that `resume` names, where it stood."""
-    stop = StopRequest(config.max_minutes)
-    saved = ranks.broadcast_object(checkpoint.find_state(config) if ranks.is_main else None)
-    manifest = {} if saved is None else checkpoint.read_manifest(saved, config)
+    stop = StopRequest(config.max_minutes, ranks)
+    saved = ranks.broadcast_object(resume.find_state(config) if ranks.is_main else None)
+    manifest = {} if saved is None else resume.read_manifest(saved, config)
     if ranks.is_main:
         run_folder.check_free(config, saved)
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
     if saved is not None:
-        checkpoint.load_state(saved, manifest, state, Path(config.checkpoint_path), ranks, device)
-        train_data.seek(state.passes, state.batches)
+        resume.load_state(saved, manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
     folder = run_folder.create(config, saved) if ranks.is_main else None  # only now: a mistake leaves nothing behind
     if ranks.is_main:
@@ -118,29 +134,17 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     state.wandb_id = metrics_log.wandb_id
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
     passes = config.epochs // train_data.config.epochs_per_iter
-    return Run(config, ranks, device, state, metrics_log, bar, stop, checkpoint.Schedule(config), passes, Unread(ranks))
-
-
-def finished(run: Run) -> bool:
-    """Whether the epochs are used up, or a rule of `early_stop` holds; the last weights have been evaluated then."""
-    state = run.state
-    return state.passes == run.passes or (state.evaluated == state.step and ends_early(run))
-
-
-def ends_early(run: Run) -> bool:
-    """The same on all ranks."""
-    (early,) = run.ranks.any(run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None)
-    return early
+    return Run(config, ranks, device, state, metrics_log, bar, stop, resume.Schedule(config), passes, Unread(ranks))
 
 
 def train_pass(run: Run, train_data: PuzzleDataset) -> None:
     """The steps of one pass, or what is left of it; `early_stop` may end it before its time."""
     state = run.state
-    if state.ended_early and ends_early(run):  # stopped by a signal between that end and its evaluation
+    if state.early.ended_pass and state.early.holds():  # stopped by a signal between that end and its evaluation
         return
-    state.ended_early = False
+    state.early.ended_pass = False
     state.head.train()
-    for batch in batches_on(run.device, train_data):
+    for batch in train_batches_on(run.device, train_data, state.passes, state.batches):
         if state.step >= state.total_steps:  # batches may be left over
             break
         sums, lr = train_step(state, batch, run.config)
@@ -148,7 +152,7 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
         # Fixed steps, so that a resumed run looks where the whole one does.
         if state.step % run.config.log_interval == 0 or run.schedule.falls_on(state.step):
             look(run)
-        if state.ended_early:
+        if state.early.ended_pass:
             break
     if run.unread:
         settle(run)
@@ -162,17 +166,19 @@ def look(run: Run) -> None:
     look: a state that was saved in between, by the clock, must not change the decision.
     """
     bad = read_metrics(run)
-    early = run.ranks.is_main and reason_to_stop(run.config.early_stop, run.state) is not None
     diverged, stopping, due, early = run.ranks.any(
-        bad is not None, run.stop.reason is not None, run.schedule.due(run.state.step), early
+        bad is not None,
+        run.stop.reason is not None,
+        run.schedule.due(run.state.step),
+        run.state.early.reason() is not None,
     )
     if diverged:
         stop_diverged(run, bad)
     if stopping or due or early:
         settle(run)
-    run.state.ended_early = early and ends_early(run)
+    run.state.early.ended_pass = early and run.state.early.holds()
     if stopping:
-        raise Stopped(run.stop.reason or "a signal to another rank")
+        raise run.stop.stopped()
     if due:
         save_state(run)
 
@@ -187,7 +193,7 @@ def settle(run: Run) -> None:
 
 def stop_diverged(run: Run, bad: tuple[str, int] | None) -> NoReturn:
     """A loss that is not finite ends the run at once: what it made since the last state is not saved."""
-    states = checkpoint.complete_states(Path(run.config.checkpoint_path))
+    states = resume.complete_states(run.folder)
     kept = f"the last good state is {states[0]}" if states else "no state was saved before"
     what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
     raise UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
@@ -202,7 +208,7 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
         if bad and run.ranks.is_main:
             run.unread.clear()  # nothing after it is worth a line
             return bad[0], step
-        note_accuracy(run.state, values["count"], values["exact_accuracy"])
+        run.state.early.note_step(values["count"], values["exact_accuracy"])
         run.metrics_log.write(step, metrics)
         if metrics["train/count"]:  # a step in which nothing halted has no accuracy
             loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
@@ -212,79 +218,60 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
 
 
 def save_state(run: Run) -> None:
-    checkpoint.save_state(run.state, run.config, run.ranks, run.metrics_log.sync())
+    resume.save_state(run.state, run.config, run.ranks, run.metrics_log.sync())
     run.schedule.saved()
 
 
-def evaluate_and_save(run: Run, eval_data: PuzzleDataset) -> None:
-    config, state, folder, name = run.config, run.state, Path(run.config.checkpoint_path), evaluated_name(run)
-    with evaluated_weights(run):
-        metrics, saved = evaluate(run, eval_data, config.eval_save_outputs)
-        run.metrics_log.write(state.step, metrics)
+def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
+    """Evaluate what the pass has made, end the pass, and save it where that is asked for."""
+    state = run.state
+    metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
+    run.metrics_log.write(state.step, metrics)
+    if run.ranks.is_main:
+        run.bar.write(summary(state.step, metrics))
+    if not state.early.holds():  # else the pass is not over: it would go on where early_stop is lifted
+        state.passes, state.batches = state.passes + 1, 0
+    state.evaluated = state.step
+    (improved,) = run.ranks.any(
+        run.ranks.is_main and state.note_best(metrics["eval/exact_accuracy"], run.evaluated_name)
+    )
+    if run.config.checkpoint_every_eval or improved or run.finished():
         if run.ranks.is_main:
-            run.bar.write(summary(state.step, metrics))
-        if not ends_early(run):  # else the pass is not over: it would go on where early_stop is lifted
-            state.passes, state.batches = state.passes + 1, 0
-        state.evaluated = state.step
-        (improved,) = run.ranks.any(run.ranks.is_main and note_best(state, metrics["eval/exact_accuracy"], name))
-        saving = config.checkpoint_every_eval or improved or finished(run)
-        if saving and run.ranks.is_main and state.ema is not None:
-            save_weights(folder / name, state.head)
-    if saving:
-        if run.ranks.is_main:
-            save_weights(folder / f"step_{state.step}", state.head)
-            if improved:
-                run_folder.write_best(folder, state.best)
-        if saved:
-            save_predictions(folder, name, run.ranks.rank, saved)
+            save_checkpoints(run, improved)
+        if outputs:
+            save_predictions(run.folder, run.evaluated_name, run.ranks.rank, outputs)
         save_state(run)
 
 
-def evaluate(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) -> tuple[dict[str, float], dict]:
-    """-> metrics and saved outputs, see `evaluate_split`. The first time of a split chooses its batch size."""
-    config, head = run.config, run.state.head
-    if dataset not in run.sized:
-        choose_batch_size(config.eval_batch_size, dataset, head, run.ranks, run.device)
-        run.sized.add(dataset)
-    return evaluate_split(
-        head, dataset, run.ranks, run.device, save_outputs,
-        cuda_graph=config.cuda_graph, after_batch=lambda: stop_evaluating(run),
-    )  # fmt: skip
+def evaluate_weights(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) -> tuple[dict[str, float], dict]:
+    """-> metrics and saved outputs, see `evaluate_split`, of the averaged weights where there are any.
+
+    A long evaluation stops too; it is done again after the resume.
+    """
+    with run.state.averaged():
+        return evaluate_split(
+            run.state.head, dataset, run.ranks, run.device, save_outputs,
+            cuda_graph=run.config.cuda_graph, after_batch=run.stop.check,
+        )  # fmt: skip
 
 
-def evaluated_name(run: Run) -> str:
-    """The checkpoint that an evaluation at this step is of."""
-    return f"step_{run.state.step}" + ("" if run.state.ema is None else "_ema")
-
-
-def evaluated_weights(run: Run) -> AbstractContextManager:
-    return nullcontext() if run.state.ema is None else run.state.ema.in_the_model()
-
-
-def note_best(state: TrainState, exact_accuracy: float, name: str) -> bool:
-    """Keep the record of the best evaluation, of which the first of equals counts; -> whether this one is it."""
-    if state.best is not None and exact_accuracy <= state.best["value"]:
-        state.since_best += 1
-        return False
-    state.since_best = 0
-    state.best = {"metric": "eval/exact_accuracy", "value": exact_accuracy, "step": state.step, "checkpoint": name}
-    return True
+def save_checkpoints(run: Run, improved: bool) -> None:
+    """`step_<n>`, beside it the averaged `step_<n>_ema`, and `best.json` where this is it."""
+    state = run.state
+    if state.ema is not None:
+        with state.averaged():
+            save_weights(run.folder / run.evaluated_name, state.head)
+    save_weights(run.folder / f"step_{state.step}", state.head)
+    if improved:
+        run_folder.write_best(run.folder, state.best)
 
 
 def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """The whole test split, where training looked at something else; its metrics are called `test/…`."""
-    with evaluated_weights(run):
-        metrics, _ = evaluate(run, test_data, [])
+    metrics, _ = evaluate_weights(run, test_data, [])
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
     run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})
-
-
-def stop_evaluating(run: Run) -> None:
-    """A long evaluation stops too; it is done again after the resume."""
-    (stopping,) = run.ranks.any(run.stop.reason is not None)
-    if stopping:
-        raise Stopped(run.stop.reason or "a signal to another rank")
 
 
 def summary(step: int, metrics: dict[str, float]) -> str:
@@ -294,7 +281,7 @@ def summary(step: int, metrics: dict[str, float]) -> str:
     )
 
 
-@hydra.main(config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None)
+@hydra.main(config_path=CONFIG_DIR, config_name="cfg_pretrain", version_base=None)
 def launch(cfg: DictConfig) -> None:
     with one_line_errors():  # here too: what passes through Hydra gets a line of Hydra's added
         ranks = Ranks.from_environment()
@@ -314,6 +301,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to the line below
     with one_line_errors():
         try:
+            if {"-h", "--help"} & set(sys.argv):
+                print(pretrain_help(__doc__, CONFIG_DIR, "cfg_pretrain", sys.argv[1:]))
+                return
             launch()
         except (HydraException, OmegaConfBaseException) as error:
             raise hydra_error(error) from None

@@ -1,24 +1,32 @@
-"""Shards on disk -> batches of tensors. The format is described in dataset/common.py.
+"""Shards on disk -> batches of tensors. The format is described in dataset/format.py.
 
 Training visits every group `epochs_per_iter` times a pass and takes one of its puzzles each time; evaluation reads the
 examples in order and pads the last batch. All ranks make the same draws and cut their own slice out of each batch.
 
-Batches are narrow, as on disk, until `widen` makes them what the model takes: a quarter of the bytes on the way to a
-device. Iterating over the dataset gives them wide.
+Batches of training are narrow, as on disk, until `widen` makes them what the model takes: a quarter of the bytes on the
+way to a device. Iterating over the dataset gives them wide.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
-from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
-from dataset.shards import PuzzleSet, check_totals, check_vocabulary, load_metadata, load_set
+from dataset.format import (
+    IGNORE_LABEL_ID,
+    PuzzleDatasetMetadata,
+    PuzzleSet,
+    check_totals,
+    check_vocabulary,
+    load_metadata,
+    load_set,
+)
 from errors import UserError
+from puzzles.kind import Kind, kind_of
 
 # inputs, labels (B, seq_len) and puzzle_identifiers (B,): int32 with -100 for labels that do not count, or as on disk
 Batch = dict[str, Tensor]
@@ -41,26 +49,30 @@ class PuzzleDatasetConfig(BaseModel):
     max_examples: int | None = Field(default=None, ge=1)  # in test mode: a seeded subset, in order
 
 
-class PuzzleDataset(IterableDataset):
+class PuzzleDataset:
     """Iterates over `(set_name, batch, global_batch_size)`; the last is the number of real examples over all ranks.
 
-    Each `iter` of a training split is the next pass, with its own random stream. Raises `UserError` for a dataset that
-    is missing, truncated or inconsistent.
+    Each `iter` of a training split is the next pass, with its own random stream; `train_batches` gives any pass.
+    Raises `UserError` for a dataset that is missing, truncated or inconsistent.
     """
 
     def __init__(self, config: PuzzleDatasetConfig, split: str = "train"):
-        super().__init__()
         self.config, self.split = config, split
         self.set_batch_size(config.global_batch_size)
         folder = Path(config.dataset_path) / split
         self.metadata = load_metadata(folder)
         self.sets = {name: load_set(folder, name, self.metadata) for name in self.metadata.sets}
         check_totals(self.sets.values(), folder, self.metadata)
-        self._pass = 0  # training passes begun, over all sets
-        self._skip = 0  # batches of the next pass that an earlier process has had
+        self._passes_begun = 0  # by `iter`
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What kind of puzzle this is. Raises `UserError` where no kind fits."""
+        samples = [puzzles.inputs for puzzles in self.sets.values()]
+        return kind_of(self.metadata.model_dump(), samples, self.config.dataset_path)
 
     def set_batch_size(self, global_batch_size: int) -> None:
-        """For the batches from the next `iter` on."""
+        """For the batches from the next iteration on."""
         if global_batch_size % self.config.num_replicas:
             raise UserError(
                 f"global_batch_size={global_batch_size} is not divisible by the {self.config.num_replicas} ranks; "
@@ -69,54 +81,53 @@ class PuzzleDataset(IterableDataset):
         self.config = self.config.model_copy(update={"global_batch_size": global_batch_size})
         self.local_batch_size = global_batch_size // self.config.num_replicas
 
-    def seek(self, passes: int, batches: int) -> None:
-        """Go on where a run stood: after `passes` whole iterations and `batches` of the next one."""
-        self._pass, self._skip = passes * len(self.sets), batches
-
     def __iter__(self) -> Iterator[tuple[str, Batch, int]]:
-        for name, rows, size in self.narrow():
-            yield name, widen(rows, self.metadata), size
+        if self.config.test_set_mode:
+            for name, _, whole, rows in self._narrow_test_batches():
+                yield name, widen(rows, self.metadata), whole
+            return
+        self._passes_begun += 1
+        for name, rows in self.train_batches(self._passes_begun - 1):
+            yield name, widen(rows, self.metadata), self.config.global_batch_size
 
-    def narrow(self) -> Iterator[tuple[str, Batch, int]]:
-        """As iterating, with tokens in the type that they have on disk and labels that are not marked yet."""
-        worker = get_worker_info()
-        assert worker is None or worker.num_workers == 1, "more workers would repeat each other's batches"
-        return self._iter_test() if self.config.test_set_mode else self._iter_train()
-
-    def num_examples(self) -> int:
-        """Over all sets, after `max_examples`."""
-        return sum(len(self._test_examples(puzzles)) for puzzles in self.sets.values())
-
-    def num_test_batches(self) -> int:
-        return sum(-(-len(self._test_examples(s)) // self.config.global_batch_size) for s in self.sets.values())
-
-    def _iter_train(self) -> Iterator[tuple[str, Batch, int]]:
-        size, skip, self._skip = self.config.global_batch_size, self._skip, 0
-        for name, puzzles in self.sets.items():
-            self._pass += 1
-            rng = np.random.Generator(np.random.Philox(seed=self.config.seed + self._pass))
+    def train_batches(self, passes: int, skip: int = 0) -> Iterator[tuple[str, Batch]]:
+        """(set, narrow batch) of the pass after `passes` others, without its first `skip` batches."""
+        size = self.config.global_batch_size
+        mine = slice(self.config.rank * self.local_batch_size, (self.config.rank + 1) * self.local_batch_size)
+        for number, (name, puzzles) in enumerate(self.sets.items(), start=passes * len(self.sets) + 1):
+            rng = np.random.Generator(np.random.Philox(seed=self.config.seed + number))
             for examples, puzzle_ids in sample_batches(rng, puzzles, self.config.epochs_per_iter, size):
                 if skip:
                     skip -= 1
                     continue
-                mine = slice(self.config.rank * self.local_batch_size, (self.config.rank + 1) * self.local_batch_size)
-                yield name, self._collate(puzzles, examples[mine], puzzle_ids[mine]), size
+                yield name, self._collate(puzzles, examples[mine], puzzle_ids[mine])
 
-    def _iter_test(self) -> Iterator[tuple[str, Batch, int]]:
-        for name, mine, size in self._test_batches():
-            puzzles = self.sets[name]
-            yield name, self._collate(puzzles, mine, puzzles.puzzles_of(mine)), size
+    def test_batches(self) -> Iterator[tuple[str, Batch, np.ndarray]]:
+        """(set, batch, which examples its real rows are) in order; the rows after them are padding.
 
-    def test_examples(self) -> Iterator[np.ndarray]:
-        """Which examples the rows of this rank's test batches are, batch after batch, without padding.
-
-        They are positions in the split, its sets one after another.
+        Examples are positions in the split, its sets one after another; those of this rank alone.
         """
-        starts = dict(zip(self.sets, np.cumsum([0, *(len(s.inputs) for s in self.sets.values())]), strict=False))
-        for name, mine, _ in self._test_batches():
-            yield mine + starts[name]
+        for name, examples, _, rows in self._narrow_test_batches():
+            yield name, widen(rows, self.metadata), examples
 
-    def _test_batches(self) -> Iterator[tuple[str, np.ndarray, int]]:
+    def num_examples(self) -> int:
+        """Over all sets and ranks, after `max_examples`."""
+        return sum(len(self._test_examples(puzzles)) for puzzles in self.sets.values())
+
+    def num_own_examples(self) -> int:
+        """Those of them that this rank evaluates."""
+        return sum(len(mine) for _, mine, _ in self._test_parts())
+
+    def num_test_batches(self) -> int:
+        return sum(-(-len(self._test_examples(s)) // self.config.global_batch_size) for s in self.sets.values())
+
+    def _narrow_test_batches(self) -> Iterator[tuple[str, np.ndarray, int, Batch]]:
+        starts = dict(zip(self.sets, np.cumsum([0, *(len(s.inputs) for s in self.sets.values())]), strict=False))
+        for name, mine, whole in self._test_parts():
+            puzzles = self.sets[name]
+            yield name, mine + starts[name], whole, self._collate(puzzles, mine, puzzles.puzzles_of(mine))
+
+    def _test_parts(self) -> Iterator[tuple[str, np.ndarray, int]]:
         """(set, this rank's examples of it, number of examples over all ranks) of each test batch."""
         size = self.config.global_batch_size
         for name, puzzles in self.sets.items():

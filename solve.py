@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from dataset.shards import load_metadata
+from dataset.format import load_metadata
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
 from evaluators.boards import arc_lines, in_rows, maze_lines, sudoku_lines
@@ -46,10 +46,10 @@ from evaluators.puzzle_text import Puzzle, read_puzzle
 from evaluators.solution import Answer, answers, as_json, judge
 from evaluators.steps import reasoning_steps
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
+from training.checkpoints import load_model_alone
 from training.config import StrictModel, from_cli, load_config
 from training.distributed import DEVICES, select_device
-from training.progress import progress_bar
-from training.weights import load_model_alone
+from training.metrics import progress_bar
 
 TEXTS = ("checkpoint", "puzzle", "file", "task", "data_path", "gif")  # taken as they are typed
 MARKS = {

@@ -7,7 +7,8 @@ graph       the same steps (40) with and without a CUDA graph, of a model whose 
 resume      pretrain.py for 40 steps on --data-path, and again from its state after 20: metrics.jsonl line by line
 attention   outputs, gradients and time of each attention kernel that runs here, against float64
 compile     losses of the first steps: eager, blocks compiled, the baseline compiled as a whole (not with --toy)
-nccl        gradients through a process group of one rank: buckets and one call a parameter, equal and timed
+nccl        gradients through a process group of one rank: DistributedDataParallel's sums, as training has them, and one
+            call a parameter, equal and timed
 
 Prints a table each, and fails where what must agree does not; --out is a folder for files. Runs on a CPU too (no graph,
 gloo for NCCL). `--toy`: a model for a test. In float32, TF32 is off.
@@ -36,17 +37,16 @@ from benchmarks.loader import our_loader
 from benchmarks.report import in_turns, milliseconds, parser, positive
 from benchmarks.sizes import ROOT, SIZES, Size, config_of, random_batches, write_dataset
 from benchmarks.step import CHECKED_STEPS, WAYS, Kind, OurTrainer, build_ways, compared_steps, largest_difference
-from dataset.shards import load_metadata
+from dataset.format import load_metadata
 from errors import UserError, one_line_errors
-from models.attention import ATTENTION_KERNELS, select_attention
+from models.layers import ATTENTION_KERNELS, select_attention
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
 from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
 from training.data import open_split
 from training.distributed import Ranks, select_device
-from training.gradients import GradientBuckets
-from training.reasoning import AllSteps
+from training.reasoning import Reasoner
 from training.step import train_step
 
 ONE = Ranks(0, 1, 0)
@@ -187,14 +187,11 @@ def compare(label: str, plain: list[Step], other: list[Step], allowed: float) ->
     return max(off) > allowed or same < len(plain)
 
 
-@torch.inference_mode()
 def compare_answers(label: str, head: ACTLossHead, batches: list[Batch], recorded: Graph | None) -> None:
-    head.eval()
-    plain, graphed = AllSteps(head.model), AllSteps(head.model, recorded)
+    plain, graphed = Reasoner(head.model), Reasoner(head.model, graph=recorded)
     differ, off = 0, 0.0
     for batch in batches:
-        expected = {key: value.clone() for key, value in plain.run(batch).outputs.items()}
-        outputs = graphed.run(batch).outputs
+        expected, outputs = (reasoner.run(batch, len(batch["inputs"])).outputs for reasoner in (plain, graphed))
         differ += (outputs["logits"].argmax(-1) != expected["logits"].argmax(-1)).any(-1).sum().item()
         off = max(off, *((outputs[key] - expected[key]).abs().max().item() for key in expected))
     print(f"| {label} | {differ} of {sum(len(batch['inputs']) for batch in batches)} puzzles | {off:.1e} |")
@@ -331,27 +328,27 @@ def nccl(args: argparse.Namespace, device: torch.device) -> None:
             p.register_post_accumulate_grad_hook(lambda p: came.update({p: p.grad.clone()})) for p in head.parameters()
         ]
         told_two = Ranks(0, 2, 0)  # so that it does not skip the sum; the group has one rank, which changes nothing
-        buckets = GradientBuckets(head.parameters(), told_two)
+        summed = told_two.sum_gradients_of(head)
 
-        def backward() -> None:
+        def backward(module: torch.nn.Module = head) -> None:
             head.zero_grad()
-            head(carry=head.initial_carry(data), batch=data).loss.backward()
+            module(carry=head.initial_carry(data), batch=data).loss.backward()
 
         def one_a_parameter() -> None:
             backward()
             for parameter in came:
                 dist.all_reduce(parameter.grad)
 
-        def in_buckets() -> None:
-            with buckets.summing():
-                backward()
-
-        for way in (one_a_parameter, in_buckets, in_buckets):  # the first backward pass fills the buckets
+        ways = {
+            "no sum": backward,
+            "one call a parameter, after it": one_a_parameter,
+            "DistributedDataParallel, during it": lambda: backward(summed),
+        }
+        for way in ways.values():
             way()
             assert all(torch.equal(p.grad, before) for p, before in came.items()), "a sum of one rank changed it"
         for handle in noting:
             handle.remove()
-        ways = {"no sum": backward, "one call a parameter, after it": one_a_parameter, "buckets, during it": in_buckets}
         times = in_turns(ways, 20, device)
         dist.destroy_process_group()
     table_head(f"{backend}, one rank, {len(came)} gradients", "forward and backward")

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.baseline import plain_evaluation
 from benchmarks.report import Result, in_turns, parser, positive, publish
-from benchmarks.sizes import SIZES, build_head, config_of, default_size, write_dataset
-from errors import one_line_errors
+from benchmarks.sizes import SIZES, build_head, config_of, default_size, forward_dtype, write_dataset
+from errors import first_line, one_line_errors
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.compilation import compile_blocks
@@ -74,8 +74,7 @@ def made_up(args: argparse.Namespace, scratch: Path, device: torch.device) -> tu
     write_dataset(scratch, "test", SIZES[name], groups=examples, puzzles_a_group=1)
     dataset = open_split(config_of(SIZES[name], batch, f"data_path='{scratch}'"), "test", ONE)
     torch.manual_seed(0)
-    with torch.device(device):
-        head = build_head(SIZES[name], batch)
+    head = build_head(SIZES[name], batch, device)
     make_q_head(head, dataset, device)
     return f"{name}, batch {batch}, made Q head", head, dataset
 
@@ -102,8 +101,7 @@ def compiled_as_a_whole(head: ACTLossHead, dataset: PuzzleDataset, device: torch
         with torch.inference_mode():
             model(carry=head.eval().initial_carry(batch), batch=batch, return_keys=[])
     except Exception as error:  # whatever the compiler stack raises
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        log.warning("the baseline is not compiled: %s", reason)
+        log.warning("the baseline is not compiled: %s", first_line(error))
         return head
     return model
 
@@ -112,7 +110,7 @@ def compiled_max(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device
     """halt=max as evaluate.py runs it for a long split: -> what evaluates it, to metrics; None without a compiler."""
     head, dataset = copy.deepcopy(head), copy.copy(dataset)
     choose_batch_size(None, dataset, head, ONE, device)
-    if not compile_blocks(head, "on", device, 1, dataset.local_batch_size):
+    if not compile_blocks(head.model, "on", device, 1, dataset.local_batch_size):
         return None
     return lambda: evaluate_split(head, dataset, ONE, device, [], cuda_graph="auto")[0]
 
@@ -133,8 +131,7 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Result]:
         calls = {way: lambda way=way, call=call: metrics.update({way: call()}) for way, call in ways.items()}
         times = in_turns(calls, args.repeats, device)
     for way in metrics.keys() - {"baseline", "halt=q"}:
-        dtype = head.model.inner.forward_dtype
-        check_same_metrics(metrics["baseline"], metrics[way], dtype, same_padding=way == "halt=max")
+        check_same_metrics(metrics["baseline"], metrics[way], forward_dtype(head), same_padding=way == "halt=max")
     against = "compiled as a whole" if step is not head else "eager"
     return rows(f"{name}, %s, a puzzle, against {against}", metrics, times, dataset.num_examples(), device)
 

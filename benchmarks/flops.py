@@ -27,7 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from benchmarks.report import in_turns
 from errors import one_line_errors
 from models.losses import ACTLossHead
-from training.config import accept_plain_overrides
+from training.command_line import accept_plain_overrides
+
+META = torch.device("meta")
 
 
 class Kernel(NamedTuple):
@@ -58,9 +60,9 @@ def flops_per_step(head: ACTLossHead, batch: int, training: bool = True) -> floa
 def step_kernels(head: ACTLossHead, batch: int, training: bool = True) -> list[Kernel]:
     """The kernels that are counted, in the order in which they run; see `flops_per_step`."""
     head = on_meta(head).train(training)
-    data = head.model.config
+    data = head.model.data
     rows = data.batch_size  # of the training batches that the model was built for: some buffers have that size
-    tokens = torch.zeros(rows, data.seq_len, dtype=torch.int32, device="meta")
+    tokens = torch.zeros(rows, data.seq_len, dtype=torch.int32, device=META)
     fields = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
     with FusedAttention(), KernelCounter() as counter:
         out = head(carry=head.initial_carry(fields), batch=fields)
@@ -73,7 +75,7 @@ def on_meta(head: nn.Module) -> nn.Module:
     """A copy without values, and without compiled code."""
     known = {}
     for tensor in (*head.parameters(), *head.buffers()):
-        shape = torch.empty_like(tensor, device="meta")
+        shape = torch.empty_like(tensor, device=META)
         is_parameter = isinstance(tensor, nn.Parameter)
         known[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
         known[id(tensor)].requires_grad_(tensor.requires_grad)
@@ -149,8 +151,7 @@ def main() -> None:
     with one_line_errors():
         for name in ("sudoku", "maze", "arc"):
             for batch in SIZES[name].batches:
-                with torch.device("meta"):
-                    head = build_head(SIZES[name], batch, "arch.forward_dtype=bfloat16", *sys.argv[1:])
+                head = build_head(SIZES[name], batch, META, "arch.forward_dtype=bfloat16", *sys.argv[1:])
                 kernels = step_kernels(head, batch)
                 training, evaluation = sum(k.flops for k in kernels), flops_per_step(head, batch, training=False)
                 original = flops_per_step(as_the_original(head), batch)

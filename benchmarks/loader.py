@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 from benchmarks.baseline import PlainDataset, plain_batches
 from benchmarks.report import Result, in_turns, parser, positive, publish
 from benchmarks.sizes import SIZES, config_of, write_dataset
-from dataset.shards import PuzzleSet
+from dataset.format import PuzzleSet
 from errors import one_line_errors
 from puzzle_dataset import Batch, PuzzleDataset, sample_batches
-from training.data import BATCHES_AHEAD, batches_on, open_split, read_ahead
+from training.data import BATCHES_AHEAD, open_split, read_ahead, train_batches_on
 from training.distributed import Ranks, select_device
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
@@ -93,11 +93,11 @@ def plain_loader(dataset: PlainDataset, workers: int, device: torch.device) -> I
 
 
 def our_loader(dataset: PuzzleDataset, workers: int, device: torch.device) -> Iterator[Batch]:
-    while True:
+    for passes in itertools.count():
         if workers and device.type != "cuda":
-            yield from read_ahead(dataset.narrow(), device)
+            yield from read_ahead((rows for _, rows in dataset.train_batches(passes)), device)
         else:
-            yield from batches_on(device if workers else CPU, dataset)
+            yield from train_batches_on(device if workers else CPU, dataset, passes, skip=0)
 
 
 def drain(stream: Iterator, count: int) -> None:

@@ -9,10 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from dataset.common import PuzzleDatasetMetadata, SplitWriter, write_identifiers
+from dataset.format import PuzzleDatasetMetadata, SplitWriter, write_identifiers
+from models.act import tensors_of
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
-from training.config import PretrainConfig, from_hydra, hydra_error
+from training.command_line import hydra_error
+from training.config import PretrainConfig, from_hydra
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_layers=2", "arch.L_layers=2", "arch.halt_max_steps=8")
@@ -57,11 +59,14 @@ def config_of(size: Size, batch: int, *overrides: str) -> PretrainConfig:
         raise hydra_error(error) from None
 
 
-def build_head(size: Size, batch: int, *overrides: str) -> ACTLossHead:
-    """On the current default device."""
-    return config_of(size, batch, *overrides).arch.build(
-        batch_size=batch, seq_len=size.seq_len, vocab_size=size.vocab_size, num_puzzle_identifiers=size.puzzles
-    )
+def build_head(size: Size, batch: int, device: torch.device, *overrides: str) -> ACTLossHead:
+    return config_of(size, batch, *overrides).arch.build_for(size.metadata, batch_size=batch, device=device)
+
+
+def forward_dtype(head: ACTLossHead) -> torch.dtype:
+    """Of the network's state, and so of its activations."""
+    state = tensors_of(head.model.inner.initial_state(1))
+    return next(tensor.dtype for tensor in state if tensor.is_floating_point())
 
 
 def random_batches(size: Size, batch: int, device: torch.device, seed: int = 0) -> Iterator[Batch]:

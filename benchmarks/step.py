@@ -33,18 +33,18 @@ from benchmarks import loader
 from benchmarks.baseline import PlainTrainer
 from benchmarks.flops import measure_device, roofline, step_kernels
 from benchmarks.report import Result, in_turns, parser, positive, publish, timed
-from benchmarks.sizes import SIZES, Size, config_of, default_size, random_batches
-from dataset.common import PuzzleDatasetMetadata
-from errors import one_line_errors
+from benchmarks.sizes import SIZES, Size, config_of, default_size, forward_dtype, random_batches
+from dataset.format import PuzzleDatasetMetadata
+from errors import first_line, one_line_errors
 from puzzle_dataset import Batch
+from training.command_line import accept_plain_overrides
 from training.compilation import compile_blocks
-from training.config import PretrainConfig, accept_plain_overrides
+from training.config import PretrainConfig
 from training.cuda_graph import WARM_UP
 from training.data import BATCHES_AHEAD
 from training.distributed import Ranks, select_device
 from training.metrics import Unread, train_metrics
-from training.state import create_state
-from training.step import train_step
+from training.step import create_state, train_step
 
 log = logging.getLogger(__name__)
 CHECKED_STEPS = WARM_UP + 3  # a graph is recorded after the warm-up: three of them are replays
@@ -70,7 +70,7 @@ class OurTrainer:
         self.unread, self.log_interval, self.late = Unread(ranks), 1, False
 
     def compile(self) -> None:
-        if not compile_blocks(self.head, "on", self.device, self.state.total_steps):
+        if not compile_blocks(self.head.model, "on", self.device, self.state.total_steps):
             raise RuntimeError("the blocks do not compile here")
 
     def step(self, batch: Batch) -> dict[str, float] | None:
@@ -172,8 +172,7 @@ def build_ways(
         except Exception as error:
             if not WAYS[name].compilations:
                 raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log.warning("'%s' is left out: %s", name, reason)  # what torch.compile raises may be anything
+            log.warning("'%s' is left out: %s", name, first_line(error))  # what torch.compile raises may be anything
     return ways
 
 
@@ -223,7 +222,7 @@ def measure(
         config, size, made_up, ranks, device, compiled=args.compile, compiled_baseline=args.compile_baseline
     )
     head = ways["eager"].trainer.head
-    dtype = head.model.inner.forward_dtype
+    dtype = forward_dtype(head)
     label = ", ".join([name, f"batch {batch}", str(dtype).removeprefix("torch."), *args.overrides])
     differences = {}
     if ranks.is_main:  # the others do not have the sums

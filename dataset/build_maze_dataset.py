@@ -4,14 +4,12 @@
     python dataset/build_maze_dataset.py --generate --output-dir data/maze-generated      no network, 5 minutes
 
 A question is a square of wall `#`, free ` `, start `S` and goal `G`, row by row; the answer is the same with `o` on the
-cells of a shortest path. Written are PAD 0 and the characters of `# SGo` as 1–5, in the format of dataset/common.py.
-A group of train is a maze or, with `--aug`, its 8 rotations and reflections (dihedral transforms 0–7 of
-dataset/common.py, in this order, the maze itself first); test and val are not augmented.
+cells of a shortest path (puzzles/maze.py). A group of train is a maze or, with `--aug`, its 8 rotations and reflections
+(transforms 0–7 of puzzles/symmetry.py, in this order, the maze itself first); test and val are not augmented.
 """
 
 import sys
 from collections.abc import Iterator
-from math import isqrt
 from pathlib import Path
 from typing import Optional
 
@@ -22,13 +20,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.cli import run_builder
-from dataset.common import atomic_build, dihedral_transform
-from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, PuzzleRows, check_one_source, check_rows, open_source
-from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, hash_rows
-from errors import UserError
+from dataset.format import atomic_build
+from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, check_one_source, open_source
+from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, without_copies
+from puzzles.maze import Maze, dihedral_copies
 
-CHARACTERS = "# SGo"  # tokens from 1
-WALL, FREE, START, GOAL, PATH = range(1, 6)
 SLICE = 512  # mazes multiplied at a time
 
 # argdantic 1.3.3 takes `int | None` for text in --help.
@@ -65,76 +61,17 @@ class MazeConfig(BaseModel):
         return self
 
 
-def encode(file: PuzzleFile, rows: PuzzleRows) -> tuple[np.ndarray, np.ndarray]:
-    """Characters -> inputs, labels: (rows, cells) uint8, checked to be mazes with a path from S to G."""
-    cells = rows.question.shape[1]
-    if isqrt(cells) ** 2 != cells:
-        raise UserError(f"{file.name}:{rows.line[0]}: a question of {cells} characters; a maze is a square")
-    token = np.zeros(256, np.uint8)  # 0: no such character
-    token[[ord(character) for character in CHARACTERS]] = np.arange(1, 6)
-    inputs, labels = token[rows.question], token[rows.answer]
-    one_of_each = ((inputs == START).sum(1) == 1) & ((inputs == GOAL).sum(1) == 1)
-    check_rows(
-        file.name,
-        rows.line,
-        [
-            (((inputs == 0) | (inputs == PATH)).any(1), "the question has a character other than `#`, space, S and G"),
-            ((labels == 0).any(1), "the answer has a character other than `#`, space, S, G and o"),
-            (~one_of_each, "the question has not exactly one S and one G"),
-            (
-                ((labels != inputs) & ~((inputs == FREE) & (labels == PATH))).any(1),
-                "the answer differs from the question by more than o on free cells",
-            ),
-        ],
-    )
-    check_rows(file.name, rows.line, [(~_connects(labels), "the o cells of the answer are no path from S to G")])
-    return inputs, labels
-
-
-def _connects(labels: np.ndarray) -> np.ndarray:
-    """(n, cells) tokens -> (n,) bool: S, G and the o cells are one piece."""
-    size = isqrt(labels.shape[1])
-    grids = np.pad(labels.reshape(-1, size, size), ((0, 0), (1, 1), (1, 1)))
-    path, reached = grids >= START, grids == START
-    while True:  # spread from S along the path, in all mazes at once
-        grown = reached.copy()
-        grown[:, 1:-1, 1:-1] |= (
-            reached[:, :-2, 1:-1] | reached[:, 2:, 1:-1] | reached[:, 1:-1, :-2] | reached[:, 1:-1, 2:]
-        )
-        grown &= path
-        if np.array_equal(grown, reached):
-            return (reached == path).all((1, 2))
-        reached = grown
-
-
-def dihedral_copies(grids: np.ndarray) -> np.ndarray:
-    """(n, cells) -> (n, 8, cells): the transforms 0..7 of each square."""
-    size = isqrt(grids.shape[1])
-    squares = grids.reshape(len(grids), size, size)
-    return np.stack([dihedral_transform(squares, tid).reshape(grids.shape) for tid in range(8)], axis=1)
-
-
-def canonical_keys(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n, cells) -> (n,) uint64: the same for all rotations and reflections of a maze, whatever its label."""
-    copies = dihedral_copies(inputs)
-    return hash_rows(copies.reshape(-1, inputs.shape[1])).reshape(len(inputs), 8).min(axis=1)
-
-
-def _augment(inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _augment(
+    kind: Maze, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Whole groups of 8. A copy has the key of its original, which is not held out for val."""
     for start in range(0, len(inputs), SLICE):
         group_inputs, group_labels = (dihedral_copies(grids[start : start + SLICE]) for grids in (inputs, labels))
         yield group_inputs.reshape(-1, inputs.shape[1]), group_labels.reshape(-1, inputs.shape[1])
 
 
-def _as_they_are(
-    inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    yield inputs, labels
-
-
 def _generate(config: MazeConfig, seed: np.random.SeedSequence) -> dict[str, PuzzleFile]:
-    from dataset.maze_generator import generate_mazes  # imports numba, which the other sources do without
+    from puzzles.maze_generator import generate_mazes  # imports numba, which the other sources do without
 
     mazes = generate_mazes(config.num_train + config.num_test, config.size, config.min_path_length, seed)
     parts = {"train": slice(config.num_train), "test": slice(config.num_train, None)}
@@ -146,14 +83,7 @@ def _generate(config: MazeConfig, seed: np.random.SeedSequence) -> dict[str, Puz
 def build(config: MazeConfig) -> None:
     """Build a maze dataset from maze-30x30-hard-1k (default), from --source-dir, or from mazes made by --generate."""
     choosing, generating = np.random.SeedSequence(config.seed).spawn(2)
-    recipe = Recipe(
-        vocab_size=lambda seq_len: 1 + len(CHARACTERS),
-        encode=encode,
-        keys=canonical_keys,
-        same_key="are, perhaps rotated or reflected, one of test",
-        copies=8 if config.aug else 1,
-        augment=_augment if config.aug else _as_they_are,
-    )
+    recipe = Recipe(Maze, 8, _augment) if config.aug else Recipe(Maze, 1, without_copies)
     selection = Selection(choosing, None, config.subsample_size, config.val_fraction)
     with atomic_build(config.output_dir) as folder:
         files = _generate(config, generating) if config.generate else open_source(config.source_dir, config.source_repo)

@@ -5,18 +5,15 @@
         --subsample-size 1000 --num-aug 1000                                             the 1k experiment
     python dataset/build_sudoku_dataset.py --generate --size 4 --output-dir data/sudoku-4x4        no network
 
-A question holds `.` (or `0`) for a blank and digits; written are PAD 0, blank 1, digit d as d + 1, row by row, in the
-format of dataset/common.py. A group of train is a puzzle and its `--num-aug` copies; test and val are not augmented.
-A copy is a uniform draw from the symmetries of Sudoku: digits relabelled; bands, rows in a band, stacks and columns in
-a stack permuted; rows and columns exchanged (not for 6×6, whose boxes of 2×3 would become 3×2).
+A question holds `.` (or `0`) for a blank and digits (puzzles/sudoku.py). A group of train is a puzzle and its
+`--num-aug` copies, each a uniform draw from the symmetries of Sudoku: digits relabelled; bands, rows in a band, stacks
+and columns in a stack permuted; rows and columns exchanged (not for 6×6, whose boxes of 2×3 would become 3×2). Test and
+val are not augmented.
 No copy has a solution that stands in test or val: such a draw is repeated up to 32 times, then the original is kept.
 """
 
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
-from itertools import permutations, product
-from math import isqrt
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -27,12 +24,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.cli import run_builder
-from dataset.common import atomic_build
-from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, PuzzleRows, check_one_source, check_rows, open_source
-from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, hash_rows, stands_in, warn
-from errors import UserError
+from dataset.format import atomic_build
+from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, check_one_source, open_source
+from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, warn, without_copies
+from puzzles.kind import hash_rows
+from puzzles.sudoku import BOXES, Sudoku, SudokuSymmetries
 
-BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SLICE = 8192  # copies made at a time: the index arrays stay in the cache
 REDRAWS = 32
 
@@ -75,55 +72,6 @@ class SudokuConfig(BaseModel):
         return self
 
 
-class SudokuSymmetries:
-    """The symmetry group of the Sudokus of one size; uniform numbers make uniform draws from it."""
-
-    def __init__(self, size: int):
-        box_rows, box_columns = BOXES[size]
-        self.size, self.transposes = size, box_rows == box_columns
-        self.row_orders = _line_orders(size // box_rows, box_rows)  # (orders, size)
-        self.column_orders = _line_orders(size // box_columns, box_columns)
-        self.numbers = 3 + size  # uniform numbers that one draw takes
-
-    def draw(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, self.numbers) in [0, 1) -> source cell of every cell (n, cells) intp, digit maps (n, size), from 0."""
-        rows = self.row_orders[(numbers[:, 0] * len(self.row_orders)).astype(np.intp)] * self.size
-        columns = self.column_orders[(numbers[:, 1] * len(self.column_orders)).astype(np.intp)]
-        if self.transposes:
-            flip = numbers[:, 2, None] < 0.5
-            rows, columns = np.where(flip, columns, rows), np.where(flip, rows, columns)
-        cells = (rows[:, :, None] + columns[:, None, :]).reshape(len(numbers), -1)
-        return cells, numbers[:, 3:].argsort(axis=1, kind="stable").astype(np.uint8)
-
-    def apply(
-        self, inputs: np.ndarray, labels: np.ndarray, source: np.ndarray, numbers: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One copy of each puzzle in `source` (n,), an index into `inputs`: -> inputs, labels (n, cells)."""
-        cells, digits = self.draw(numbers)
-        # A cell's code is its solution digit from 0, plus `size` where it is given: one look-up yields both tokens.
-        codes = (labels - 2) + self.size * (inputs != 1).astype(np.uint8)  # (puzzles, cells)
-        tokens = np.ones((len(source), 2 * self.size, 2), np.uint8)
-        tokens[:, self.size :, 0] = tokens[:, : self.size, 1] = tokens[:, self.size :, 1] = digits + 2
-        cells += source[:, None] * inputs.shape[1]
-        looked_up = codes.ravel().take(cells) + (np.arange(len(source)) * (2 * self.size))[:, None]
-        both = tokens.view(np.uint16).ravel().take(looked_up).view(np.uint8).reshape(*cells.shape, 2)
-        return both[..., 0], both[..., 1]
-
-
-@lru_cache
-def _line_orders(blocks: int, lines: int) -> np.ndarray:
-    """Every order of `blocks` blocks of `lines` lines that keeps the blocks together: (orders, blocks·lines) intp."""
-    within = list(permutations(range(lines)))
-    return np.array(
-        [
-            [block * lines + line for block, order in zip(block_order, orders, strict=True) for line in order]
-            for block_order in permutations(range(blocks))
-            for orders in product(within, repeat=blocks)
-        ],
-        np.intp,
-    )
-
-
 class SudokuAugmenter:
     """Makes groups: every original with `num_aug` copies after it."""
 
@@ -132,17 +80,17 @@ class SudokuAugmenter:
         self._rng, self._redraw_rng = (np.random.Generator(np.random.PCG64(child)) for child in seed.spawn(2))
 
     def __call__(
-        self, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
+        self, kind: Sudoku, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """inputs, labels: (puzzles, cells) -> the same of whole groups; `held_out`: sorted hashes of solutions."""
         step = max(1, SLICE // (1 + self.num_aug))
         for start in range(0, len(inputs), step):
-            yield self._groups(inputs[start : start + step], labels[start : start + step], held_out)
+            part = slice(start, start + step)
+            yield self._groups(SudokuSymmetries(kind.size), inputs[part], labels[part], held_out)
 
-    def _groups(self, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not self.num_aug:
-            return inputs, labels
-        symmetries = SudokuSymmetries(isqrt(inputs.shape[1]))
+    def _groups(
+        self, symmetries: SudokuSymmetries, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         group_inputs, group_labels = (np.repeat(array, 1 + self.num_aug, axis=0) for array in (inputs, labels))
         places = np.arange(len(group_inputs)).reshape(-1, 1 + self.num_aug)[:, 1:].ravel()  # of the copies
         for start in range(0, len(places), SLICE):
@@ -181,47 +129,8 @@ class SudokuAugmenter:
         return copies, solutions
 
 
-def encode(file: PuzzleFile, rows: PuzzleRows) -> tuple[np.ndarray, np.ndarray]:
-    """Characters -> inputs, labels: (rows, cells) uint8, checked to be a Sudoku and its solution."""
-    size = next((size for size in BOXES if size * size == rows.question.shape[1]), None)
-    if size is None:
-        raise UserError(
-            f"{file.name}:{rows.line[0]}: a question of {rows.question.shape[1]} characters; "
-            f"a Sudoku has {', '.join(str(size * size) for size in BOXES)}"
-        )
-    token = np.zeros(256, np.uint8)  # 0: no such character
-    token[[ord(digit) for digit in "123456789"[:size]]] = np.arange(2, size + 2)
-    labels = token[rows.answer]
-    token[[ord("."), ord("0")]] = 1
-    inputs = token[rows.question]
-    check_rows(
-        file.name,
-        rows.line,
-        [
-            ((inputs == 0).any(1), f"the question has a character other than `.`, 0 and 1–{size}"),
-            ((labels == 0).any(1), f"the answer has a character other than 1–{size}"),
-            (((inputs != 1) & (inputs != labels)).any(1), "the answer contradicts a clue of the question"),
-            (~_is_solution(labels, size), "the answer has a digit twice in a row, column or box"),
-        ],
-    )
-    return inputs, labels
-
-
-def _is_solution(labels: np.ndarray, size: int) -> np.ndarray:
-    """(n, cells) tokens -> (n,) bool."""
-    box_rows, box_columns = BOXES[size]
-    bits = (np.uint16(1) << labels.astype(np.uint16)).reshape(-1, size, size)
-    boxes = bits.reshape(-1, size // box_rows, box_rows, size // box_columns, box_columns)
-    full = ((1 << size) - 1) << 2
-    return (
-        (np.bitwise_or.reduce(bits, axis=1) == full).all(1)
-        & (np.bitwise_or.reduce(bits, axis=2) == full).all(1)
-        & (np.bitwise_or.reduce(boxes, axis=(2, 4)) == full).all((1, 2))
-    )
-
-
 def _generate(config: SudokuConfig, seed: np.random.SeedSequence) -> dict[str, PuzzleFile]:
-    from dataset.sudoku_generator import generate_sudokus  # imports numba, which the other sources do without
+    from puzzles.sudoku_generator import generate_sudokus  # imports numba, which the other sources do without
 
     extra = config.extra_clues if config.extra_clues is not None else (4 if config.size == 4 else 0)
     made = generate_sudokus(
@@ -242,14 +151,7 @@ def build(config: SudokuConfig) -> None:
     """
     choosing, augmenting, generating = np.random.SeedSequence(config.seed).spawn(3)
     augmenter = SudokuAugmenter(config.num_aug, augmenting)
-    recipe = Recipe(
-        vocab_size=lambda seq_len: isqrt(seq_len) + 2,
-        encode=encode,
-        keys=lambda inputs, labels: hash_rows(labels),
-        same_key="share their solution with one of test",
-        copies=1 + config.num_aug,
-        augment=augmenter,
-    )
+    recipe = Recipe(Sudoku, 1 + config.num_aug, augmenter if config.num_aug else without_copies)
     selection = Selection(choosing, config.min_difficulty, config.subsample_size, config.val_fraction)
     with atomic_build(config.output_dir) as folder:
         files = _generate(config, generating) if config.generate else open_source(config.source_dir, config.source_repo)

@@ -14,17 +14,7 @@ from typing import Any, NoReturn
 from argdantic import ArgParser
 from pydantic import ValidationError
 
-from errors import UserError, one_line_errors
-
-
-def describe_validation_error(error: ValidationError, option: Callable[[str], str]) -> str:
-    """One line for a pydantic error; `option` renders a field's dotted path as the user types it."""
-    parts = []
-    for detail in error.errors():
-        where = ".".join(str(part) for part in detail["loc"])
-        message = detail["msg"].removeprefix("Value error, ")
-        parts.append(f"{option(where)}: {message}" if where else message)
-    return "; ".join(parts)
+from errors import UserError, describe_validation_error, one_line_errors
 
 
 class _BuilderParser(ArgParser):

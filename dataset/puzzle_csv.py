@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from pydantic import BaseModel
 
-from errors import UserError
+from errors import UserError, first_line
 
 COLUMNS = ["source", "question", "answer", "rating"]
 CHUNK_CHARACTERS = 1 << 21  # of the question column: 26,000 Sudokus or 2,300 mazes at a time
@@ -169,9 +169,8 @@ def _download(repo: str) -> dict[str, PuzzleFile]:
         try:
             files[split] = PuzzleCsv(hf_hub_download(repo, f"{split}.csv", repo_type="dataset"))
         except Exception as error:  # its own errors and those of the HTTP client, which differs between versions
-            reason = (str(error).splitlines() or [""])[0]
             raise UserError(
-                f"cannot download {split}.csv of {repo} ({type(error).__name__}: {reason}); {remedy}"
+                f"cannot download {split}.csv of {repo} ({type(error).__name__}: {first_line(error)}); {remedy}"
             ) from None
     return files
 

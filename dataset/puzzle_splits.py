@@ -1,6 +1,6 @@
 """Train, test and val out of a source of puzzles, each puzzle a group of its own with its augmented copies.
 
-Written in the format of dataset/common.py. The source is streamed, twice where rows of train must be chosen, so that
+Written in the format of dataset/format.py. The source is streamed, twice where rows of train must be chosen, so that
 a split of any length takes the memory of a few chunks and some tens of bytes a row.
 """
 
@@ -12,18 +12,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.common import SplitWriter, write_identifiers
-from dataset.puzzle_csv import PuzzleFile, PuzzleRows
+from dataset.format import SplitWriter, write_identifiers
+from dataset.puzzle_csv import PuzzleFile, PuzzleRows, check_rows
 from errors import UserError
+from puzzles.kind import Kind, hash_rows
 
 DROPPED, TRAIN, VAL = 0, 1, 2  # what becomes of a row of train
-
-
-def hash_rows(rows: np.ndarray) -> np.ndarray:
-    """(n, width) small integers -> (n,) uint64; different rows collide with a probability near 2^-64."""
-    random = np.random.Generator(np.random.PCG64(81)).bytes(8 * rows.shape[1])  # the same for one width, always
-    multipliers = np.frombuffer(random, "<u8").astype(np.uint64) | np.uint64(1)
-    return rows.astype(np.uint64) @ multipliers
 
 
 def stands_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
@@ -59,16 +53,19 @@ def choose_rows(
 
 @dataclass
 class Recipe:
-    """What makes a builder: how its puzzles are read, told apart and multiplied."""
+    """What makes a builder: the kind of its puzzles, and how they are multiplied."""
 
-    vocab_size: Callable[[int], int]  # of seq_len
-    encode: Callable[[PuzzleFile, PuzzleRows], tuple[np.ndarray, np.ndarray]]  # -> inputs, labels: (rows, seq_len)
-    # (rows,) uint64: puzzles that share a key must not stand on both sides of a split
-    keys: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    same_key: str  # what it means to share a key, for the warning
+    kind: type[Kind]
     copies: int  # puzzles in a group of train, the original included
     # yields inputs and labels of whole groups for some originals; no copy may have one of the (sorted) held-out keys
-    augment: Callable[[np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+    augment: Callable[[Kind, np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+def without_copies(
+    kind: Kind, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every puzzle a group of its own."""
+    yield inputs, labels
 
 
 @dataclass
@@ -87,7 +84,7 @@ class DatasetWriter:
     def __init__(self, folder: Path, files: dict[str, PuzzleFile], recipe: Recipe, selection: Selection):
         self.folder, self.files, self.recipe, self.selection = folder, files, recipe, selection
         self.writers: dict[str, SplitWriter] = {}
-        self.seq_len: int | None = None
+        self.kind: Kind | None = None  # with its size, once a puzzle has been read
 
     def run(self) -> list[str]:
         """Write everything; return one line per split that says what it holds."""
@@ -106,13 +103,7 @@ class DatasetWriter:
         """Inputs and labels of the rows that are hard enough, chunk by chunk."""
         minimum, found, hardest = self.selection.min_rating, 0, None
         for rows in self.files[split].chunks():
-            inputs, labels = self.recipe.encode(self.files[split], rows)
-            self.seq_len = self.seq_len or inputs.shape[1]
-            if inputs.shape[1] != self.seq_len:
-                raise UserError(
-                    f"{self.files[split].name}: puzzles of {inputs.shape[1]} cells, but the test split has "
-                    f"{self.seq_len}; both files must hold puzzles of one size"
-                )
+            inputs, labels = self._encode(self.files[split], rows)
             hardest = int(rows.rating.max()) if hardest is None else max(hardest, int(rows.rating.max()))
             if minimum is not None:
                 inputs, labels = inputs[rows.rating >= minimum], labels[rows.rating >= minimum]
@@ -125,6 +116,23 @@ class DatasetWriter:
                 f"--min-difficulty {minimum} leaves no puzzle of {self.files[split].name}, "
                 f"the hardest of which is rated {hardest}"
             )
+
+    def _encode(self, file: PuzzleFile, rows: PuzzleRows) -> tuple[np.ndarray, np.ndarray]:
+        """Characters -> inputs, labels: (rows, cells) uint8, checked."""
+        cells = rows.question.shape[1]
+        try:
+            kind = self.recipe.kind.of_cells(cells)
+        except ValueError as error:
+            raise UserError(f"{file.name}:{rows.line[0]}: a question of {cells} characters; {error}") from None
+        encoded = kind.encode(rows.question, rows.answer)
+        check_rows(file.name, rows.line, encoded.problems)
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            raise UserError(
+                f"{file.name}: puzzles of {cells} cells, but the test split has {self.kind.seq_len}; both files must "
+                f"hold puzzles of one size"
+            )
+        return encoded.inputs, encoded.labels
 
     def _write(self, split: str, inputs: np.ndarray, labels: np.ndarray, copies: int = 1) -> None:
         if split not in self.writers:
@@ -139,7 +147,7 @@ class DatasetWriter:
         with _progress("writing test") as bar:
             for inputs, labels in self._puzzles("test"):
                 self._write("test", inputs, labels)
-                keys.append(self.recipe.keys(inputs, labels))
+                keys.append(self.kind.keys(inputs, labels))
                 questions.append(hash_rows(inputs))
                 bar.update(len(inputs))
         return np.unique(np.concatenate(keys)), np.sort(np.concatenate(questions))
@@ -149,7 +157,7 @@ class DatasetWriter:
         keys = []
         with _progress("reading train") as bar:
             for inputs, labels in self._puzzles("train"):
-                keys.append(self.recipe.keys(inputs, labels))
+                keys.append(self.kind.keys(inputs, labels))
                 bar.update(len(inputs))
         return np.concatenate(keys)
 
@@ -168,18 +176,18 @@ class DatasetWriter:
                 inputs, labels = inputs[role == TRAIN], labels[role == TRAIN]
                 total += len(inputs)
                 same_question += int(stands_in(hash_rows(inputs), test_questions).sum())
-                same_key += int(stands_in(self.recipe.keys(inputs, labels), test_keys).sum())
-                for group_inputs, group_labels in self.recipe.augment(inputs, labels, held_out):
+                same_key += int(stands_in(self.kind.keys(inputs, labels), test_keys).sum())
+                for group_inputs, group_labels in self.recipe.augment(self.kind, inputs, labels, held_out):
                     self._write("train", group_inputs, group_labels, copies)
                     bar.update(len(group_inputs))
         if same_key:
             warn(
-                f"{same_question} of {total} train puzzles stand in test too, {same_key} {self.recipe.same_key}; "
+                f"{same_question} of {total} train puzzles stand in test too, {same_key} {self.kind.same_key}; "
                 "scores on test will flatter"
             )
 
     def _finish(self, split: str) -> str:
-        metadata = self.writers[split].finish(vocab_size=self.recipe.vocab_size(self.seq_len), num_puzzle_identifiers=1)
+        metadata = self.writers[split].finish(vocab_size=self.kind.vocab_size, num_puzzle_identifiers=1, kind=self.kind)
         examples = metadata.total_groups * (self.recipe.copies if split == "train" else 1)
         return f"{split}: {examples:,} examples in {metadata.total_groups:,} groups"
 

@@ -13,13 +13,13 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.build_maze_dataset import FREE, GOAL, PATH, START, WALL
-from dataset.build_sudoku_dataset import BOXES
 from evaluators.arc_figures import CELL_BORDER, PALETTE, RIGHT, WRONG
 from evaluators.puzzle_text import Puzzle
 from evaluators.rules import BLANK
 from evaluators.solution import Answer, Verdict, arc_grid
-from training.run_folder import write_atomically
+from puzzles.maze import FREE, GOAL, PATH, START, WALL
+from puzzles.sudoku import BOXES
+from files import write_atomically
 
 BOARD, MARGIN = 480, 20  # pixels: a board's side, about, and the space around it
 TEXT, LINE_HEIGHT = 15, 22  # of the lines below it: one for the step, two for the verdict

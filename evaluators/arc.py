@@ -27,15 +27,14 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from dataset.arc_augment import SEQ_LEN, VOCAB_SIZE
-from dataset.common import read_identifiers
-from dataset.shards import PuzzleSet, load_metadata, load_set
+from dataset.format import PuzzleSet, load_metadata, load_set, read_identifiers
 from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
+from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.config import StrictModel, from_cli
 from training.predictions import PredictionRows, read_predictions
-from training.progress import progress_bar, start_logging
-from training.run_folder import write_atomically
+from training.metrics import progress_bar, start_logging
+from files import write_atomically
 
 KS = (1, 2, 10, 100, 1000)
 

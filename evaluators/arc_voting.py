@@ -1,6 +1,6 @@
 """Voting over the augmentations of ARC tasks: predicted grids -> candidates for every test input, and scores.
 
-A prediction is a sequence of 900 tokens (dataset/arc_augment.py). It is cropped, its augmentation is undone, and the
+A prediction is a sequence of 900 tokens (puzzles/arc.py). It is cropped, its augmentation is undone, and the
 grid is one vote for a test input of its task: the one that its own input is an augmentation of. Candidates are ordered
 by votes, then by the mean of sigmoid(q_halt); of equal ones, the first seen comes first.
 
@@ -13,18 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.arc_augment import (
+from errors import UserError
+from puzzles.arc import (
     FIRST_COLOUR,
+    MAX_GRID_SIZE,
+    NUM_COLOURS,
     NUM_SYMMETRIES,
     SEQ_LEN,
     SWAPS_AXES,
-    VOCAB_SIZE,
     Augmentations,
+    crop_shapes,
     parse_augmentation,
 )
-from dataset.arc_tasks import MAX_GRID_SIZE, NUM_COLOURS
-from dataset.common import inverse_dihedral_transform
-from errors import UserError
+from puzzles.symmetry import inverse_dihedral_transform
 from training.predictions import PredictionRows
 
 _COLOURS = bytes(range(NUM_COLOURS))
@@ -70,19 +71,6 @@ def key_of(grid: np.ndarray) -> Key:
 def grid_of(key: Key) -> np.ndarray:
     """(rows, columns) uint8 colours; 0 × 0 where a prediction begins with a special token."""
     return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
-
-
-def crop_shapes(tokens: np.ndarray) -> np.ndarray:
-    """(n, 900) tokens -> (n, 2): rows and columns of the largest rectangle of colours in the top left corner.
-
-    Of equally large ones it is the one with the fewest rows; 0 × 0 where the first cell is a special token.
-    """
-    is_colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
-    columns = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # colours at the beginning of each row,
-    columns = np.minimum.accumulate(columns, axis=1)  # and of every row above it
-    last_row = (columns * np.arange(1, MAX_GRID_SIZE + 1)).argmax(axis=1)
-    columns = columns[np.arange(len(tokens)), last_row]
-    return np.stack([np.where(columns > 0, last_row + 1, 0), columns], axis=1)
 
 
 # Whether the top left corner of a canvas stands at the bottom, and at the right, once symmetry `tid` is undone.

@@ -10,11 +10,10 @@ from math import isqrt
 
 import numpy as np
 
-from dataset.arc_augment import FIRST_COLOUR
-from dataset.build_maze_dataset import CHARACTERS, FREE, PATH
-from dataset.build_sudoku_dataset import BOXES
 from evaluators.arc_figures import PALETTE
-from evaluators.arc_voting import crop_shapes
+from puzzles.arc import FIRST_COLOUR, crop_shapes
+from puzzles.maze import CHARACTERS, FREE, PATH
+from puzzles.sudoku import BOXES
 
 _ANSI = re.compile("\x1b\\[[0-9;]*m")
 

@@ -4,11 +4,11 @@ from math import isqrt
 
 import numpy as np
 
-from dataset import arc_augment
-from dataset.build_maze_dataset import CHARACTERS, GOAL, PATH, START
-from dataset.build_sudoku_dataset import BOXES
 from errors import UserError
 from puzzle_dataset import PuzzleDataset
+from puzzles import arc
+from puzzles.maze import CHARACTERS, GOAL, PATH, START
+from puzzles.sudoku import BOXES
 from training.config import PretrainConfig
 from training.data import open_split
 from training.distributed import Ranks
@@ -34,7 +34,7 @@ def puzzle_kind(dataset: PuzzleDataset) -> str:
     """`sudoku`, `maze` or `arc`; the datasets do not say it, but each has a vocabulary and a shape of its own."""
     meta = dataset.metadata
     size = isqrt(meta.seq_len)
-    if (meta.vocab_size, meta.seq_len) == (arc_augment.VOCAB_SIZE, arc_augment.SEQ_LEN):
+    if (meta.vocab_size, meta.seq_len) == (arc.VOCAB_SIZE, arc.SEQ_LEN):
         return "arc"
     square = size * size == meta.seq_len
     if square and meta.vocab_size == 1 + len(CHARACTERS) and all(map(_are_mazes, dataset.sets.values())):

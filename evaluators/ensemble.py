@@ -40,8 +40,8 @@ from models.losses import IGNORE_LABEL_ID
 from training.compilation import EVALUATION, compile_blocks
 from training.config import PretrainConfig, StrictModel, from_cli, load_config
 from training.distributed import DEVICES, select_device
-from training.progress import progress_bar, start_logging
-from training.weights import load_model
+from training.metrics import progress_bar, start_logging
+from training.checkpoints import load_model
 
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # puzzles and answers (…, cells) -> whether they obey the rules
 RULES: dict[str, Rule] = {"sudoku": is_valid_sudoku, "maze": is_valid_maze_path}

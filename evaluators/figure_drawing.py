@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dataset.build_sudoku_dataset import BOXES
 from evaluators.arc_figures import draw_grid
+from puzzles.sudoku import BOXES
 
 DPI = 150
 BLUE, ORANGE, GREEN, PURPLE, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"

@@ -49,9 +49,9 @@ from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.config import PretrainConfig, StrictModel, from_cli, load_config
 from training.distributed import DEVICES, select_device
-from training.progress import progress_bar, start_logging
-from training.run_folder import write_atomically
-from training.weights import load_model
+from training.metrics import progress_bar, start_logging
+from files import write_atomically
+from training.checkpoints import load_model
 
 BATCH_SIZE = 64  # puzzles at a time; less where there are fewer
 

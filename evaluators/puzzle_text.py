@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from dataset.build_maze_dataset import CHARACTERS, FREE
-from dataset.build_sudoku_dataset import BOXES
 from errors import UserError
 from evaluators.rules import BLANK, repeated_digits, shortest_path_steps
+from puzzles.maze import CHARACTERS, FREE
+from puzzles.sudoku import BOXES
 
 SEPARATORS = frozenset("|+-│┃┼╋─━═║╬┬┴├┤┌┐└┘")
 MAZE_TOKENS = {character: token for token, character in enumerate(CHARACTERS, start=1)} | {".": FREE, "o": FREE}

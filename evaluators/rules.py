@@ -11,8 +11,8 @@ from math import isqrt
 
 import numpy as np
 
-from dataset.build_maze_dataset import CHARACTERS, FREE, GOAL, PATH, START, WALL
-from dataset.build_sudoku_dataset import BOXES
+from puzzles.maze import CHARACTERS, FREE, GOAL, PATH, START, WALL
+from puzzles.sudoku import BOXES
 
 BLANK, FIRST_DIGIT = 1, 2  # Sudoku tokens: digit d is d + 1
 

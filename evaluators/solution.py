@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.arc_augment import FIRST_COLOUR
-from dataset.build_maze_dataset import PATH
-from evaluators.arc_voting import crop_shapes
 from evaluators.boards import maze_lines
 from evaluators.puzzle_text import Kind, Puzzle
 from evaluators.rules import maze_violations, shortest_path_steps, sudoku_violations
 from evaluators.steps import Step
+from puzzles.arc import FIRST_COLOUR, crop_shapes
+from puzzles.maze import PATH
 
 SHOWN_VIOLATIONS = 3
 

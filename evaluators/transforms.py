@@ -9,9 +9,9 @@ from math import factorial
 
 import numpy as np
 
-from dataset.build_maze_dataset import CHARACTERS, GOAL, START, dihedral_copies
-from dataset.build_sudoku_dataset import SudokuSymmetries
 from errors import UserError
+from puzzles.maze import CHARACTERS, GOAL, START, dihedral_copies
+from puzzles.sudoku import SudokuSymmetries
 
 FIRST_DIGIT = 2  # Sudoku tokens: 0 PAD, 1 blank, then the digits
 

@@ -6,12 +6,10 @@ bias-corrected outside the arc tangent. It differs from the paper's in the first
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from models.common import send_
 
 log = logging.getLogger(__name__)
 
@@ -112,3 +110,8 @@ def adam_atan2(params: Iterable[nn.Parameter], graphed: bool = False, **options)
             log.info("optimizer: AdamATan2 (CUDA extension)")
             return Extension(params, **options)
     return AdamATan2(params, **options)
+
+
+def send_(place: Tensor, values: Sequence[float]) -> None:
+    """Write numbers into `place`, in stream order: the host does not wait for the device."""
+    place.copy_(torch.tensor(values, dtype=place.dtype, pin_memory=place.is_cuda), non_blocking=True)

@@ -1,15 +1,51 @@
 """The parts of a Transformer block: attention with rotary positions, SwiGLU, RMSNorm, and weights cast on use.
 
 Weights stay in float32 and are cast to the activations' dtype where they are used, so that the optimiser sees full
-precision. State-dict names follow the published checkpoints.
+precision. State-dict names follow the published checkpoints. Attention has no mask, and one function with several
+kernels behind it: FlashAttention 3 (`flash_attn_interface`), FlashAttention 2 (`flash_attn`), or PyTorch's own `sdpa`.
 """
+
+import importlib
+import logging
+import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import AttentionKernel
-from models.common import trunc_normal_init_
+from errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Standard deviation of a standard normal that is cut at ±2: sqrt(1 - 4 φ(2) / (2 Φ(2) - 1)).
+_CUT = 2.0
+_STD_AFTER_CUT = math.sqrt(
+    1 - 2 * _CUT * math.exp(-(_CUT**2) / 2) / math.sqrt(2 * math.pi) / math.erf(_CUT / math.sqrt(2))
+)
+
+
+def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
+    """Fill in place with a normal cut at 2 of its own standard deviations, whose variance after the cut is `std`².
+
+    `nn.init.trunc_normal_` alone leaves 0.774 of the variance; JAX's LeCun initialisers correct for it, as HRM does.
+    """
+    if std == 0:
+        return nn.init.zeros_(tensor)
+    uncut = std / _STD_AFTER_CUT
+    with torch.no_grad():
+        # Drawn in fp32: a bfloat16 uniform has only 256 steps below 1, and the tails of erfinv show it.
+        drawn = nn.init.trunc_normal_(tensor.float(), std=uncut, a=-_CUT * uncut, b=_CUT * uncut)
+        return tensor.copy_(drawn)
+
+
+# q, k, v: (B, S, heads, head_dim) -> (B, S, heads, head_dim)
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_FLASH_MODULES = {"flash3": "flash_attn_interface", "flash2": "flash_attn"}
+_FLASH_CAPABILITY = {"flash3": (9,), "flash2": range(8, 100)}  # major compute capabilities that `auto` uses them on
+ATTENTION_KERNELS = ("auto", *_FLASH_MODULES, "sdpa")
 
 
 class CastedLinear(nn.Module):
@@ -58,6 +94,21 @@ def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + rotated * sin).to(x.dtype)
 
 
+class Block(nn.Module):
+    """A post-norm Transformer block."""
+
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, eps: float, kernel: AttentionKernel):
+        super().__init__()
+        self.eps = eps
+        self.self_attn = Attention(hidden_size, num_heads, kernel)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
+        attended = self.self_attn(x, cos_sin, first_only)
+        x = rms_norm((x[:, :1] if first_only else x) + attended, self.eps)
+        return rms_norm(x + self.mlp(x), self.eps)
+
+
 class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, kernel: AttentionKernel):
         super().__init__()
@@ -99,3 +150,53 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis, in float32, without a learned weight."""
     y = x.float()
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention; runs on every device and in every floating dtype."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+@cache
+def _flash(name: str) -> AttentionKernel:
+    flash_attn_func = importlib.import_module(_FLASH_MODULES[name]).flash_attn_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not q.is_cuda:  # the model was built on a GPU and moved
+            return sdpa(q, k, v)
+        out = flash_attn_func(q, k, v, causal=False)
+        return out[0] if isinstance(out, tuple) else out  # FA3 returns the log-sum-exp too
+
+    return attend
+
+
+@cache
+def select_attention(name: str, device_type: str, dtype: torch.dtype) -> AttentionKernel:
+    """The kernel for `name`; `auto` takes FA3, then FA2, on CUDA in half precision, else SDPA. Logged once a choice.
+
+    Raises `UserError` where a kernel is named that is not known or installed, or does not fit device and dtype.
+    """
+    if name not in ATTENTION_KERNELS:
+        raise UserError(f"unknown attention kernel '{name}'; choose one of {', '.join(ATTENTION_KERNELS)}")
+    fits = device_type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    wanted = [name] if name != "auto" else []
+    if name == "auto" and fits:
+        major, _ = torch.cuda.get_device_capability()
+        wanted = [kernel for kernel, needed in _FLASH_CAPABILITY.items() if major in needed]
+    if name in _FLASH_MODULES and not fits:
+        raise UserError(f"arch.attention={name} needs CUDA and half precision, not {device_type} and {dtype}; use auto")
+    for candidate in wanted:
+        if candidate == "sdpa":
+            break
+        try:
+            kernel = _flash(candidate)
+        except ImportError as error:
+            if name != "auto":
+                module = _FLASH_MODULES[candidate]
+                raise UserError(f"arch.attention={name}: {module} does not import ({error}); use auto") from None
+            continue
+        log.info("attention: %s", candidate)
+        return kernel
+    log.info("attention: sdpa")
+    return sdpa

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.common import IGNORE_LABEL_ID
+from dataset.format import IGNORE_LABEL_ID
 
 
 def log_stablemax(logits: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ACTOutput(NamedTuple):
     loss: Tensor  # (): summed over the batch
     metrics: dict[str, Tensor]  # sums over the sequences that halted; `count` says how many, losses are over the batch
     outputs: dict[str, Tensor]  # the `return_keys` among the model's outputs, detached
-    all_finished: Tensor  # () bool
+    all_finished: Tensor  # () bool: every row has halted
 
 
 class ACTLossHead(nn.Module):
@@ -64,17 +64,23 @@ class ACTLossHead(nn.Module):
 
     def forward(self, return_keys: list[str] | tuple[str, ...] = (), **model_inputs) -> ACTOutput:
         carry, outputs = self.model(**model_inputs)
-        return self.score(carry, outputs, return_keys)
+        loss, metrics = self.score(outputs, carry.current_data["labels"], carry.steps, carry.halted)
+        returned = {key: outputs[key].detach() for key in return_keys if key in outputs}
+        return ACTOutput(carry, loss, metrics, returned, carry.halted.all())
 
-    def score(self, carry: Any, outputs: dict[str, Tensor], return_keys: list[str] | tuple[str, ...] = ()) -> ACTOutput:
-        """Losses and metrics of the model's `outputs` in the step that led to `carry`."""
-        labels = carry.current_data["labels"]  # (B, S)
+    def score(
+        self, outputs: dict[str, Tensor], labels: Tensor, steps: Tensor, halted: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics, as in `ACTOutput`, of the model's outputs in one step.
+
+        labels (B, S); steps (B,): taken with this one; halted (B,) bool: whether it was a row's last.
+        """
         labelled = (labels != IGNORE_LABEL_ID).sum(-1)  # (B,)
         divisor = labelled.clamp_min(1)
 
         with torch.no_grad():
             correct = ((outputs["logits"].argmax(-1) == labels) & (labels != IGNORE_LABEL_ID)).sum(-1)
-            metrics, exact = _metrics(carry, outputs["q_halt_logits"], correct, labelled)
+            metrics, exact = _metrics(steps, halted, outputs["q_halt_logits"], correct, labelled)
 
         lm_loss = (self.loss_fn(outputs["logits"], labels) / divisor.unsqueeze(-1)).sum()
         q_halt_loss = F.binary_cross_entropy_with_logits(
@@ -88,21 +94,21 @@ class ACTLossHead(nn.Module):
             )
             metrics["q_continue_loss"] = q_continue_loss.detach()
             q_loss = q_loss + q_continue_loss
-
-        returned = {key: outputs[key].detach() for key in return_keys if key in outputs}
-        return ACTOutput(carry, lm_loss + 0.5 * q_loss, metrics, returned, carry.halted.all())
+        return lm_loss + 0.5 * q_loss, metrics
 
 
-def _metrics(carry: Any, q_halt: Tensor, correct: Tensor, labelled: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _metrics(
+    steps: Tensor, halted: Tensor, q_halt: Tensor, correct: Tensor, labelled: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
     """Sums over the halted sequences with a label, and which sequences are exactly right (B,) bool."""
     exact = correct == labelled
-    counted = carry.halted & (labelled > 0)
+    counted = halted & (labelled > 0)
     accuracy = correct.float() / labelled.clamp_min(1)
     metrics = {
         "count": counted.sum(),
         "accuracy": torch.where(counted, accuracy, 0).sum(),
         "exact_accuracy": (counted & exact).sum(),
         "q_halt_accuracy": (counted & ((q_halt >= 0) == exact)).sum(),
-        "steps": torch.where(counted, carry.steps, 0).sum(),
+        "steps": torch.where(counted, steps, 0).sum(),
     }
     return metrics, exact

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.common import send_, trunc_normal_init_
+from models.adam_atan2 import send_
+from models.layers import trunc_normal_init_
 
 
 class SparseEmbedding(nn.Module):

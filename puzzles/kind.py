@@ -1,8 +1,11 @@
 """What a kind of puzzle is, and which kinds there are. Each kind is one file beside this one.
 
 `puzzles/<name>.py` holds one class derived from `Kind` with that `name`; a folder on Python's path may bring more
-(extension.py). `dataset.json` names the kind of a dataset and records what it needs; datasets that were built before
-that, or elsewhere, say nothing, and their kind is inferred here.
+(extension.py). The shortest kind states its `name`, `symbols`, `look` and `of_cells`, says whether answers obey its
+rules (`valid`) and what they break (`violations`); everything else has a default that a kind may refine.
+
+`dataset.json` names the kind of a dataset and records what it needs. Datasets that were built before that, or
+elsewhere, say nothing, and their kind is inferred here.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +21,9 @@ from extension import import_below, modules_below
 
 PAD = 0  # in every kind: no cell of the puzzle
 
+# Modules of this package that hold no kind. They are not even imported in search of one: two of them load numba.
+_HELPERS = frozenset({"compiled", "draw", "kind", "maze_generator", "sudoku_generator", "symmetry"})
+
 
 @dataclass(frozen=True)
 class Look:
@@ -26,6 +32,9 @@ class Look:
     fills: tuple[str | None, ...]  # of each token: a name in draw.PALETTE or "#rrggbb"; None: as the paper
     glyphs: tuple[str, ...]  # of each token: what stands in the cell; "": nothing
     boxes: tuple[int, int] | None = None  # a heavy line after every so many rows and columns
+    # In text a cell takes two characters, the second of which is a `*` where it has changed. With `marks` it takes one:
+    # a cell that has changed shows the mark of what it has become.
+    marks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ class Kind(ABC):
 
     name: ClassVar[str]  # of the module below puzzles/, and `kind` in dataset.json
     default_copies: ClassVar[int] = 8  # that vote on a puzzle, itself included
+    has_rules: ClassVar[bool] = True  # False: an answer is right only if it is the one that is stated
+    separate_answer: ClassVar[bool] = False  # the answer is a board of its own, not the puzzle filled in
+    marks_mean: ClassVar[str] = "* changed since the step before"  # of changed cells in text
+    same_key: ClassVar[str] = "share their solution with one of test"  # what it means that `keys` are equal
 
     rows: int
     columns: int
@@ -72,6 +85,11 @@ class Kind(ABC):
     def title(self) -> str:
         """What a person calls such a puzzle, such as `9×9 Sudoku`."""
         return f"{self.rows}×{self.columns} {self.name}"
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """What stands for each token in a board as text: its symbol, where the kind does not choose another."""
+        return self.symbols
 
     @property
     def seq_len(self) -> int:
@@ -99,21 +117,81 @@ class Kind(ABC):
         return False
 
     @classmethod
-    @abstractmethod
     def parse(cls, text: str, source: str) -> "Puzzle":
-        """A puzzle as a person types it. Raises `UserError` that begins with `source` and names the place."""
+        """A puzzle as a person types it. Raises `UserError` that begins with `source` and names the place.
 
-    @abstractmethod
+        `read_puzzle` has seen to line ends before. The default takes every character that is no white space for a cell.
+        """
+        place = Places(text)
+        cells = [(offset, character) for offset, character in enumerate(text) if not character.isspace()]
+        try:
+            kind = cls.of_cells(len(cells))
+        except ValueError as error:
+            raise UserError(f"{source} has {len(cells)} cells; {error}") from None
+        tokens = {symbol: token for token, symbol in enumerate(kind.symbols) if token != PAD}
+        for offset, character in cells:
+            if character not in tokens:
+                allowed = " ".join(tokens)
+                raise UserError(
+                    f"{source}: {place(offset)} is {shown(character)}; a {kind.title} is written in {allowed}"
+                )
+        return Puzzle(kind, np.array([tokens[character] for _, character in cells], np.uint8))
+
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> "Encoded":
-        """Rows of a CSV file, (n, cells) ASCII codes, as tokens, with what is wrong with them."""
+        """Rows of a CSV file, (n, cells) ASCII codes, as tokens, with what is wrong with them.
+
+        The default takes the symbols as they are, and asks `valid`.
+        """
+        tokens = self.tokens_of_codes()
+        inputs, labels = tokens[questions], tokens[answers]
+        allowed = " ".join(self.symbols[1:])
+        return Encoded(
+            inputs,
+            labels,
+            [
+                ((inputs == PAD).any(1), f"the question has a character other than {allowed}"),
+                ((labels == PAD).any(1), f"the answer has a character other than {allowed}"),
+                (~self.valid(inputs, labels), "the answer does not obey the rules"),
+            ],
+        )
+
+    def tokens_of_codes(self) -> np.ndarray:
+        """(256,) uint8: the token of each ASCII code; PAD for what is no symbol of a cell."""
+        tokens = np.zeros(256, np.uint8)
+        for token, symbol in enumerate(self.symbols):
+            if token != PAD:
+                tokens[ord(symbol)] = token
+        return tokens
+
+    # Boards
 
     def plain(self, tokens: np.ndarray) -> str | list:
-        """A board (cells,) as it stands in JSON: its symbols in one string."""
-        return "".join(self.symbols[token] if token < self.vocab_size else "?" for token in tokens.tolist())
+        """A board (cells,) as it stands in JSON: its characters in one string."""
+        return "".join(self.written[token] if token < self.vocab_size else "?" for token in tokens.tolist())
+
+    def extent(self, tokens: np.ndarray) -> tuple[int, int]:
+        """How many rows and columns of the board (cells,) count; they stand in its top left corner."""
+        return self.rows, self.columns
+
+    def grid(self, tokens: np.ndarray) -> np.ndarray:
+        """The part of the board (cells,) that counts: (rows, columns) tokens."""
+        rows, columns = self.extent(tokens)
+        return tokens.reshape(self.rows, self.columns)[:rows, :columns]
 
     def visible(self, tokens: np.ndarray) -> np.ndarray:
         """The board (cells,) with PAD in the cells that do not count."""
-        return tokens
+        rows, columns = self.extent(tokens)
+        board = np.full((self.rows, self.columns), PAD, tokens.dtype)
+        board[:rows, :columns] = self.grid(tokens)
+        return board.ravel()
+
+    def place(self, cell: int) -> str:
+        """Where a cell stands, in words."""
+        return f"row {cell // self.columns + 1}, column {cell % self.columns + 1}"
+
+    def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(n, cells) twice -> (n,) uint64: puzzles with equal keys must not stand on both sides of a split."""
+        return hash_rows(labels)
 
     # Rules
 
@@ -155,6 +233,7 @@ class Kind(ABC):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "Kind":
+        """The kind that `describe` described. Raises `ValueError` where there is none of that size."""
         return cls(description["rows"], description["columns"])
 
 
@@ -183,13 +262,53 @@ class Puzzle:
         return self.kind.title if self.task is None else f"ARC task {self.task}"
 
 
+def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzle:
+    """A puzzle of this kind or, without one, of the kind that recognises it.
+
+    `source` heads the message of the `UserError` where it is none.
+    """
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise UserError(f"{source} is empty; it must hold a puzzle")
+    kind = kind or next((one for one in all_kinds() if one.recognises(text)), None)
+    if kind is None:
+        raise UserError(f"{source} is no puzzle of a kind known here: {_known()}")
+    return kind.parse(text, source)
+
+
+class Places:
+    """Says where a character of a text stands: in one line by its number, in several by line and column."""
+
+    def __init__(self, text: str):
+        self.text, self.one_line = text, "\n" not in text.strip("\n")
+
+    def __call__(self, offset: int) -> str:
+        line_start = self.text.rfind("\n", 0, offset) + 1
+        column = offset - line_start + 1
+        return f"character {column}" if self.one_line else f"line {self.line(offset)}, column {column}"
+
+    def line(self, offset: int) -> int:
+        return self.text.count("\n", 0, offset) + 1
+
+
+def shown(character: str) -> str:
+    """A character as a message shows it."""
+    return {"\t": "a tab"}.get(character, ascii(character) if not character.isprintable() else f"'{character}'")
+
+
+def hash_rows(rows: np.ndarray) -> np.ndarray:
+    """(n, width) small integers -> (n,) uint64; different rows collide with a probability near 2^-64."""
+    random = np.random.Generator(np.random.PCG64(81)).bytes(8 * rows.shape[1])  # the same for one width, always
+    multipliers = np.frombuffer(random, "<u8").astype(np.uint64) | np.uint64(1)
+    return rows.astype(np.uint64) @ multipliers
+
+
 def find_kind(name: str) -> type[Kind]:
     """The kind of this name. Raises `UserError` where there is none."""
     found = _kind_in(name)
     if found is None:
-        known = ", ".join(kind.name for kind in all_kinds())
         raise UserError(
-            f"there is no kind of puzzle called '{name}'; choose one of {known}, or bring puzzles/{name}.py in a "
+            f"there is no kind of puzzle called '{name}'; choose one of {_known()}, or bring puzzles/{name}.py in a "
             f"folder on PYTHONPATH"
         )
     return found
@@ -197,7 +316,12 @@ def find_kind(name: str) -> type[Kind]:
 
 def all_kinds() -> list[type[Kind]]:
     """In alphabetical order."""
-    return [kind for kind in map(_kind_in, modules_below("puzzles")) if kind is not None]
+    names = [name for name in modules_below("puzzles") if name not in _HELPERS]
+    return [kind for kind in map(_kind_in, names) if kind is not None]
+
+
+def _known() -> str:
+    return ", ".join(kind.name for kind in all_kinds())
 
 
 def _kind_in(name: str) -> type[Kind] | None:
@@ -213,19 +337,28 @@ def kind_of(description: Mapping[str, Any], samples: Sequence[np.ndarray], where
     """
     vocab_size, seq_len = description["vocab_size"], description["seq_len"]
     if description.get("kind") is not None:
-        kind = find_kind(description["kind"]).from_description(description)
-        if (kind.vocab_size, kind.seq_len) != (vocab_size, seq_len):
-            raise UserError(
-                f"{where}: dataset.json says {description['kind']}, which has {kind.seq_len} cells and "
-                f"{kind.vocab_size} tokens, but also {seq_len} and {vocab_size}; build the dataset again"
-            )
-        return kind
+        return _described(description, where)
     for candidate in all_kinds():
         inferred = [candidate.infer(vocab_size, seq_len, np.asarray(inputs[:1000])) for inputs in samples]
         if inferred and all(kind is not None for kind in inferred):
             return inferred[0]
-    known = ", ".join(kind.name for kind in all_kinds())
     raise UserError(
         f"{where} does not say what kind of puzzle it holds, and {seq_len} cells with {vocab_size} tokens are none of "
-        f"{known}; build it again, or add the kind"
+        f"{_known()}; build it again, or add the kind"
     )
+
+
+def _described(description: Mapping[str, Any], where: str) -> Kind:
+    name, rows, columns = (description.get(key) for key in ("kind", "rows", "columns"))
+    found = find_kind(name)
+    try:
+        kind = found.from_description(description)
+        fits = (kind.vocab_size, kind.seq_len) == (description["vocab_size"], description["seq_len"])
+    except (ValueError, TypeError, KeyError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{where}: dataset.json says {name} of {rows}×{columns}, but also {description['seq_len']} cells and "
+            f"{description['vocab_size']} tokens, which do not fit together; build the dataset again"
+        )
+    return kind

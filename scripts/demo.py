@@ -51,7 +51,7 @@ def main(*overrides: str) -> None:
     # The last one: best.json was chosen by looking at these very puzzles.
     steps = [int(path.name[5:]) for path in Path(RUN).glob("step_*") if path.name[5:].isdecimal()]
     checkpoint = Path(RUN) / f"step_{max(steps)}"
-    command("evaluate.py", f"checkpoint={checkpoint}", "save_outputs=[]")
+    command("evaluate.py", f"checkpoint={checkpoint}", "save_format=none")
 
     print(f"\n$ python -m training.report {RUN}")
     report([Path(RUN)])

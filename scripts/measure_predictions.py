@@ -9,15 +9,14 @@ pages of the mapped dataset. Cost: about 12 minutes on 2 busy CPU cores, and 1.2
 import argparse
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from errors import one_line_errors
-from models.hrm.hrm_act_v1 import Carry, InnerCarry
+from models.act import ACTConfig, ACTModel, Data, InnerNetwork, QValues
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from scripts.measure import measure
@@ -28,24 +27,19 @@ from training.predictions import PredictionWriter, read_predictions
 VOCAB, STEPS, BATCH = 12, 2, 768
 
 
-class RandomAnswers(nn.Module):
-    """Takes a step as a model does, and answers at random."""
+class RandomAnswers(InnerNetwork):
+    """Takes a step as a network does, and answers at random."""
 
-    config = SimpleNamespace(halt_max_steps=STEPS)
+    def initial_state(self, batch_size: int) -> None:
+        return None
 
-    def initial_carry(self, batch: dict) -> Carry:
-        size = len(batch["inputs"])
-        state = torch.zeros(size, 1)
-        return Carry(
-            InnerCarry(state, state), torch.zeros(size, dtype=torch.int32), torch.ones(size, dtype=torch.bool), batch
-        )
+    def forward(self, state: None, data: Data) -> tuple[None, Tensor, QValues]:
+        logits = torch.rand(*data["inputs"].shape, VOCAB)
+        return None, logits, tuple(torch.randn(2, len(logits)))
 
-    def forward(self, carry: Carry, batch: dict) -> tuple[Carry, dict]:
-        logits = torch.rand(*batch["inputs"].shape, VOCAB)
-        q_halt, q_continue = torch.randn(2, len(logits))
-        steps = carry.steps + 1
-        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
-        return Carry(carry.inner_carry, steps, steps >= STEPS, batch), outputs
+
+class RandomModel(ACTModel):
+    Config, Inner = ACTConfig, RandomAnswers
 
 
 def build(folder: Path, examples: int, seq_len: int) -> None:
@@ -66,7 +60,9 @@ def save(folder: Path) -> None:
     options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
     config = PuzzleDatasetConfig(dataset_path=str(folder), global_batch_size=BATCH, **options)
     dataset, ranks = PuzzleDataset(config, "test"), Ranks(0, 1, 0)
-    head = ACTLossHead(RandomAnswers(), "softmax_cross_entropy")
+    shape = dict(batch_size=BATCH, seq_len=dataset.metadata.seq_len, vocab_size=VOCAB, num_puzzle_identifiers=1)
+    model = RandomModel(shape | dict(halt_max_steps=STEPS, halt_exploration_prob=0.0))
+    head = ACTLossHead(model, "softmax_cross_entropy")
     with PredictionWriter(folder / "step_1", dataset, ranks, checkpoint="", halt="max", max_steps=STEPS) as writer:
         evaluate_split(head, dataset, ranks, torch.device("cpu"), [], writer=writer, leave_bar=True)
 

@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.arc_augment import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from scripts.measure import measure
 from training.distributed import Ranks
-from training.predictions import PredictionWriter
-from training.torch_predictions import torch_path
+from training.predictions import PredictionWriter, torch_path
 
 BATCH = 4096
 CHANGED_CELLS = 30  # of 900 positions; those outside the grid do nothing
@@ -58,9 +57,10 @@ def in_a_process(function: Callable, *arguments: object) -> None:
 
 
 def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-    """Yield (batch, answers, q_halt_logits) of the whole split, as numpy arrays."""
+    """Yield (batch and which `examples` it holds, answers, q_halt_logits) of the whole split, as numpy arrays."""
     rng = np.random.default_rng(0)
-    for _, batch, count in dataset:
+    for _, batch, examples in dataset.test_batches():
+        count = len(examples)
         fields = {key: values[:count].numpy() for key, values in batch.items()}
         answers = np.maximum(fields["labels"], 0).astype(np.uint8)
         cells = rng.integers(0, SEQ_LEN, (count, CHANGED_CELLS))
@@ -68,7 +68,7 @@ def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str
         before = np.take_along_axis(answers, cells, axis=1)
         kept = (before < FIRST_COLOUR) | (rng.random((count, 1)) >= wrong)
         np.put_along_axis(answers, cells, np.where(kept, before, colours), axis=1)
-        yield fields, answers, rng.normal(size=count).astype(np.float32)
+        yield fields | {"examples": examples}, answers, rng.normal(size=count).astype(np.float32)
 
 
 def open_split(dataset: Path) -> PuzzleDataset:
@@ -80,17 +80,16 @@ def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:
     split = open_split(dataset)
     ranks = Ranks.from_environment()
     with PredictionWriter(prefix, split, ranks, checkpoint=str(prefix), halt="max", max_steps=16) as writer:
-        for examples, (_, answers, q_halt) in zip(split.test_examples(), predictions(split, wrong), strict=True):
-            steps = np.full(len(examples), 16, np.uint16)
-            writer.append(
-                dict(examples=examples, answers=answers, q_halt_logits=q_halt, q_continue_logits=-q_halt, steps=steps)
-            )
+        for fields, answers, q_halt in predictions(split, wrong):
+            rows = dict(answers=answers, q_halt_logits=q_halt, q_continue_logits=-q_halt)
+            writer.append(rows | {"examples": fields["examples"], "steps": np.full(len(answers), 16, np.uint16)})
 
 
 def write_torch(prefix: Path, dataset: Path, wrong: float) -> None:
     """With `predictions` in place of `logits`, which would be 18 GB."""
     saved = {}
     for fields, answers, q_halt in predictions(open_split(dataset), wrong):
+        del fields["examples"]
         for key, values in (fields | {"predictions": answers, "q_halt_logits": q_halt}).items():
             saved.setdefault(key, []).append(values)
     torch.save({key: torch.from_numpy(np.concatenate(parts)) for key, parts in saved.items()}, torch_path(prefix, 0))

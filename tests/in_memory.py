@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from hydra import compose, initialize_config_dir
 
-from dataset.common import PuzzleDatasetMetadata
+from dataset.format import PuzzleDatasetMetadata
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
 from tests.launch import ROOT
@@ -28,13 +28,10 @@ def composed(*overrides: str, experiment: str = "sudoku_extreme_1k") -> Pretrain
         return from_hydra(compose("cfg_pretrain", overrides=[f"+experiment={experiment}", *overrides]))
 
 
-def build_head(
-    config: PretrainConfig, seq_len: int = SEQ_LEN, vocab_size: int = VOCAB, puzzles: int = PUZZLES
-) -> ACTLossHead:
-    """On the current default device."""
-    return config.arch.build(
-        batch_size=config.global_batch_size, seq_len=seq_len, vocab_size=vocab_size, num_puzzle_identifiers=puzzles
-    )
+def build_head(config: PretrainConfig, device: str = "cpu", **changes: int) -> ACTLossHead:
+    """`changes` are those of the data's shape."""
+    metadata = METADATA.model_copy(update=changes)
+    return config.arch.build_for(metadata, batch_size=config.global_batch_size, device=torch.device(device))
 
 
 def random_batches(batch: int) -> Iterator[Batch]:

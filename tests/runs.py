@@ -9,7 +9,7 @@ import torch
 
 from pretrain import main
 from tests.launch import ONE_THREAD_NO_WANDB
-from training.preemption import SIGNALS
+from training.stopping import SIGNALS
 
 PIPELINE = Path(__file__).parent / "reference" / "pipeline"
 TRAJECTORY = json.loads((PIPELINE / "trajectory.json").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import build_arc_dataset, build_maze_dataset, build_sudoku_dataset
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from tests.arc_oracle import write_folder
 
 REFERENCE = Path(__file__).parent / "reference"

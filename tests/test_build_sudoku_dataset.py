@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from dataset import build_sudoku_dataset, puzzle_csv
-from dataset.build_sudoku_dataset import BOXES, SudokuAugmenter, SudokuConfig, SudokuSymmetries, build
-from dataset.puzzle_splits import hash_rows
+from dataset.build_sudoku_dataset import SudokuAugmenter, SudokuConfig, build
 from errors import UserError
+from puzzles.kind import hash_rows
+from puzzles.sudoku import BOXES, Sudoku, SudokuSymmetries
 from tests.launch import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,12 @@ def test_reference_arrays(tmp_path: Path) -> None:
         for field, array in load(tmp_path / "out", split).items():
             np.testing.assert_array_equal(array, reference[f"{split}/{field}"], err_msg=f"{split}/{field}")
         metadata = json.loads((tmp_path / "out" / split / "dataset.json").read_text())
+        kind = {key: metadata.pop(key) for key in ("kind", "rows", "columns", "symbols", "look")}
         assert metadata == json.loads((REFERENCE / f"{split}_dataset.json").read_text())
+        assert kind == {
+            "kind": "sudoku", "rows": 9, "columns": 9, "symbols": list("?.123456789"),
+            "look": {"fills": [None] * 11, "glyphs": ["", "", *"123456789"], "boxes": [3, 3]},
+        }  # fmt: skip
     assert json.loads((tmp_path / "out" / "identifiers.json").read_text()) == ["<blank>"]
     assert not (tmp_path / "out" / "val").exists()
 
@@ -134,7 +140,8 @@ def test_copies_are_sudokus(size: int, orders: tuple[int, int]) -> None:
     rng = np.random.default_rng(size)
     given = rng.random(size * size) < 0.4
     inputs, labels = np.where(given, base + 1, 1)[None].astype(np.uint8), (base + 1)[None]
-    groups = list(SudokuAugmenter(300, np.random.SeedSequence(3))(inputs, labels, np.zeros(0, np.uint64)))
+    augmenter = SudokuAugmenter(300, np.random.SeedSequence(3))
+    groups = list(augmenter(Sudoku(size, size), inputs, labels, np.zeros(0, np.uint64)))
     (copies, solutions), *others = groups
     assert not others
     assert copies.shape == solutions.shape == (301, size * size)
@@ -171,11 +178,11 @@ def test_a_copy_without_a_free_solution_is_the_original() -> None:
     orbit = np.array(sorted({image[16:] for image in orbit_4x4([0] * 16, solution.tolist())}), np.uint8) + 1
     augmenter = SudokuAugmenter(50, np.random.SeedSequence(0))
     inputs = np.where(np.arange(16) % 3 == 0, labels, 1)
-    ((copies, solutions),) = augmenter(inputs, labels, np.sort(hash_rows(orbit)))
+    ((copies, solutions),) = augmenter(Sudoku(4, 4), inputs, labels, np.sort(hash_rows(orbit)))
     assert (solutions == labels).all()
     assert (copies == inputs).all()
     assert augmenter.kept_originals == 50
-    ((copies, solutions),) = augmenter(inputs, labels, np.sort(hash_rows(orbit[orbit[:, 0] != 2])))
+    ((copies, solutions),) = augmenter(Sudoku(4, 4), inputs, labels, np.sort(hash_rows(orbit[orbit[:, 0] != 2])))
     assert (solutions[:, 0] == 2).all()
     assert len(np.unique(copies, axis=0)) > 10
     assert augmenter.kept_originals == 50
@@ -337,7 +344,9 @@ def test_thousand_puzzles_with_thousand_copies(tmp_path: Path) -> None:
     """The budget of the documentation: 10 s on 2 cores and 0.5 GB; measured 2 s and 0.1 GB."""
     reference = np.load(REFERENCE / "built.npz")
     augmenter = SudokuAugmenter(99, np.random.SeedSequence(5))
-    inputs, labels = next(augmenter(reference["train/inputs"], reference["train/labels"], np.zeros(0, np.uint64)))
+    inputs, labels = next(
+        augmenter(Sudoku(9, 9), reference["train/inputs"], reference["train/labels"], np.zeros(0, np.uint64))
+    )
     text = [["".join("?.123456789"[token] for token in row) for row in rows] for rows in (inputs, labels)]
     rows = [["x", question, answer, "1"] for question, answer in zip(*text, strict=True)]
     source = write_source(tmp_path / "csv", train=[rows_of("train")[0], *rows])

@@ -41,7 +41,7 @@ def test_best_is_chosen_on_val_and_the_test_split_is_evaluated_once(tmp_path, wi
     assert best["value"] == max(evaluations.values()) == evaluations[best["step"]]
     assert (folder / best["checkpoint"]).exists()
     (final,) = lines_with(lines, "test/")
-    whole = warm.run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_outputs=[]")
+    whole = warm.run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_format=none")
     assert f"eval/accuracy         {final['test/accuracy']:.4f}" in whole.stdout
 
 

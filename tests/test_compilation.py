@@ -13,25 +13,23 @@ CPU = torch.device("cpu")
 
 def test_on_a_cpu_long_runs_and_large_models_are_compiled():
     """The demo (2,560 steps at batch 64), hidden size 128 on 9×9 Sudokus, the full size; measured: see CPU_MIN_WORK."""
-    with torch.device("meta"):
-        narrow = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_layers=2", "arch.L_layers=2")
-        small = build_head(composed("global_batch_size=64", "arch.halt_max_steps=8", *narrow))
-        full = build_head(composed("global_batch_size=8"))
-        demo = composed(experiment="sudoku_4x4_demo")
-        four = build_head(demo, seq_len=16, vocab_size=6, puzzles=1)
+    narrow = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_layers=2", "arch.L_layers=2")
+    small = build_head(composed("global_batch_size=64", "arch.halt_max_steps=8", *narrow), "meta")
+    full = build_head(composed("global_batch_size=8"), "meta")
+    four = build_head(composed(experiment="sudoku_4x4_demo"), "meta", seq_len=16, vocab_size=6)
     for head, too_few, enough in ((four, 1000, 2560), (small, 50, 150), (full, 5, 50)):
-        rows = head.model.config.batch_size
-        assert not pays(head, CPU, too_few * rows)
-        assert pays(head, CPU, enough * rows)
-    assert not pays(small, CPU, EVALUATION * 5 * 16 * 64)  # five batches of a test split
-    assert pays(small, torch.device("cuda"), 1)
-    assert not pays(small, torch.device("mps"), 1e9)
+        rows = head.model.data.batch_size
+        assert not pays(head.model, CPU, too_few * rows)
+        assert pays(head.model, CPU, enough * rows)
+    assert not pays(small.model, CPU, EVALUATION * 5 * 16 * 64)  # five batches of a test split
+    assert pays(small.model, torch.device("cuda"), 1)
+    assert not pays(small.model, torch.device("mps"), 1e9)
 
 
 @pytest.mark.parametrize(("mode", "disabled"), [("off", ""), ("on", "1"), ("auto", "")])
 def test_a_short_run_is_not_compiled(monkeypatch, mode, disabled):
     monkeypatch.setenv("DISABLE_COMPILE", disabled)
-    assert not compile_blocks(build_head(composed(*TINY)), mode, CPU, steps=20)
+    assert not compile_blocks(build_head(composed(*TINY)).model, mode, CPU, steps=20)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, widen
 from tests.runs import PIPELINE
-from training.data import BATCHES_AHEAD, batches_on, read_ahead
+from training.data import BATCHES_AHEAD, read_ahead, train_batches_on
 
 CPU = torch.device("cpu")
 
@@ -19,11 +19,11 @@ def open_train() -> PuzzleDataset:
 
 def test_batches_are_those_of_the_dataset_also_when_read_ahead():
     dataset, sent, ahead = open_train(), open_train(), open_train()
-    for _ in range(2):  # passes
+    for passes in range(2):
         expected = [batch for _, batch, _ in dataset]
         assert len(expected) == 10 * 40 // 12
-        read = (widen(rows, ahead.metadata) for _, rows, _ in read_ahead(ahead.narrow(), CPU))
-        for batches in (batches_on(CPU, sent), read):
+        read = (widen(rows, ahead.metadata) for _, rows in read_ahead(ahead.train_batches(passes), CPU))
+        for batches in (train_batches_on(CPU, sent, passes, 0), read):
             for batch, other in zip(batches, expected, strict=True):
                 assert all(torch.equal(batch[field], other[field]) for field in other)
 

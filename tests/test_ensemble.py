@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.common import SplitWriter
+from dataset.format import SplitWriter
 from errors import UserError
 from evaluators import ensemble
 from evaluators.checkpoints import open_to_answer, puzzle_kind

@@ -10,9 +10,9 @@ from tests.runs import TRAJECTORY
 from tests.tiny_model import EXAMPLES, build_model, every_step, in_two_sets, open_test_split
 from training.cuda_graph import WARM_UP, Graph
 from training.distributed import Ranks
-from training.evaluation import choose_batch_size, evaluate_split, rows_that_fit
+from training.evaluation import choose_batch_size, evaluate_split, rows_at_a_time
 from training.predictions import PredictionWriter
-from training.reasoning import AllSteps, until_all_halt
+from training.reasoning import Reasoner
 
 ONE, CPU = Ranks(0, 1, 0), torch.device("cpu")
 SAVED = ["labels", "logits", "q_halt_logits", "q_continue_logits"]
@@ -90,8 +90,10 @@ def test_answers_by_step(halting, tmp_path, halt):
 
 def test_rows_that_stopped_and_padding_cost_nothing(halting, monkeypatch):
     head, _, stop = halting
-    sizes, forward = [], head.model.forward
-    monkeypatch.setattr(head.model, "forward", lambda **kw: sizes.append(len(kw["batch"]["inputs"])) or forward(**kw))
+    sizes, forward = [], head.model.inner.forward
+    monkeypatch.setattr(
+        head.model.inner, "forward", lambda state, data: sizes.append(len(data["inputs"])) or forward(state, data)
+    )
     evaluate(head, halt="q")
     assert sum(sizes) == stop.sum()
     sizes.clear()
@@ -105,8 +107,8 @@ def test_a_batch_of_padding_only_counts_nothing(halting):
     _, batch, _ = list(open_test_split(rank=3, ranks=4))[-1]
     assert (batch["labels"] == -100).all()
     with torch.inference_mode():
-        done = until_all_halt(head.model, batch, 0, by_step=True)
-        metrics = head.score(done.carry, done.outputs).metrics
+        done = Reasoner(head.model, "q").run(batch, 0, by_step=True)
+        _, metrics = head.score(done.outputs, done.data["labels"], done.steps, torch.ones(0, dtype=torch.bool))
     assert all(value == 0 for value in metrics.values())
     assert metrics.keys() >= {"count", "accuracy", "lm_loss", "q_halt_loss", "steps"}
     assert done.outputs["logits"].shape == (0, 16, 6)
@@ -115,15 +117,15 @@ def test_a_batch_of_padding_only_counts_nothing(halting):
 def test_recorded_reasoning_steps_are_the_plain_ones(halting, monkeypatch):
     """Batch after batch, with a recorder in place of a CUDA graph (tests/recording.py)."""
     head, steps, _ = halting
-    calls, forward = [], head.model.forward
-    monkeypatch.setattr(head.model, "forward", lambda **inputs: calls.append(1) or forward(**inputs))
-    recorded = AllSteps(head.model, Graph("a reasoning step", record))
+    calls, forward = [], head.model.inner.forward
+    monkeypatch.setattr(head.model.inner, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    recorded = Reasoner(head.model, graph=Graph("a reasoning step", record))
     answers = []
     with torch.inference_mode():
         for _, batch, size in open_test_split():
-            done = recorded.run(batch, by_step=True)
-            assert done.carry.halted.all() and (done.carry.steps == 6).all()
-            assert done.carry.current_data is batch
+            done = recorded.run(batch, size, by_step=True)
+            assert (done.steps == 6).all()
+            assert done.data is batch
             answers.append(done.answers_by_step[:size].clone())
             last = done.outputs["logits"][:size].clone()
     assert len(calls) == WARM_UP + 1
@@ -172,9 +174,8 @@ def test_a_q_that_is_not_a_number_runs_to_the_end():
 
 def test_the_rows_of_a_batch_are_those_that_fit():
     """Of 17 tokens each: up to 131,072 in all, and never fewer than in training."""
-    head = build_model()
-    assert [rows_that_fit(head, 8, limit) for limit in (10**6, 500, 497, 4)] == [7704, 504, 504, 8]
-    assert rows_that_fit(head, 10_000, 500) == 10_000
+    assert [rows_at_a_time(17, 8, limit) for limit in (10**6, 500, 497, 4)] == [7704, 504, 504, 8]
+    assert rows_at_a_time(17, 10_000, 500) == 10_000
 
 
 def test_the_batch_size_of_an_evaluation_can_be_chosen(halting):

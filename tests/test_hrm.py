@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from models.attention import ATTENTION_KERNELS, sdpa, select_attention
-from models.common import trunc_normal_init_
+from models.layers import ATTENTION_KERNELS, sdpa, select_attention
+from models.layers import trunc_normal_init_
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from models.layers import SwiGLU
 from models.losses import ACTLossHead
@@ -92,22 +92,14 @@ def test_exploration_draws_a_minimum_number_of_steps():
         assert share == pytest.approx(0.75 + 0.25 * (n - 1) / 7, abs=0.01)
 
 
-def test_the_q_target_can_be_left_out_of_some_steps_or_all():
-    due = {}
-    for name in ("every_step", "every_n", "off"):
-        model = HierarchicalReasoningModel_ACTV1(SMALL | dict(q_target=name, q_target_interval=3))
-        due[name] = [step for step in range(1, 9) if model.q_target_due(step)]
-    assert due == {"every_step": [*range(1, 9)], "every_n": [1, 4, 7], "off": []}
-    assert not HierarchicalReasoningModel_ACTV1(SMALL | dict(halt_max_steps=1)).q_target_due(1)
-
-
 def test_without_a_q_target_a_step_has_the_other_losses_only():
     losses = {}
-    for q_target in (True, False):
+    for q_target in ("every_step", "off"):
         torch.manual_seed(0)
-        head = ACTLossHead(HierarchicalReasoningModel_ACTV1(SMALL), "stablemax_cross_entropy").train()
-        out = head(carry=head.initial_carry(batch()), batch=batch(), q_target=q_target)
-        losses[q_target] = out.metrics | {"total": out.loss.detach()}
+        model = HierarchicalReasoningModel_ACTV1(SMALL | dict(q_target=q_target))
+        head = ACTLossHead(model, "stablemax_cross_entropy").train()
+        out = head(carry=head.initial_carry(batch()), batch=batch())
+        losses[q_target == "every_step"] = out.metrics | {"total": out.loss.detach()}
     part = losses[True].pop("q_continue_loss")
     assert part > 0
     torch.testing.assert_close(losses[False].pop("total"), losses[True].pop("total") - 0.5 * part)
@@ -160,7 +152,7 @@ def test_gradient_stops_at_the_last_cycle():
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    x, cos_sin = model._embed(data["inputs"], data["puzzle_identifiers"]), model.rotary_emb()
+    x, cos_sin = model._embed(data)
     z_H, z_L = carry.z_H, carry.z_L
     with torch.no_grad():
         for _ in range(3):

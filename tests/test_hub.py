@@ -23,7 +23,7 @@ from tests.launch import ROOT, error_line
 from tests.runs import PIPELINE, TRAJECTORY, load
 from training import hub
 from training.config import load_config
-from training.weights import load_weights
+from training.checkpoints import load_weights
 
 REPO = "someone/small-run"
 
@@ -243,7 +243,7 @@ def test_a_pulled_model_is_the_one_that_was_pushed(fake, folder, tmp_path):
 def test_a_pulled_model_is_evaluated(fake, folder, tmp_path):
     hub.push(folder, REPO)
     checkpoint = hub.pull(REPO, tmp_path / "pulled")
-    done = warm.run("evaluate.py", f"checkpoint={checkpoint}", "save_outputs=[]")
+    done = warm.run("evaluate.py", f"checkpoint={checkpoint}", "save_format=none")
     rows = dict(line.split() for line in done.stdout.splitlines() if line.startswith("eval/"))
     expected = TRAJECTORY["eval"][-1]["all"]
     assert {key: float(value) for key, value in rows.items()} == {

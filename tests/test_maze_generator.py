@@ -8,8 +8,8 @@ from collections import deque
 import numpy as np
 import pytest
 
-from dataset.maze_generator import Hit, generate_mazes
 from errors import UserError
+from puzzles.maze_generator import Hit, generate_mazes
 
 
 def distances(question: str, size: int, start: int) -> dict[int, int]:
@@ -105,7 +105,7 @@ def test_a_risen_bound_thins_what_was_accepted_before(monkeypatch: pytest.Monkey
         return [Hit(t, grid, grid, int(100 * t)) for t, grid in zip(thresholds, grids, strict=True)]
 
     blocks = [(10, 0.3, hits(0.45, 0.55, 0.7, 2.0)), (10, 0.6, hits(0.5, 0.62)), (10, 0.5, hits(0.55, 0.9, 1.5, 3.0))]
-    monkeypatch.setattr("dataset.maze_generator._search_blocks", lambda *_: (block for block in blocks))
+    monkeypatch.setattr("puzzles.maze_generator._search_blocks", lambda *_: (block for block in blocks))
     _, _, steps = generate_mazes(5, 6, 6, np.random.SeedSequence(0))
     assert steps.tolist() == [70, 200, 62, 90, 150]  # those above 0.6, the largest ratio, in order
 
@@ -133,6 +133,6 @@ def test_no_two_mazes_are_alike() -> None:
 def test_impossible_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="a 6×6 maze has 25 free cells at most; lower it"):
         generate_mazes(1, 6, 24, np.random.SeedSequence(0))
-    monkeypatch.setattr("dataset.maze_generator.GIVE_UP_AFTER", 10_000)
+    monkeypatch.setattr("puzzles.maze_generator.GIVE_UP_AFTER", 10_000)
     with pytest.raises(UserError, match=r"found 0 of 1 mazes of 6×6 with a shortest path over 22 steps.*raise --size"):
         generate_mazes(1, 6, 22, np.random.SeedSequence(0))

@@ -131,7 +131,7 @@ def test_a_failure_in_the_middle_costs_one_warning(tmp_path, wandb, caplog):
     wandb.healthy = 3
     with caplog.at_level(logging.WARNING):
         metrics_log = write_steps(tmp_path, range(1, 10))
-    assert caplog.messages == ["W&B failed, going on without: ConnectionError: the network is gone"]
+    assert caplog.messages == ["W&B failed, going on without: ConnectionError: the network"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 9
     assert not wandb.runs[0].finished
     assert metrics_log.wandb_id == "fresh"  # the next start tries again

@@ -15,7 +15,7 @@ from tests.tiny_model import EXAMPLES, SEQ_LEN, VOCAB, build_model, every_step, 
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
 from training.predictions import PredictionWriter, read_manifest, read_predictions
-from training.torch_predictions import save_predictions
+from training.predictions import save_predictions
 
 DATA = PIPELINE / "dataset"
 ALL = ["inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits"]
@@ -200,7 +200,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("dataset.common.NpyStream.append", full)
+    monkeypatch.setattr("dataset.format.NpyStream.append", full)
     with pytest.raises(UserError, match=r"cannot write predictions to .*step_1_preds: No space left"):
         save_compact(tmp_path / "step_1")
     assert os.listdir(tmp_path) == ["step_1_preds"]

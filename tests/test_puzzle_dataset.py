@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.common import SplitWriter, write_identifiers
-from dataset.shards import PuzzleSet
+from dataset.format import PuzzleSet, SplitWriter, write_identifiers
 from errors import UserError
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
 

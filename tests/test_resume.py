@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from files import put_in_place
 from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.runs import PIPELINE, pretrain, read_metrics, reference_overrides, refusal
+from training.resume import complete_states
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +84,14 @@ def test_a_disk_that_fills_loses_nothing_that_was_complete(small_disk, uninterru
 
 def test_a_state_written_twice_is_there_at_every_moment(tmp_path, monkeypatch):
     """Before and after an evaluation the same step is saved; a kill between the two renames loses nothing."""
-    from training import checkpoint
-
     place, new = tmp_path / "state_20", tmp_path / ".state_20.tmp"
     for folder in (place, new):
         folder.mkdir()
         (folder / "manifest.json").write_text('{"files": []}')
     rename = Path.rename
     seen = []
-    monkeypatch.setattr(
-        Path, "rename", lambda *args: (rename(*args), seen.append(checkpoint.complete_states(tmp_path)))
-    )
-    checkpoint._take_the_place(new, place)
+    monkeypatch.setattr(Path, "rename", lambda *args: (rename(*args), seen.append(complete_states(tmp_path))))
+    put_in_place(new, place)
     assert [[path.name for path in states] for states in seen] == [["state_20.old"], ["state_20", "state_20.old"]]
     assert [path.name for path in tmp_path.iterdir()] == ["state_20"]
 

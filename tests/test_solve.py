@@ -21,7 +21,7 @@ from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
 from training.config import load_config
-from training.weights import load_model_alone
+from training.checkpoints import load_model_alone
 
 CPU = torch.device("cpu")
 

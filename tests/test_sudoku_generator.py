@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from dataset.compiled import compiled
-from dataset.sudoku_generator import all_4x4_grids, carve, count_solutions, generate_sudokus, random_grids
 from errors import UserError
+from puzzles.compiled import compiled
+from puzzles.sudoku_generator import all_4x4_grids, carve, count_solutions, generate_sudokus, random_grids
 
 BOXES = [(2, 2), (2, 3), (3, 3)]
 

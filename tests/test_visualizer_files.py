@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from dataset.common import write_identifiers
+from dataset.format import write_identifiers
 from tests.browser import Page, chromium
 from tests.sample_datasets import Arrays, build_arc, build_maze, digits, write_dataset
 

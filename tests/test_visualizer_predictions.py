@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from tests.browser import Page
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, digits
 

@@ -10,8 +10,8 @@ import torch
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from tests.runs import PIPELINE, TRAJECTORY
-from training.config import ArchConfig
-from training.weights import load_weights
+from training.config import arch_config
+from training.checkpoints import load_weights
 
 EXAMPLES, SEQ_LEN, VOCAB = 21, 16, 6
 
@@ -27,7 +27,7 @@ def open_test_split(path: Path = PIPELINE / "dataset", rank: int = 0, ranks: int
 def build_model(max_steps: int = 4, halting: bool = False) -> ACTLossHead:
     """With `halting`, a Q head for which the 21 examples stop after 1 to 6 steps."""
     arch = TRAJECTORY["config"]["arch"] | {"halt_max_steps": max_steps}
-    head = ArchConfig(**arch).build(batch_size=8, seq_len=SEQ_LEN, vocab_size=VOCAB, num_puzzle_identifiers=1)
+    head = arch_config(arch).build(batch_size=8, seq_len=SEQ_LEN, vocab_size=VOCAB, num_puzzle_identifiers=1)
     load_weights(head, PIPELINE / "final_checkpoint.pt")
     if halting:
         q_head = head.model.inner.q_head

@@ -6,7 +6,8 @@ import os
 import torch
 from torch import nn
 
-from models.hrm.hrm_act_v1 import Block
+from errors import first_line
+from models.act import ACTModel
 
 log = logging.getLogger(__name__)
 
@@ -17,43 +18,78 @@ CPU_MIN_WORK = 5e11
 EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step without gradients (benchmarks/flops.py)
 
 
-def compile_blocks(head: nn.Module, mode: str, device: torch.device, steps: float, rows: int | None = None) -> bool:
-    """Compile every `Block` of the model in place (state-dict keys stay), or say why not; -> whether it was done.
+def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: float, rows: int | None = None) -> bool:
+    """Compile what the architecture names, in place (state-dict keys stay), or say why not; -> whether it was done.
 
     `mode` is `on`, `off`, or `auto`: on CUDA, and on a CPU where it pays within `steps` training steps, or what takes
-    as long, of batches of `rows` (default: training's). `DISABLE_COMPILE=1` wins. One block is tried out first, forward
-    and backward, so that a toolchain that does not work costs a warning only.
+    as long, of batches of `rows` (default: training's). `DISABLE_COMPILE=1` wins. One module is tried out first,
+    forward and backward, so that a toolchain that does not work costs a warning only.
     """
-    if os.environ.get("DISABLE_COMPILE", "0") not in ("", "0") or mode == "off":
+    modules = model.inner.compiled_modules()
+    if os.environ.get("DISABLE_COMPILE", "0") not in ("", "0") or mode == "off" or not modules:
         return False
-    inner = head.model.inner
-    rows = rows or inner.config.batch_size
-    if mode == "auto" and not pays(head, device, steps * rows):
+    rows = rows or model.data.batch_size
+    if mode == "auto" and not pays(model, device, steps * rows):
         return False
-    x = torch.ones_like(inner.empty_carry(rows, device).z_H)  # no random draws: they are the run's
-    cos_sin = inner.rotary_emb() if inner.rotary_emb is not None else None
-    blocks = [module for module in head.modules() if isinstance(module, Block)]
+    torch._dynamo.config.optimize_ddp = False  # a block is one graph, also where gradients are summed over ranks
     try:
-        trial = torch.compile(blocks[0], dynamic=False)
-        with torch.no_grad():
-            trial(x, cos_sin)
-        trial(x.requires_grad_(), cos_sin).sum().backward()
+        _try_out(modules[0], _call_of(model, modules[0], rows, device))
     except Exception as error:  # whatever the compiler stack raises: it is optional
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        log.warning("torch.compile does not work here, continuing without: %s", reason)
+        log.warning("torch.compile does not work here, continuing without: %s", first_line(error))
         return False
     finally:
-        head.zero_grad(set_to_none=True)
-    for block in blocks:
-        block.compile(dynamic=False)
+        model.zero_grad(set_to_none=True)
+    for module in modules:
+        module.compile(dynamic=False)
     return True
 
 
-def pays(head: nn.Module, device: torch.device, sequences: float) -> bool:
+def pays(model: ACTModel, device: torch.device, sequences: float) -> bool:
     """Whether compiling saves more time than it takes, for so many sequences of all steps together."""
     if device.type != "cpu":
         return device.type == "cuda"
-    inner = head.model.inner
-    positions = inner.puzzle_emb_len + inner.config.seq_len
-    weights = sum(p.numel() for level in (inner.H_level, inner.L_level) for p in level.parameters())
-    return sequences * positions * weights >= CPU_MIN_WORK
+    weights = sum(p.numel() for module in model.inner.compiled_modules() for p in module.parameters())
+    return sequences * model.inner.positions * weights >= CPU_MIN_WORK
+
+
+class _Seen(Exception):
+    """Leaves a forward pass when the arguments have been seen."""
+
+
+def _call_of(model: ACTModel, module: nn.Module, rows: int, device: torch.device) -> tuple[tuple, dict]:
+    """The arguments with which a reasoning step calls `module` first. Random draws are the run's: none is spent."""
+    seen: list[tuple[tuple, dict]] = []
+
+    def look(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append((args, kwargs))
+        raise _Seen
+
+    data = {
+        "inputs": torch.zeros(rows, model.data.seq_len, dtype=torch.int32, device=device),
+        "puzzle_identifiers": torch.zeros(rows, dtype=torch.int32, device=device),
+    }
+    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            everything = torch.ones(rows, dtype=torch.bool, device=device)
+            model.inner(model.inner.reset_carry(everything, model.inner.empty_carry(rows, device)), data)
+    except _Seen:
+        return seen[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"a reasoning step does not call its {type(module).__name__}")
+
+
+def _try_out(module: nn.Module, call: tuple[tuple, dict]) -> None:
+    args, kwargs = call
+    trial = torch.compile(module, dynamic=False)
+    with torch.no_grad():
+        trial(*args, **kwargs)
+    out = trial(*map(_leaf, args), **{name: _leaf(value) for name, value in kwargs.items()})
+    (out if isinstance(out, torch.Tensor) else out[0]).sum().backward()
+
+
+def _leaf(value):
+    """With a gradient, where it can have one, as in training."""
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.detach().clone().requires_grad_() if is_float else value

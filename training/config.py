@@ -1,37 +1,42 @@
-"""The typed configuration of a run, and how it is read from the command line.
+"""The typed configuration of a run.
 
 Unknown keys are errors at every level. What concerns several keys is checked here too, before anything is built.
 """
 
 import difflib
-import re
-import sys
-from typing import Literal, get_args
+import logging
+from functools import cache
+from typing import Any, Literal, get_args
 
+import torch
 import yaml
-from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from dataset.cli import describe_validation_error
-from errors import UserError
-from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1, HRMArchitecture
+from dataset.format import PuzzleDatasetMetadata
+from errors import UserError, describe_validation_error
+from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
 
-MODELS = {"hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1": HierarchicalReasoningModel_ACTV1}
+log = logging.getLogger(__name__)
+
 HEADS = {"losses@ACTLossHead": ACTLossHead}
-CONFIG_GROUPS = ("arch", "experiment")
 SAVABLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits")
+
+# Keys of `arch` that earlier versions wrote and no longer exist. None of them did anything at its default.
+RETIRED_ARCH_KEYS = ("q_target_interval",)
 
 
 class StrictModel(BaseModel):
@@ -49,81 +54,150 @@ class StrictModel(BaseModel):
 
 
 class LossConfig(StrictModel):
-    name: Literal[tuple(HEADS)]
-    loss_type: Literal[tuple(LOSSES)]
+    name: Literal[tuple(HEADS)] = Field(description="the loss head, below models/")
+    loss_type: Literal[tuple(LOSSES)] = Field(description="loss of a token")
 
 
-class ArchConfig(StrictModel, HRMArchitecture):
-    name: Literal[tuple(MODELS)]
+class ArchConfig(StrictModel):
+    """An architecture by its name; `arch_type` adds what its `Config` holds, in the same flat mapping."""
+
+    name: str = Field(description="<module>@<class> below models/")
     loss: LossConfig
+
+    @property
+    def model_class(self) -> type[ACTModel]:
+        return find_architecture(self.name)
 
     def build(self, *, batch_size: int, seq_len: int, vocab_size: int, num_puzzle_identifiers: int) -> ACTLossHead:
         """The model in its loss head, on the current default device; `batch_size` is one rank's."""
-        model = MODELS[self.name](
-            self.model_dump(exclude={"name", "loss"})
-            | dict(
-                batch_size=batch_size,
-                seq_len=seq_len,
-                vocab_size=vocab_size,
-                num_puzzle_identifiers=num_puzzle_identifiers,
-            )
+        own = self.model_dump(exclude=set(ArchConfig.model_fields))
+        shape = dict(
+            batch_size=batch_size,
+            seq_len=seq_len,
+            vocab_size=vocab_size,
+            num_puzzle_identifiers=num_puzzle_identifiers,
         )
-        return HEADS[self.loss.name](model, self.loss.loss_type)
+        return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
+
+    def build_for(self, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device) -> ACTLossHead:
+        """The same for a dataset, on a device."""
+        with torch.device(device):
+            return self.build(
+                batch_size=batch_size,
+                seq_len=metadata.seq_len,
+                vocab_size=metadata.vocab_size,
+                num_puzzle_identifiers=metadata.num_puzzle_identifiers,
+            )
+
+    def __reduce__(self):
+        """Its class is made at run time and found again by name, on other ranks too."""
+        return arch_config, (self.model_dump(),)
+
+
+@cache
+def arch_type(name: str) -> type[ArchConfig]:
+    """`ArchConfig` with the hyper-parameters of the architecture of this name."""
+    return create_model("ArchConfig", __base__=(find_architecture(name).Config, ArchConfig))
+
+
+def type_of_arch(values: Any) -> type[ArchConfig]:
+    """Of the `arch` of a config; the plain one where that names no architecture."""
+    name = values.get("name") if isinstance(values, dict) else None
+    return arch_type(name) if isinstance(name, str) else ArchConfig
+
+
+def arch_config(values: dict[str, Any]) -> ArchConfig:
+    """The typed `arch` of a config."""
+    return type_of_arch(values)(**values)
 
 
 class EarlyStop(StrictModel):
-    """When to end before the epochs are used up, see training/early_stop.py; null: never."""
+    """When to end before the epochs are used up, see training/stopping.py; null: never."""
 
-    patience: int | None = Field(default=None, ge=1)  # evaluations in a row without a better eval/exact_accuracy
-    train_exact_accuracy: float | None = Field(default=None, gt=0, le=1)  # over the last steps
+    patience: int | None = Field(
+        default=None, ge=1, description="end after so many evaluations in a row without a better eval/exact_accuracy"
+    )
+    train_exact_accuracy: float | None = Field(
+        default=None, gt=0, le=1, description="end when this share of the last steps' sequences is exactly right"
+    )
 
 
 class PretrainConfig(StrictModel):
-    arch: ArchConfig
-    data_path: str  # a dataset folder, see dataset/common.py
+    arch: SerializeAsAny[ArchConfig]
+    data_path: str = Field(description="a dataset folder, see dataset/format.py")
 
-    global_batch_size: int = Field(ge=1)  # over all ranks
-    epochs: int = Field(ge=1)  # visits of every group
-    eval_interval: int | None = Field(default=None, ge=1)  # in epochs; null: once, at the end
+    global_batch_size: int = Field(ge=1, description="sequences of a step, over all ranks")
+    epochs: int = Field(ge=1, description="visits of every group")
+    eval_interval: int | None = Field(
+        default=None, ge=1, description="epochs between evaluations; null: one, at the end"
+    )
 
-    lr: float = Field(ge=0)
-    lr_min_ratio: float = Field(ge=0, le=1)  # the cosine ends at this share of lr
-    lr_warmup_steps: int = Field(ge=0)
-    weight_decay: float = Field(ge=0)
-    beta1: float = Field(ge=0, lt=1)
-    beta2: float = Field(ge=0, lt=1)
+    lr: float = Field(ge=0, description="learning rate of the weights, after the warm-up")
+    lr_min_ratio: float = Field(ge=0, le=1, description="the cosine ends at this share of lr")
+    lr_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(ge=0, description="of the weights, decoupled")
+    beta1: float = Field(ge=0, lt=1, description="of AdamATan2")
+    beta2: float = Field(ge=0, lt=1, description="of AdamATan2")
 
-    puzzle_emb_lr: float = Field(ge=0)
-    puzzle_emb_weight_decay: float = Field(ge=0)
+    puzzle_emb_lr: float = Field(ge=0, description="learning rate of the puzzle embeddings")
+    puzzle_emb_weight_decay: float = Field(ge=0, description="of the puzzle embeddings in use, decoupled")
 
-    ema_decay: float | None = Field(default=None, ge=0, lt=1)  # average the weights, and evaluate the average
-    freeze: Literal["weights"] | None = None  # train the puzzle embeddings only
+    ema_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="average the weights with this decay, and evaluate the average"
+    )
+    freeze: Literal["weights"] | None = Field(default=None, description="weights: train the puzzle embeddings only")
     early_stop: EarlyStop = EarlyStop()
 
-    seed: int = Field(default=0, ge=0)
-    device: Literal[DEVICES] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"  # see training/compilation.py
-    cuda_graph: Literal["auto", "on", "off"] = "auto"  # see training/cuda_graph.py
-    log_interval: int = Field(default=1, ge=1)  # steps between looks at the metrics; all are kept
-    checkpoint_every_eval: bool = False  # else only the best so far and the last
-    eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = []
-    eval_split: Literal["test", "val"] = "test"  # during training; the whole test split is evaluated at the end anyway
-    eval_batch_size: int | None = Field(default=None, ge=1)  # over all ranks; null: the run's, on CUDA more
-    eval_max_examples: int | None = Field(default=None, ge=1)  # during training: a seeded subset
-    load_checkpoint: str | None = None  # start from these weights
-    load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = "error"  # where its table has another number of rows
-
-    resume: bool | str = (
-        False  # true: the newest state in checkpoint_path, or a fresh start; else a state or run folder
+    seed: int = Field(default=0, ge=0, description="of weights, sampling and exploration")
+    device: Literal[DEVICES] = Field(default="auto", description="auto: CUDA, then MPS, then the CPU")
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile; auto: on CUDA, and on a CPU where it pays within the run"
     )
-    checkpoint_interval: int | None = Field(default=None, ge=1)  # steps between training states, beside evaluations
-    checkpoint_minutes: float | None = Field(default=None, gt=0)  # the same by the clock
-    keep_last: int = Field(default=2, ge=1)  # training states; model checkpoints are all kept
-    max_minutes: float | None = Field(default=None, gt=0)  # save and stop in good order then
+    cuda_graph: Literal["auto", "on", "off"] = Field(
+        default="auto", description="launch a step as one CUDA graph; auto: on one GPU"
+    )
+    log_interval: int = Field(default=1, ge=1, description="steps between looks at the metrics; all are kept")
+    checkpoint_every_eval: bool = Field(
+        default=False, description="save a checkpoint at every evaluation; else the best so far and the last"
+    )
+    eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = Field(
+        default=[], description="save these at every evaluation, in the original's format"
+    )
+    eval_split: Literal["test", "val"] = Field(
+        default="test", description="evaluated during training; with val the whole test split follows once, at the end"
+    )
+    eval_batch_size: int | None = Field(
+        default=None, ge=1, description="of evaluation, over all ranks; null: the run's, on CUDA more"
+    )
+    eval_max_examples: int | None = Field(
+        default=None, ge=1, description="evaluate a seeded subset of so many during training"
+    )
+    load_checkpoint: str | None = Field(default=None, description="start from the weights of this file")
+    load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
+        default="error", description="what becomes of its puzzle embeddings where it has another number of them"
+    )
 
-    project_name: str | None = None  # of W&B, and the folder of its runs
-    run_name: str | None = None
-    checkpoint_path: str | None = None  # the run folder
+    resume: bool | str = Field(
+        default=False,
+        description="true: go on from the newest state in checkpoint_path, or start; or a state or run folder",
+    )
+    checkpoint_interval: int | None = Field(
+        default=None, ge=1, description="steps between training states, beside those at evaluations"
+    )
+    checkpoint_minutes: float | None = Field(default=None, gt=0, description="the same by the clock")
+    keep_last: int = Field(default=2, ge=1, description="training states; model checkpoints are all kept")
+    max_minutes: float | None = Field(default=None, gt=0, description="save and stop in good order then")
+
+    project_name: str | None = Field(default=None, description="of W&B, and the folder of its runs")
+    run_name: str | None = Field(default=None, description="of W&B, and the run's folder")
+    checkpoint_path: str | None = Field(
+        default=None, description="the run folder; null: checkpoints/<project_name>/<run_name>"
+    )
+
+    @field_validator("arch", mode="before")
+    @classmethod
+    def _of_its_architecture(cls, value):
+        return arch_config(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _keys_fit_together(self):
@@ -131,7 +205,7 @@ class PretrainConfig(StrictModel):
             raise ValueError(
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}; choose a divisor of it"
             )
-        if self.freeze and not self.arch.puzzle_emb_ndim:
+        if self.freeze and not getattr(self.arch, "puzzle_emb_ndim", 0):
             raise ValueError("freeze=weights trains puzzle embeddings, but arch.puzzle_emb_ndim=0: there are none")
         if self.freeze and self.ema_decay is not None:
             raise ValueError("freeze=weights leaves nothing for ema_decay to average; leave one of them out")
@@ -140,40 +214,42 @@ class PretrainConfig(StrictModel):
         return self
 
     def check_ranks(self, world_size: int) -> None:
-        if self.global_batch_size % world_size:
-            raise UserError(
-                f"global_batch_size={self.global_batch_size} is not divisible by the {world_size} ranks; "
-                f"choose a multiple of {world_size}"
-            )
-        if self.eval_batch_size is not None and self.eval_batch_size % world_size:
-            raise UserError(
-                f"eval_batch_size={self.eval_batch_size} is not divisible by the {world_size} ranks; "
-                f"choose a multiple of {world_size}"
-            )
+        for key in ("global_batch_size", "eval_batch_size"):
+            size = getattr(self, key)
+            if size is not None and size % world_size:
+                raise UserError(
+                    f"{key}={size} is not divisible by the {world_size} ranks; choose a multiple of {world_size}"
+                )
 
 
-def validate(model: type[BaseModel], values: dict) -> BaseModel:
+def validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
     """`model(**values)`, or a `UserError` that names each key and, for an unknown one, the nearest known."""
     try:
         return model(**values)
     except ValidationError as error:
         unknown = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
         if unknown:
-            raise UserError("; ".join(_unknown_key(key, model) for key in unknown)) from None
+            known = list(keys_of(model, values))
+            raise UserError("; ".join(_unknown_key(key, known) for key in unknown)) from None
         raise UserError(describe_validation_error(error, str)) from None
 
 
-def _unknown_key(key: str, model: type[BaseModel]) -> str:
-    near = difflib.get_close_matches(key, _keys(model), n=1)
-    return f"unknown config key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; see training/config.py")
+def _unknown_key(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown config key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help")
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
+def keys_of(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> pydantic's field, of all levels; `values` say which architecture `arch` is."""
+    keys = {}
     for name, field in model.model_fields.items():
-        keys.append(prefix + (field.alias or name))
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _keys(field.annotation, f"{prefix}{name}.")
+        nested = field.annotation
+        if nested is ArchConfig:
+            nested = type_of_arch(values.get("arch"))
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys |= keys_of(nested, values, f"{prefix}{name}.")
+        else:
+            keys[prefix + (field.alias or name)] = field
     return keys
 
 
@@ -182,50 +258,27 @@ def from_hydra(cfg: DictConfig) -> PretrainConfig:
 
 
 def load_config(path: str) -> PretrainConfig:
-    """Read an `all_config.yaml`, the original's included."""
+    """Read an `all_config.yaml`, the original's and those of earlier versions included."""
     try:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise UserError("it is not a mapping")
-        return from_hydra(config)
+        values = OmegaConf.to_container(config, resolve=True)
+        if isinstance(values.get("arch"), dict):
+            values["arch"] = without_retired(values["arch"])
+        return validate(PretrainConfig, values)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a checkpoint lies in its run folder, beside all_config.yaml") from None
     except (UserError, yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not the config of a run: {error}") from None
 
 
-def from_cli(model: type[BaseModel], args: list[str], usage: str) -> BaseModel:
-    """`model` from arguments of the form `key=value`, for commands without Hydra; `--help` prints `usage`."""
-    if not args or {"-h", "--help"} & set(args):
-        print(usage)
-        raise SystemExit(0 if args else 2)
-    wrong = [arg for arg in args if "=" not in arg]
-    if wrong:
-        raise UserError(f"'{wrong[0]}' is not of the form key=value (see --help)")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_cli(args))
-    except OmegaConfBaseException as error:
-        raise UserError(f"cannot read the arguments: {error}") from None
-    return validate(model, values)
-
-
-def accept_plain_overrides() -> None:
-    """Let `key=value` and `+key=value` both mean "set it": the typed config decides which keys exist.
-
-    Hydra alone would ask for `+` where a key is not in the YAML, and drop no word about misspelt ones given with it.
-    Choices from a config group keep Hydra's meaning, with or without the `+` of `+experiment=`.
-    """
-    for i, arg in enumerate(sys.argv[1:], start=1):
-        match = re.match(r"\+{0,2}([A-Za-z_][\w.]*)=", arg)
-        if not match or match[1].split(".")[0] == "hydra":
-            continue
-        prefix = {"arch": "", "experiment": "+"}.get(match[1], "++")
-        sys.argv[i] = prefix + arg.lstrip("+")
-
-
-def hydra_error(error: HydraException | OmegaConfBaseException) -> UserError:
-    """Hydra's several lines as one."""
-    if isinstance(error, OverrideParseException):
-        return UserError(f"cannot read the override '{error.override.lstrip('+')}'; quote lists and blanks")
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return UserError(re.sub(r"\s*(Config search path|Set the environment variable|\[?provider=).*", "", text))
+def without_retired(arch: dict[str, Any]) -> dict[str, Any]:
+    """`arch` as an earlier version wrote it, in today's words; what computes otherwise now is said."""
+    arch = {key: value for key, value in arch.items() if key not in RETIRED_ARCH_KEYS}
+    if arch.get("q_target") == "every_n":
+        arch["q_target"] = "every_step"  # the same rule of halting
+    if arch.get("forward_dtype") == "float16":
+        log.warning("forward_dtype=float16 is no longer there: computing with auto")
+        arch["forward_dtype"] = "auto"
+    return arch

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from errors import UserError
+from errors import UserError, first_line
 from puzzle_dataset import Batch
 from training.distributed import Ranks
 
@@ -66,8 +66,7 @@ class Graph:
             self._replay = self._record(call)
             log.info("%s is a CUDA graph", self._what)
         except Exception as error:  # of CUDA, of a kernel's library, of the compiler: it is optional
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log.warning("%s cannot be a CUDA graph, continuing without: %s", self._what, reason)
+            log.warning("%s cannot be a CUDA graph, continuing without: %s", self._what, first_line(error))
             self._failed = True
 
 

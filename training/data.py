@@ -11,7 +11,7 @@ from errors import UserError
 from puzzle_dataset import Batch, PuzzleDataset, PuzzleDatasetConfig, widen
 from training.config import PretrainConfig
 from training.distributed import Ranks
-from training.state import total_steps
+from training.step import total_steps
 
 T = TypeVar("T")
 BATCHES_AHEAD = 8
@@ -58,9 +58,26 @@ def open_split(
     )
 
 
-def batches_on(device: torch.device, dataset: PuzzleDataset) -> Iterator[Batch]:
+def open_to_answer(
+    run: PretrainConfig, split: str, *, data_path: str | None, batch_size: int, max_examples: int | None
+) -> PuzzleDataset:
+    """A split in order, in one process, for commands that run the model on it; `max_examples` draws what evaluate.py
+    draws."""
+    ranks = Ranks.from_environment()
+    if ranks.world_size > 1:
+        raise UserError("this command runs in one process; start it with python, not torchrun")
+    batch_size = min(batch_size, max_examples or batch_size)
+    dataset = open_split(
+        run, split, ranks, data_path=data_path, global_batch_size=batch_size, max_examples=max_examples
+    )
+    if not dataset.num_examples():
+        raise UserError(f"{dataset.config.dataset_path}/{split} holds no examples")
+    return dataset
+
+
+def train_batches_on(device: torch.device, dataset: PuzzleDataset, passes: int, skip: int) -> Iterator[Batch]:
     """The batches of a pass, on the device. On CUDA a thread reads ahead, and bytes travel from pinned memory."""
-    batches = (rows for _, rows, _ in dataset.narrow())
+    batches = (rows for _, rows in dataset.train_batches(passes, skip))
     if device.type == "cuda":
         batches = read_ahead((pinned(rows) for rows in batches), device)
     for rows in batches:

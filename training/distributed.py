@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from errors import UserError
 
@@ -96,12 +97,25 @@ class Ranks:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    def start_sum(self, values: Tensor) -> dist.Work:
-        """Begin to sum over the ranks, in place; the sum is there after `wait()` of what is returned."""
-        return dist.all_reduce(values, async_op=True)
-
     def sum_to_main(self, values: Tensor) -> Tensor:
         """The sum over the ranks, on rank 0; elsewhere the content is undefined."""
         if self.world_size > 1:
             dist.reduce(values, dst=0)
         return values
+
+    def sum_gradients_of(self, module: nn.Module) -> nn.Module:
+        """What to call in place of `module`, so that `backward()` leaves sums over the ranks in its gradients.
+
+        PyTorch's DistributedDataParallel, which sends gradients while the backward pass goes on, but means them: the
+        loss is divided by the global batch already. Puzzle embeddings are not parameters; `SparseSignSGD` gathers
+        their gradients itself.
+        """
+        if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        parallel = DistributedDataParallel(module, broadcast_buffers=False)
+        parallel.register_comm_hook(None, _sum_bucket)
+        return parallel
+
+
+def _sum_bucket(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])

@@ -13,54 +13,33 @@ from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
-from training.metrics import eval_metrics, reduce_metrics
+from training.metrics import eval_metrics, progress_bar, reduce_metrics
 from training.predictions import PredictionWriter
-from training.progress import progress_bar
-from training.reasoning import AllSteps, Finished, until_all_halt
+from training.reasoning import Finished, Reasoner
 
 log = logging.getLogger(__name__)
 
-# Of an evaluation's batch on one GPU, where memory allows. A bound, so that all large GPUs compute the same; how large
-# it should be has not been measured. A Sudoku takes 82 of them, a maze or an ARC grid 901.
+# Of an evaluation's batch on one GPU: a Sudoku takes 82 of them, a maze or an ARC grid 901. A fixed bound, so that all
+# GPUs compute the same; at the published sizes a step takes about 2 GB with it.
 TOKENS = 128 * 1024
-MEMORY_SHARE = 0.5  # of the memory that is free
 
 
 def choose_batch_size(
     wanted: int | None, dataset: PuzzleDataset, head: ACTLossHead, ranks: Ranks, device: torch.device
 ) -> None:
-    """Give an evaluation split its batch size: `wanted`, or the run's, on CUDA more where memory is left.
-
-    To be called when training has taken what it needs.
-    """
+    """Give an evaluation split its batch size over all ranks: `wanted`, or the run's, on CUDA more."""
     if wanted is None and device.type == "cuda":
-        with torch.inference_mode():
-            memory = bytes_a_row(head, dataset, device)
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(device)
         share = -(-dataset.num_examples() // ranks.world_size)  # more rows would be padding
-        rows = rows_that_fit(head, dataset.local_batch_size, min(share, int(MEMORY_SHARE * free / memory)))
-        wanted = ranks.smallest(rows) * ranks.world_size
+        wanted = rows_at_a_time(head.model.inner.positions, dataset.local_batch_size, share) * ranks.world_size
         log.info("evaluating %d puzzles at a time", wanted)
     if wanted is not None:
         dataset.set_batch_size(wanted)
 
 
-def rows_that_fit(head: ACTLossHead, at_least: int, at_most: int) -> int:
+def rows_at_a_time(positions: int, at_least: int, at_most: int) -> int:
     """Rows of a batch on one GPU; a multiple of 8, but for `at_least`, which training has room for."""
-    rows = min(TOKENS // (head.model.inner.puzzle_emb_len + head.model.config.seq_len), -(-at_most // 8) * 8)
+    rows = min(TOKENS // positions, -(-at_most // 8) * 8)
     return max(at_least, rows // 8 * 8)
-
-
-def bytes_a_row(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> float:
-    """What a reasoning step of a first batch, of the run's size, takes at its peak."""
-    head.eval()
-    _, batch, _ = next(iter(dataset))
-    batch = {name: field.to(device) for name, field in batch.items()}
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    head(carry=head.initial_carry(batch), batch=batch)
-    return max(1, torch.cuda.max_memory_allocated(device) - before) / dataset.local_batch_size
 
 
 def evaluate_split(
@@ -87,7 +66,7 @@ def evaluate_split(
     saved = defaultdict(list)
     head.eval()
     batches = progress_bar(
-        dataset,
+        dataset.test_batches(),
         total=dataset.num_test_batches(),
         desc="evaluate",
         unit="batch",
@@ -95,18 +74,17 @@ def evaluate_split(
         leave=leave_bar,
     )
     by_step = writer is not None and "answers_by_step" in writer.row_types
-    all_steps = AllSteps(head.model, Graph("a reasoning step") if uses_graph(cuda_graph, device) else None)
+    graphed = uses_graph(cuda_graph, device) and halt == "max"
+    reasoner = Reasoner(head.model, halt, Graph("a reasoning step") if graphed else None)
     with torch.inference_mode():
-        for (set_name, batch, _), examples in zip(batches, dataset.test_examples(), strict=True):
+        for set_name, batch, examples in batches:
             batch = {name: field.to(device) for name, field in batch.items()}
-            if halt == "q":
-                done = until_all_halt(head.model, batch, len(examples), by_step)
-            else:
-                done = all_steps.run(batch, by_step)
-            metrics = head.score(done.carry, done.outputs).metrics
+            done = reasoner.run(batch, len(examples), by_step)
+            halted = torch.ones_like(done.steps, dtype=torch.bool)
+            _, metrics = head.score(done.outputs, done.data["labels"], done.steps, halted)
             before = sums.get(set_name)
             sums[set_name] = {key: before[key] + value for key, value in metrics.items()} if before else metrics
-            for key, value in (done.carry.current_data | done.outputs).items():
+            for key, value in (done.data | done.outputs).items():
                 if key in save_outputs:
                     saved[key].append(value.cpu())
             if writer is not None:
@@ -120,7 +98,7 @@ def compact_rows(done: Finished, real: int, fields: Collection[str]) -> dict[str
     """What predictions.PredictionWriter writes of the first `real` rows; tokens leave the device as bytes."""
     logits = done.outputs["logits"][:real]
     rows = {key: done.outputs[key][:real] for key in ("q_halt_logits", "q_continue_logits")}
-    rows |= {"answers": logits.argmax(-1).to(torch.uint8), "steps": done.carry.steps[:real]}
+    rows |= {"answers": logits.argmax(-1).to(torch.uint8), "steps": done.steps[:real]}
     if "answers_by_step" in fields:
         rows["answers_by_step"] = done.answers_by_step[:real]
     if "logits" in fields:

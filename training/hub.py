@@ -1,7 +1,7 @@
 """Move a run to and from the Hugging Face Hub.
 
-    python -m training.hub push <run> <user/name> [--checkpoint step_<n>] [--private]
-    python -m training.hub pull <user/name> <run> [--revision <branch, tag or commit>]
+    python -m training.hub push <run> <user/name> [checkpoint=step_<n>] [private=true]
+    python -m training.hub pull <user/name> <run> [revision=<branch, tag or commit>]
 
 A repository holds one checkpoint:
 
@@ -14,11 +14,11 @@ Training states and predictions stay where they are. Pull also takes repositorie
 a login with write permission (`hf auth login`, or HF_TOKEN).
 """
 
-import argparse
 import json
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,13 +34,15 @@ from huggingface_hub.utils import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils.logging import set_verbosity_error
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from errors import UserError, one_line_errors
-from training.config import PretrainConfig, load_config
-from training.run_folder import write_atomically
-from training.weights import read_weights
+from errors import UserError, first_line, one_line_errors
+from files import write_atomically
+from training.checkpoints import read_weights
+from training.command_line import from_cli
+from training.config import PretrainConfig, StrictModel, load_config
 
 Weights = dict[str, torch.Tensor]
 
@@ -76,7 +78,7 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id  # with the user's name before it
         public = private and not api.repo_info(repo).private
     if public:
-        raise UserError(f"{repo} exists and is public, --private cannot change that; do so on its page, or rename")
+        raise UserError(f"{repo} exists and is public, private=true cannot change that; do so on its page, or rename")
     with tempfile.TemporaryDirectory(prefix="hub-") as temporary:
         folder = Path(temporary)
         try:
@@ -254,30 +256,40 @@ def hub_errors(action: str, repo: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         other = LOG_IN if status in (401, 403) else "check the network, HF_HUB_OFFLINE and the free disk space"
         remedy = next((text for kind, text in REMEDIES.items() if isinstance(error, kind)), other)
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"cannot {action} {repo} ({type(error).__name__}: {reason}); {remedy}") from error
+        raise UserError(f"cannot {action} {repo} ({type(error).__name__}: {first_line(error)}); {remedy}") from error
+
+
+class PushConfig(StrictModel):
+    run: str = Field(description="run folder")
+    repo: str = Field(description="user/name; made where it does not exist")
+    checkpoint: str | None = Field(default=None, description="its file name, or best; null: the newest step_<n>")
+    private: bool = Field(default=False, description="make the repository private")
+
+
+class PullConfig(StrictModel):
+    repo: str = Field(description="user/name")
+    run: str = Field(description="run folder to make")
+    revision: str | None = Field(default=None, description="branch, tag or commit; null: the newest of main")
+
+
+COMMANDS = {"push": (PushConfig, ("run", "repo")), "pull": (PullConfig, ("repo", "run"))}
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.hub", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    pushing = commands.add_parser("push", help="upload a checkpoint of a run")
-    pushing.add_argument("run", type=Path, help="run folder")
-    pushing.add_argument("repo", help="user/name; made where it does not exist")
-    pushing.add_argument("--checkpoint", help="its file name, or best (default: the newest step_<n>)")
-    pushing.add_argument("--private", action="store_true", help="make the repository private")
-    pulling = commands.add_parser("pull", help="make a run folder of a repository")
-    pulling.add_argument("repo", help="user/name")
-    pulling.add_argument("run", type=Path, help="run folder to make")
-    pulling.add_argument("--revision", help="branch, tag or commit (default: the newest of main)")
-    given = parser.parse_args(args)
+    name, *rest = (sys.argv[1:] if args is None else args) or [""]
     set_verbosity_error()  # of the Hub's client: its retries would each print a line
     with one_line_errors():
-        if given.command == "push":
-            repo = push(given.run, given.repo, given.checkpoint, given.private)
+        if name not in COMMANDS:
+            print(__doc__)
+            raise SystemExit(0 if name in ("-h", "--help") else 2)
+        model, positional = COMMANDS[name]
+        about = f"python -m training.hub {name} {' '.join(f'<{key}>' for key in positional)} [key=value …]"
+        given = from_cli(model, rest, about, positional)
+        if name == "push":
+            repo = push(Path(given.run), given.repo, given.checkpoint, given.private)
             print(f"pushed to {repo}; fetch it with: python -m training.hub pull {repo} <run>")
         else:
-            checkpoint = pull(given.repo, given.run, given.revision)
+            checkpoint = pull(given.repo, Path(given.run), given.revision)
             print(f"evaluate with: python evaluate.py {shlex.quote(f'checkpoint={checkpoint}')} data_path=<dataset>")
 
 

@@ -1,9 +1,13 @@
-"""Sums over a batch -> the numbers that are logged, to metrics.jsonl always and to W&B where it is enabled."""
+"""Sums over a batch -> the numbers that are logged, to metrics.jsonl always and to W&B where it is enabled.
+
+And what a run says while it goes: log lines on stdout, and progress bars, live on a terminal, rare in a log file.
+"""
 
 import json
 import logging
 import netrc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from errors import UserError
+from errors import UserError, first_line
 from training.config import PretrainConfig
 from training.distributed import Ranks
 
@@ -152,13 +157,8 @@ class MetricsLog:
         try:
             call(self._wandb)
         except Exception as error:
-            log.warning("W&B failed, going on without: %s", describe(error))
+            log.warning("W&B failed, going on without: %s: %s", type(error).__name__, first_line(error))
             self._wandb = None
-
-
-def describe(error: Exception) -> str:
-    """Somebody else's exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _wandb_login() -> bool:
@@ -198,6 +198,28 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int, run_id: 
         if run_id is None:
             run.log({"num_params": num_params}, step=0)
     except Exception as error:  # optional: no failure of it may cost a training run
-        log.warning("W&B is off for this run: %s", describe(error))
+        log.warning("W&B is off for this run: %s: %s", type(error).__name__, first_line(error))
         return None
     return run
+
+
+def progress_bar(
+    iterable=None, *, total: int, desc: str, unit: str, enabled: bool, leave: bool = True, initial: int = 0
+) -> tqdm:
+    return tqdm(
+        iterable,
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        disable=not enabled,
+        leave=leave,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+        smoothing=0.05,
+    )
+
+
+def start_logging(is_main: bool) -> None:
+    """Rank 0 tells; the others speak of errors only."""
+    level = logging.INFO if is_main else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)

@@ -14,13 +14,16 @@ Compact, at `<prefix>_preds/`, where the prefix is `<run>/step_<n>`; memory does
 Inputs, labels and identifiers are not repeated: they come from the dataset. The folder is written beside its place and
 renamed when every rank is done, so that an interrupted evaluation leaves the one before it as it was.
 
-The original's format is in training/torch_predictions.py.
+The original's format is a torch dictionary a rank, `<run>/step_<n>_all_preds.<rank>`. Its tensors are some of `inputs`,
+`labels`, `puzzle_identifiers`, `logits`, `q_halt_logits`, `q_continue_logits`. Padding rows are included: their
+identifier is the blank, their inputs are padding, their labels ignored. `predictions`, the most likely tokens, may
+stand in place of `logits`.
 """
 
-import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,13 +32,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dataset.common import NpyStream, PuzzleDatasetMetadata
-from dataset.shards import PuzzleSet, load_metadata, load_set
-from errors import UserError
+from dataset.format import (
+    IGNORE_LABEL_ID,
+    NpyStream,
+    PuzzleDatasetMetadata,
+    PuzzleSet,
+    description_digest,
+    load_metadata,
+    load_set,
+)
+from errors import UserError, first_line
+from files import put_in_place, write_atomically
 from puzzle_dataset import PuzzleDataset, mark_ignored
 from training.distributed import Ranks
-from training.torch_predictions import read_torch, torch_path, torch_paths
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +108,11 @@ class PredictionWriter:
             self.row_types["answers_by_step"] = ((max_steps, meta.seq_len), np.uint8)
         if logits:
             self.row_types["logits"] = ((meta.seq_len, meta.vocab_size), np.float32)
-        self._expected = sum(map(len, dataset.test_examples()))  # rows of this rank
+        self._expected = dataset.num_own_examples()
         self._manifest = {
             "format": FORMAT,
             "dataset": dataset.config.dataset_path,
-            "dataset_digest": dataset_digest(Path(dataset.config.dataset_path) / dataset.split),
+            "dataset_digest": description_digest(Path(dataset.config.dataset_path) / dataset.split),
             "split": dataset.split,
             "sets": {name: len(puzzles.inputs) for name, puzzles in dataset.sets.items()},
             "examples": dataset.num_examples(),
@@ -148,7 +159,7 @@ class PredictionWriter:
             self.ranks.barrier()
             if self.ranks.is_main:
                 (self._folder / "manifest.json").write_text(json.dumps(self._manifest, indent=1))
-                _put_in_place(self._folder, self.place)
+                put_in_place(self._folder, self.place)
             self.ranks.barrier()
 
     @contextmanager
@@ -169,27 +180,8 @@ class PredictionWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def dataset_digest(split_folder: Path) -> str:
-    """Of a split's description, dataset.json."""
-    return hashlib.sha256((split_folder / "dataset.json").read_bytes()).hexdigest()[:16]
-
-
 def _part(folder: Path, field: str, rank: int) -> Path:
     return folder / f"{field}.{rank}.npy"
-
-
-def _put_in_place(folder: Path, place: Path) -> None:
-    """Rename `folder` to `place`, and remove what was there."""
-    old = folder.with_name(f"{folder.name}-old")
-    if place.exists():
-        place.rename(old)
-    try:
-        folder.rename(place)
-    except BaseException:
-        if old.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_predictions(
@@ -238,7 +230,7 @@ def _read_compact(
     prefix: Path, split_folder: Path, metadata: PuzzleDatasetMetadata, rows: int
 ) -> Iterator[PredictionRows]:
     folder, manifest = compact_folder(prefix), read_manifest(prefix)
-    if manifest["split"] != split_folder.name or manifest["dataset_digest"] != dataset_digest(split_folder):
+    if manifest["split"] != split_folder.name or manifest["dataset_digest"] != description_digest(split_folder):
         raise UserError(
             f"{folder} holds predictions for {manifest['dataset']}/{manifest['split']}, not for {split_folder}; "
             f"name the dataset and split that were evaluated"
@@ -296,3 +288,92 @@ def _gather(
         found.append((puzzles.inputs[mine], labels, puzzles.puzzle_identifiers[puzzles.puzzles_of(mine)]))
     inputs, labels, identifiers = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return inputs, labels, identifiers
+
+
+# The original's format
+
+
+def torch_path(prefix: Path, rank: int) -> Path:
+    return prefix.with_name(f"{prefix.name}_all_preds.{rank}")
+
+
+def torch_paths(prefix: Path) -> dict[int, Path]:
+    """The dictionaries that are there, by rank."""
+    found = prefix.parent.glob(f"{prefix.name}_all_preds.*")
+    return dict(sorted((int(path.suffix[1:]), path) for path in found if path.suffix[1:].isdecimal()))
+
+
+def save_predictions(folder: Path, step_name: str, rank: int, saved: dict[str, Tensor]) -> Path:
+    """Write `<step_name>_all_preds.<rank>`."""
+    path = torch_path(folder / step_name, rank)
+    write_atomically(path, lambda file: torch.save(saved, file))
+    return path
+
+
+def read_torch(
+    paths: dict[int, Path], split_folder: Path, metadata: PuzzleDatasetMetadata | None, rows: int
+) -> Iterator[dict[str, np.ndarray | None]]:
+    """The fields of `PredictionRows`, at most `rows` at a time, rank after rank.
+
+    `metadata` is None where the dataset is not at hand: the dictionaries hold all that is needed of it.
+    """
+    ranks = max(paths) + 1
+    missing = sorted(set(range(ranks)) - set(paths))
+    if missing:
+        raise UserError(f"{paths[ranks - 1]} is there, but not that of rank {missing[0]}; run evaluate.py again")
+    sizes = [len(_map(paths[rank], split_folder, metadata)["inputs"]) for rank in range(ranks)]
+
+    def read() -> Iterator[dict[str, np.ndarray | None]]:
+        for rank, size in enumerate(sizes):
+            for start in range(0, size, rows):
+                # Mapped anew for each part: pages that were read do not stay with the process.
+                part = _map(paths[rank], split_folder, metadata)
+                yield _without_padding({key: values[start : start + rows] for key, values in part.items()}, metadata)
+
+    return read()
+
+
+def _map(path: Path, split_folder: Path, metadata: PuzzleDatasetMetadata | None) -> dict[str, Tensor]:
+    """A rank's dictionary, its tensors left on disk until they are read."""
+    try:
+        part = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{path} does not hold saved predictions ({first_line(error)}); run evaluate.py again"
+        ) from None
+    if not isinstance(part, dict) or not all(isinstance(values, Tensor) for values in part.values()):
+        raise UserError(f"{path} does not hold saved predictions, names -> tensors; run evaluate.py again")
+    wanted = ["inputs", "puzzle_identifiers", "q_halt_logits"]
+    missing = [key for key in wanted if key not in part]
+    if "logits" not in part and "predictions" not in part:
+        missing.append("logits")
+    if missing:
+        raise UserError(f"{path} holds no {', '.join(missing)}; evaluate again and save them (save_outputs)")
+    if len({len(values) for values in part.values()}) > 1:
+        raise UserError(f"{path} is damaged: its tensors are not equally long; run evaluate.py again")
+    if metadata is not None and (
+        part["inputs"].shape[1:] != (metadata.seq_len,)
+        or (len(part["inputs"]) and part["puzzle_identifiers"].max() >= metadata.num_puzzle_identifiers)
+    ):
+        raise UserError(f"{path} holds predictions for another dataset than {split_folder}; name that dataset")
+    return part
+
+
+def _without_padding(part: dict[str, Tensor], metadata: PuzzleDatasetMetadata | None) -> dict[str, np.ndarray | None]:
+    blank, pad = (metadata.blank_identifier_id, metadata.pad_id) if metadata else (0, 0)
+    padding = part["puzzle_identifiers"] == blank
+    padding &= (part["inputs"] == pad).all(1)  # where nothing has identifiers they are all blank
+    if "labels" in part:
+        padding &= (part["labels"] == IGNORE_LABEL_ID).all(1)
+    answers = part["predictions"] if "predictions" in part else part["logits"].argmax(-1)
+    rows = {key: values[~padding] for key, values in (part | {"answers": answers}).items() if key != "logits"}
+    optional = {
+        "labels": rows["labels"].numpy() if "labels" in rows else None,
+        "q_continue_logits": rows["q_continue_logits"].float().numpy() if "q_continue_logits" in rows else None,
+    }
+    return optional | {
+        "inputs": rows["inputs"].numpy(),
+        "puzzle_identifiers": rows["puzzle_identifiers"].numpy(),
+        "answers": rows["answers"].numpy(),
+        "q_halt_logits": rows["q_halt_logits"].float().numpy(),
+    }

@@ -1,17 +1,20 @@
-"""A batch from its first reasoning step to its last, by one of two rules of halting.
+"""The one loop over reasoning steps: a batch from its first step to its last, by one of two rules of halting.
 
-max   every sequence takes `halt_max_steps` steps, as in the original: the device is never asked anything in between
+max   every sequence takes all steps, as in the original: the device is never asked anything in between
 q     a sequence stops when it wants to and leaves the batch: steps that are saved are time that is saved
+
+Nothing here reads a label. Training has a loop of its own, in which a step belongs to a batch of sequences that have
+taken different numbers of them (models/act.py).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.hrm.hrm_act_v1 import Carry, HierarchicalReasoningModel_ACTV1, InnerCarry
+from models.act import ACTModel, map_tensors
 from puzzle_dataset import Batch
 from training.cuda_graph import Graph
 
@@ -19,84 +22,138 @@ HALTING = ("max", "q")
 
 
 @dataclass
+class Step:
+    """What the sequences that are still in the batch have after one step."""
+
+    number: int  # from 1
+    rows: Tensor  # (n,) int64: which rows of the batch these are, ascending
+    logits: Tensor  # (n, S, vocab)
+    q_halt: Tensor  # (n,) float32 logits
+    q_continue: Tensor  # (n,) float32 logits
+    state: Any  # of the network, see models/act.py
+    wants_to_halt: Tensor  # (n,) bool: what the model says
+    last: Tensor  # (n,) bool: by the rule this was the sequence's last step
+
+    @property
+    def answer(self) -> Tensor:
+        """(n, S) int64: the most likely token of each cell."""
+        return self.logits.argmax(-1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """(n,): sigmoid of q_halt, the model's own estimate that the whole answer is right."""
+        return torch.sigmoid(self.q_halt)
+
+
+@dataclass
 class Finished:
     """A batch, each row as it was after its own last step."""
 
-    carry: Carry  # without the inner states
+    data: Batch  # its rows
     outputs: dict[str, Tensor]  # logits (B, S, vocab), q_halt_logits, q_continue_logits (B,)
-    answers_by_step: Tensor | None  # (B, halt_max_steps, S) uint8: a row's last answer repeats
+    steps: Tensor  # (B,) int32: taken
+    answers_by_step: Tensor | None  # (B, max_steps, S) uint8: a row's last answer repeats
 
 
-class AllSteps:
-    """The rule `max`, for batches that all have the same shape; padding is run too, and its q_halt_loss counts it."""
+class Reasoner:
+    """Runs a model in evaluation mode. With a CUDA graph all batches must have the same shape."""
 
-    def __init__(self, model: HierarchicalReasoningModel_ACTV1, graph: Graph | None = None):
-        self._model, self._graph = model, graph
-        self._batch: Batch | None = None
-        self._carry: Carry | None = None
-        self._outputs: dict[str, Tensor] = {}
+    def __init__(self, model: ACTModel, halt: str = "max", graph: Graph | None = None):
+        assert halt in HALTING and (halt == "max" or graph is None), "a graph cannot hold a batch that shrinks"
+        self._model, self._halt, self._graph = model, halt, graph
+        self._data: Batch = {}
+        self._state: Any = None
+        self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def run(self, batch: Batch, by_step: bool = False) -> Finished:
-        """Where a graph runs, `outputs` are overwritten by the next batch."""
-        size, seq_len = batch["inputs"].shape
+    @torch.inference_mode()
+    def steps(self, batch: Batch, max_steps: int | None = None) -> Iterator[Step]:
+        """Yield the steps of a batch from the initial state; `max_steps` at most, by default as in training.
+
+        Where a graph runs, the tensors of a step are overwritten by the next one.
+        """
+        model, inner = self._model, self._model.inner
+        size, device = batch["inputs"].shape[0], batch["inputs"].device
+        max_steps = model.config.halt_max_steps if max_steps is None else max_steps
+        model.eval()
+        self._begin({name: batch[name] for name in ("inputs", "puzzle_identifiers")}, inner.initial_state(size))
+        rows = torch.arange(size, device=device)
+        for number in range(1, max_steps + 1):
+            self._advance()
+            logits, q_halt, q_continue = self._outputs
+            wants = model.wants_to_halt(q_halt, q_continue)
+            last = torch.full_like(wants, number == max_steps)
+            if self._halt == "q":
+                last = last | wants
+            yield Step(number, rows, logits, q_halt, q_continue, self._state, wants, last)
+            if self._halt == "q" and last.any():
+                if last.all():
+                    return
+                rows = rows[~last]
+                self._state = map_tensors(lambda tensor, stay=~last: tensor[stay], self._state)
+                self._data = {name: field[~last] for name, field in self._data.items()}
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, real: int, by_step: bool = False) -> Finished:
+        """All steps of a batch whose first `real` rows are examples; with `by_step` every step's answer is kept.
+
+        The rule `max` runs padding too, as the original, so that its q_halt_loss counts it. The rule `q` drops it
+        before the first step, and the result has `real` rows. Where a graph runs, the next batch overwrites `outputs`.
+        """
+        if self._halt == "q":
+            batch = _first_rows(batch, max(1, real))  # kernels refuse an empty batch
+        (size, seq_len), device = batch["inputs"].shape, batch["inputs"].device
         max_steps = self._model.config.halt_max_steps
-        answers = batch["inputs"].new_empty(size, max_steps, seq_len, dtype=torch.uint8) if by_step else None
-        for number, outputs in enumerate(self._steps(batch, max_steps)):
+        taken = torch.full((size,), max_steps, dtype=torch.int32, device=device)
+        answers = torch.empty(size, max_steps, seq_len, dtype=torch.uint8, device=device) if by_step else None
+        outputs: dict[str, Tensor] = {}
+        for step in self.steps(batch):
             if answers is not None:
-                answers[:, number] = outputs["logits"].argmax(-1)
-        return Finished(Carry(None, self._carry.steps, self._carry.halted, batch), outputs, answers)
+                answers[step.rows, step.number - 1 :] = step.answer.to(torch.uint8).unsqueeze(1)
+            now = {"logits": step.logits, "q_halt_logits": step.q_halt, "q_continue_logits": step.q_continue}
+            if self._halt == "max":
+                outputs = now
+            elif step.last.any():
+                leaving = step.rows[step.last]
+                taken[leaving] = step.number
+                for key, value in now.items():
+                    place = outputs.setdefault(key, value.new_empty(size, *value.shape[1:]))
+                    place[leaving] = value[step.last]
+        if self._halt == "q" and real == 0:
+            batch, outputs, taken = _first_rows(batch, 0), _first_rows(outputs, 0), taken[:0]
+        return Finished(batch, outputs, taken, answers)
 
-    def _steps(self, batch: Batch, max_steps: int) -> Iterator[dict[str, Tensor]]:
-        if self._batch is None:
-            self._batch = {name: field.clone() for name, field in batch.items()}
-            self._carry = self._model.initial_carry(batch)
-        for name, field in batch.items():
-            self._batch[name].copy_(field)
-        self._carry.halted.fill_(True)  # every row starts afresh, with the batch's data
-        for _ in range(max_steps):
-            if self._graph is not None and self._graph.ready(self._step):
-                self._graph.replay()
-            else:
-                self._step()
-            yield self._outputs
+    def _begin(self, data: Batch, state: Any) -> None:
+        if self._graph is None or not self._data:  # a graph works on the same tensors each time
+            self._data = {name: field.clone() for name, field in data.items()}
+            self._state = map_tensors(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
+            return
+        map_tensors(lambda mine, new: mine.copy_(new), self._data, data)
+        map_tensors(lambda mine, new: mine.copy_(new), self._state, state)
 
-    def _step(self) -> None:
-        carry, self._outputs = self._model(carry=self._carry, batch=self._batch)
-        self._carry.copy_(carry)
+    def _advance(self) -> None:
+        if self._graph is None:
+            self._state, logits, q_values = self._model.inner(self._state, self._data)
+            self._outputs = (logits, *q_values)
+        elif self._graph.ready(self._advance_in_place):
+            self._graph.replay()
+        else:
+            self._advance_in_place()
+
+    def _advance_in_place(self) -> None:
+        state, logits, q_values = self._model.inner(self._state, self._data)
+        map_tensors(lambda mine, new: mine.copy_(new), self._state, state)
+        self._outputs = (logits, *q_values)
 
 
-def until_all_halt(model: HierarchicalReasoningModel_ACTV1, batch: Batch, real: int, by_step: bool = False) -> Finished:
-    """The rule `q`. The first `real` rows are examples; the rest, padding, is dropped before the first step, the result
-    has `real` rows, and no loss counts padding."""
-    batch = _first_rows(batch, max(1, real))  # kernels refuse an empty batch
-    size, seq_len = batch["inputs"].shape
-    carry, data = model.initial_carry(batch), batch
-    rows = torch.arange(size, device=carry.steps.device)  # those of the batch that the carry still holds
-    steps, last = torch.zeros_like(carry.steps), {}
-    answers = rows.new_empty(size, model.config.halt_max_steps, seq_len, dtype=torch.uint8) if by_step else None
-    for step in count(1):
-        carry, outputs = model(carry=carry, batch=data)
-        if answers is not None:
-            answers[rows, step - 1 :] = outputs["logits"].argmax(-1).to(torch.uint8).unsqueeze(1)
-        halted = carry.halted | model.wants_to_halt(outputs["q_halt_logits"], outputs["q_continue_logits"])
-        if halted.any():
-            finished = rows[halted]
-            steps[finished] = step
-            for key, value in outputs.items():
-                last.setdefault(key, value.new_empty(size, *value.shape[1:]))[finished] = value[halted]
-            if halted.all():
-                break
-            carry, rows = _select(carry, ~halted), rows[~halted]
-        data = carry.current_data
-    carry = Carry(None, steps[:real], torch.ones_like(steps[:real], dtype=torch.bool), _first_rows(batch, real))
-    return Finished(carry, _first_rows(last, real), answers)
+def reasoning_steps(
+    model: ACTModel, inputs: Tensor, puzzle_identifiers: Tensor, max_steps: int | None = None
+) -> Iterator[Step]:
+    """Yield `max_steps` steps (default: as in training) of all sequences, also more than the model was trained with.
+
+    inputs (B, S) and puzzle_identifiers (B,) are integers on the model's device.
+    """
+    return Reasoner(model).steps({"inputs": inputs, "puzzle_identifiers": puzzle_identifiers}, max_steps)
 
 
 def _first_rows(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     return {name: tensor[:count] for name, tensor in tensors.items()}
-
-
-def _select(carry: Carry, rows: Tensor) -> Carry:
-    inner = InnerCarry(carry.inner_carry.z_H[rows], carry.inner_carry.z_L[rows])
-    data = {name: field[rows] for name, field in carry.current_data.items()}
-    return Carry(inner, carry.steps[rows], carry.halted[rows], data)

@@ -1,11 +1,11 @@
-"""Learning curves of one or several runs: python -m training.report <run>… [--out curves.png]
+"""Learning curves of one or several runs: python -m training.report <run>… [out=curves.png]
 
 Reads `metrics.jsonl` of each run folder; writes a PNG (default: learning_curves.png in the first run) and prints a
 table of the evaluations.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -13,8 +13,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from pydantic import Field
 
 from errors import UserError, one_line_errors
+from training.command_line import from_cli
+from training.config import StrictModel
 
 # Panel title -> (training metric, evaluation metric)
 PANELS = {
@@ -103,13 +106,15 @@ def report(folders: list[Path], out: Path | None = None) -> Path:
     return path
 
 
+class ReportConfig(StrictModel):
+    runs: list[str] = Field(min_length=1, description="run folders")
+    out: str | None = Field(default=None, description="the PNG; null: learning_curves.png in the first run")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--out", type=Path, help="the PNG (default: learning_curves.png in the first run)")
-    args = parser.parse_args()
     with one_line_errors():
-        report(args.runs, args.out)
+        config = from_cli(ReportConfig, sys.argv[1:], __doc__, positional=("runs",))
+        report([Path(run) for run in config.runs], None if config.out is None else Path(config.out))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The run folder: what was run, its source, its metrics and its checkpoints.
 
 all_config.yaml             the resolved config
-hrm_act_v1.py, losses.py    the source of the model and of its head
+hrm_act_v1.py, act.py, …    the source of the model and of its head
 metrics.jsonl               one object a line: `step`, then `train/<metric>` or `eval/<metric>`
 step_<n>                    state dict of the model
 step_<n>_ema                the same of its averaged weights, with ema_decay
@@ -11,26 +11,24 @@ step_<n>_preds/             predictions of evaluate.py, see training/predictions
 step_<n>_all_preds.<rank>   the same in the original's format
 """
 
-import errno
 import inspect
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import coolname
 import torch
 import yaml
 
 from errors import UserError
-from training.config import HEADS, MODELS, PretrainConfig
+from files import write_atomically
+from training.config import HEADS, ArchConfig, PretrainConfig
 from training.distributed import Ranks
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
@@ -62,11 +60,18 @@ def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
         (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
         if resumed_from is not None and resumed_from.resolve().parent != folder.resolve():
             shutil.copy(resumed_from.parent / "metrics.jsonl", folder)
-        for part in (MODELS[config.arch.name], HEADS[config.arch.loss.name]):
-            shutil.copy(inspect.getfile(part), folder)
+        for source in model_sources(config.arch):
+            shutil.copy(source, folder)
     except OSError as error:
         raise UserError(f"cannot write to checkpoint_path={folder}: {error.strerror}") from None
     return folder
+
+
+def model_sources(arch: ArchConfig) -> Iterator[str]:
+    """The files of the architecture, its network, and the loss head, with those that they build on below models/."""
+    classes = (arch.model_class, arch.model_class.Inner, HEADS[arch.loss.name])
+    parts = [part for one in classes for part in one.__mro__ if part.__module__.startswith("models.")]
+    yield from dict.fromkeys(map(inspect.getfile, parts))
 
 
 def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None:
@@ -104,33 +109,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-@contextmanager
-def durably(path: Path) -> Iterator[BinaryIO]:
-    """A new file that is on the disk when the block ends. Raises OSError where the disk is full, for torch.save too."""
-    with open(path, "wb") as file:
-        try:
-            yield file
-        except RuntimeError as error:  # torch.save's own, which does not say why
-            if shutil.disk_usage(path.parent).free < 1 << 20:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            raise OSError(str(error).splitlines()[0]) from error
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> None:
-    """`save(file)` into a sibling that takes its place when complete. Raises `UserError` where it cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with durably(beside) as file:
-            save(file)
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_best(folder: Path, best: dict) -> None:

@@ -1,13 +1,122 @@
-"""One training step: forward, backward, optimisers, average; kernel by kernel, or as a CUDA graph."""
+"""One training step, and everything that it changes: model, optimisers, carry, average, and the step counter.
+
+A step is forward, backward, optimisers, average; kernel by kernel, or as a CUDA graph (training/cuda_graph.py).
+"""
 
 import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from dataset.format import PuzzleDatasetMetadata
+from models.act import Carry
+from models.adam_atan2 import adam_atan2
+from models.losses import ACTLossHead
+from models.sparse_embedding import SparseSignSGD
 from puzzle_dataset import Batch
+from training.checkpoints import load_weights
 from training.config import PretrainConfig
-from training.cuda_graph import StepGraph
-from training.state import TrainState
+from training.cuda_graph import StepGraph, uses_graph
+from training.distributed import Ranks
+from training.stopping import EarlyStopping
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """What a run changes. Its plain values are saved as they are (`progress`); those marked * are rank 0's alone."""
+
+    head: ACTLossHead
+    summed: nn.Module  # the head, whose gradients after `backward()` are sums over the ranks
+    optimizers: list[torch.optim.Optimizer]
+    base_lrs: list[float]  # one an optimiser; the last is the one that is logged
+    total_steps: int
+    early: EarlyStopping
+    graphs: dict[Hashable, StepGraph] | None  # by what the step depends on; None: launched kernel by kernel
+    carry: Carry | None = None
+    ema: "WeightAverage | None" = None
+
+    step: int = 0
+    passes: int = 0  # over the training data, evaluated
+    batches: int = 0  # of the pass at hand
+    evaluated: int | None = None  # the step of the last evaluation
+    best: dict | None = field(default=None)  # * metric, value, step and checkpoint of the best evaluation
+    wandb_id: str | None = None  # *
+
+    PLAIN = ("step", "passes", "batches", "evaluated", "best", "wandb_id")
+
+    def progress(self) -> dict:
+        return {name: getattr(self, name) for name in self.PLAIN} | self.early.progress()
+
+    def load_progress(self, saved: dict) -> None:
+        for name in self.PLAIN:
+            setattr(self, name, saved[name])
+        self.early.load_progress(saved)
+
+    def averaged(self):
+        """A context in which the model computes with the average of its weights, where there is one."""
+        return nullcontext() if self.ema is None else self.ema.in_the_model()
+
+    def note_best(self, exact_accuracy: float, checkpoint: str) -> bool:
+        """Keep the record of the best evaluation, of which the first of equals counts; -> whether this one is it."""
+        improved = self.best is None or exact_accuracy > self.best["value"]
+        if improved:
+            metric = "eval/exact_accuracy"
+            self.best = {"metric": metric, "value": exact_accuracy, "step": self.step, "checkpoint": checkpoint}
+        self.early.note_evaluation(improved)
+        return improved
+
+
+def create_state(
+    config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device
+) -> TrainState:
+    """Build the model on the device, load or broadcast its weights, and set up the optimisers."""
+    head = config.arch.build_for(metadata, batch_size=config.global_batch_size // ranks.world_size, device=device)
+    if config.load_checkpoint is not None:
+        load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
+    ranks.broadcast_module(head)
+
+    graphed = uses_graph(config.cuda_graph, device, ranks)
+    optimizers, base_lrs = create_optimizers(head, config, ranks, graphed)
+    return TrainState(
+        head=head,
+        summed=ranks.sum_gradients_of(head),
+        optimizers=optimizers,
+        base_lrs=base_lrs,
+        total_steps=total_steps(config, metadata),
+        early=EarlyStopping(config.early_stop, ranks),
+        graphs={} if graphed else None,
+        ema=None if config.ema_decay is None else WeightAverage(head, config.ema_decay),
+    )
+
+
+def create_optimizers(
+    head: ACTLossHead, config: PretrainConfig, ranks: Ranks, graphed: bool = False
+) -> tuple[list[torch.optim.Optimizer], list[float]]:
+    """-> (optimisers, the peak lr of each); the lr is set before every step, see `learning_rate`."""
+    optimizers, base_lrs = [], []
+    puzzle_emb = head.model.puzzle_emb
+    if puzzle_emb is not None:
+        optimizers.append(
+            SparseSignSGD(
+                puzzle_emb.buffers(), world_size=ranks.world_size, lr=0, weight_decay=config.puzzle_emb_weight_decay
+            )
+        )
+        base_lrs.append(config.puzzle_emb_lr)
+    if config.freeze == "weights":
+        head.requires_grad_(False)  # parameters; the puzzle embeddings are buffers
+    else:
+        betas = (config.beta1, config.beta2)
+        optimizers.append(adam_atan2(head.parameters(), graphed, lr=0, weight_decay=config.weight_decay, betas=betas))
+        base_lrs.append(config.lr)
+    return optimizers, base_lrs
+
+
+def total_steps(config: PretrainConfig, metadata: PuzzleDatasetMetadata) -> int:
+    examples = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples
+    return int(examples / config.global_batch_size)
 
 
 def learning_rate(step: int, base: float, config: PretrainConfig, total: int) -> float:
@@ -26,21 +135,34 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
     lr = set_learning_rates(state, config)
     if state.carry is None:
         state.carry = state.head.initial_carry(batch)
-    q_target = state.head.model.q_target_due(state.step)
+    depends_on = state.head.model.inner.begin_step(state.step)
     if state.graphs is not None:
-        if q_target not in state.graphs:
-            state.graphs[q_target] = StepGraph(lambda batch: on_the_device(state, batch, config, q_target))
-        graph = state.graphs[q_target]
+        # What a graph holds of a step is all but the host's counting, see `AdamATan2.prepare`.
+        graph = state.graphs.setdefault(
+            depends_on, StepGraph(lambda batch: compute(state, batch, config, lambda optimizer: optimizer.apply()))
+        )
         if graph.ready(batch):
             for optimizer in state.optimizers:
                 optimizer.prepare()
             return graph.replay(batch), lr
-    metrics = forward_and_backward(state, batch, config, q_target)
+    return compute(state, batch, config, lambda optimizer: optimizer.step()), lr
+
+
+def compute(
+    state: TrainState, batch: Batch, config: PretrainConfig, update: Callable[[torch.optim.Optimizer], None]
+) -> dict[str, Tensor]:
+    """Everything that the device does in a step; -> metrics. The carry is moved on in place."""
     for optimizer in state.optimizers:
-        optimizer.step()
+        optimizer.zero_grad()
+    out = state.summed(carry=state.carry, batch=batch)
+    # Divided by the global batch, so that the sum over the ranks is the gradient of the mean.
+    (out.loss / config.global_batch_size).backward()
+    state.carry.copy_(out.carry)
+    for optimizer in state.optimizers:
+        update(optimizer)
     if state.ema is not None:
         state.ema.update()
-    return metrics, lr
+    return out.metrics
 
 
 def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:
@@ -53,22 +175,42 @@ def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:
     return lr
 
 
-def forward_and_backward(state: TrainState, batch: Batch, config: PretrainConfig, q_target: bool) -> dict[str, Tensor]:
-    """-> metrics; the carry is moved on in place, and the gradients are there."""
-    for optimizer in state.optimizers:
-        optimizer.zero_grad()
-    out = state.head(carry=state.carry, batch=batch, q_target=q_target)
-    with state.gradients.summing():  # the loss is divided by the global batch: the sum is the gradient of its mean
-        (out.loss / config.global_batch_size).backward()
-    state.carry.copy_(out.carry)
-    return out.metrics
+class WeightAverage:
+    """An exponential moving average of the weights: average = decay × average + (1 - decay) × weights, each step.
 
+    Of the parameters only. The puzzle embeddings are rows that change in the few steps in which their puzzle occurs,
+    and a table of gigabytes: an averaged model has them as they are.
+    """
 
-def on_the_device(state: TrainState, batch: Batch, config: PretrainConfig, q_target: bool) -> dict[str, Tensor]:
-    """What a graph holds of a step: all but the host's counting, see `AdamATan2.prepare`."""
-    metrics = forward_and_backward(state, batch, config, q_target)
-    for optimizer in state.optimizers:
-        optimizer.apply()
-    if state.ema is not None:
-        state.ema.update()
-    return metrics
+    def __init__(self, model: nn.Module, decay: float):
+        """Starts from the weights as they are."""
+        self._weight = 1 - decay
+        names, self._parameters = zip(*model.named_parameters(), strict=True)
+        self._average = dict(zip(names, (p.detach().clone() for p in self._parameters), strict=True))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self._average.values()), self._parameters, self._weight)
+
+    @contextmanager
+    def in_the_model(self) -> Iterator[None]:
+        """Within the block the model computes with the average, in the same storage."""
+        weights = [p.detach().clone() for p in self._parameters]
+        self._copy(list(self._average.values()))
+        try:
+            yield
+        finally:
+            self._copy(weights)
+
+    @torch.no_grad()
+    def _copy(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self._parameters, values)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._average
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        assert saved.keys() == self._average.keys()
+        for name, average in self._average.items():
+            average.copy_(saved[name])

@@ -30,15 +30,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dataset.common import dihedral_transform
-from dataset.compiled import compiled
 from errors import UserError
+from puzzles.compiled import compiled
+from puzzles.maze import CHARACTERS
+from puzzles.symmetry import dihedral_transform
 
 MIN_WALLS, MAX_WALLS = 0.3, 0.5  # share of the cells
 START_BOUND = 0.4
 FIRST_BLOCK, BLOCK_CELLS = 1 << 10, 1 << 27  # candidates searched at a time: so many, doubling up to so many cells
 GIVE_UP_AFTER = 20_000_000  # candidates without a new maze
-WALL, FREE, START, GOAL, PATH = (ord(character) for character in "# SGo")
+WALL, FREE, START, GOAL, PATH = CHARACTERS.encode()  # as in CSV files
 
 
 class Hit(NamedTuple):

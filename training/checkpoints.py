@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from dataset.common import PuzzleDatasetMetadata
+from dataset.format import PuzzleDatasetMetadata
 from errors import UserError
+from files import write_atomically
 from models.losses import ACTLossHead
 from training.config import PretrainConfig
-from training.run_folder import write_atomically
 
 COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
+# Tables of models/token_network.py, whose lengths tell for what a model was made
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
 TOKEN_TABLE = "model.inner.embed_tokens.embedding_weight"
 POSITION_TABLE = "model.inner.embed_pos.embedding_weight"  # of models with learned positions
@@ -62,33 +63,32 @@ def load_model(
     """The model of a checkpoint, for a dataset, on the device; `config` is its run's (`load_config`)."""
     if not checkpoint.is_file():
         raise UserError(f"checkpoint {checkpoint} does not exist")
-    with torch.device(device):
-        head = config.arch.build(
-            batch_size=batch_size,
-            seq_len=metadata.seq_len,
-            vocab_size=metadata.vocab_size,
-            num_puzzle_identifiers=metadata.num_puzzle_identifiers,
-        )
+    head = config.arch.build_for(metadata, batch_size=batch_size, device=device)
     load_weights(head, checkpoint, belongs_to=config.data_path)
     return head
 
 
-def load_model_alone(checkpoint: Path, config: PretrainConfig, seq_len: int, device: torch.device) -> ACTLossHead:
-    """The model of a checkpoint without its dataset, for sequences of `seq_len` tokens.
+def load_model_alone(
+    checkpoint: Path, config: PretrainConfig, seq_len: int, device: torch.device, metadata: PuzzleDatasetMetadata | None
+) -> ACTLossHead:
+    """The model of a checkpoint for sequences of `seq_len` tokens, of which its dataset may know nothing.
 
-    Vocabulary and number of puzzles are read off the weights. Raises `UserError` as `load_model` does, and where the
-    model has learned positions of another number of tokens.
+    Vocabulary and number of puzzles are read off the weights or, where an architecture keeps them elsewhere, off
+    `metadata`, the dataset's where it is at hand. Raises `UserError` as `load_model` does, and where the model has
+    learned positions of another number of tokens.
     """
     weights = read_weights(checkpoint)
-    rows = {key: len(weights[key]) if key in weights else 1 for key in (TOKEN_TABLE, PUZZLE_TABLE, POSITION_TABLE)}
+    if TOKEN_TABLE in weights:
+        vocab_size, puzzles = len(weights[TOKEN_TABLE]), len(weights.get(PUZZLE_TABLE, [0]))
+    elif metadata is not None:
+        vocab_size, puzzles = metadata.vocab_size, metadata.num_puzzle_identifiers
+    else:
+        raise UserError(f"{checkpoint} has no {TOKEN_TABLE} to read its vocabulary off; set data_path to its dataset")
     with torch.device(device):
         head = config.arch.build(
-            batch_size=1,
-            seq_len=seq_len,
-            vocab_size=max(2, rows[TOKEN_TABLE]),  # 2: no such table, which is refused below
-            num_puzzle_identifiers=rows[PUZZLE_TABLE],
+            batch_size=1, seq_len=seq_len, vocab_size=max(2, vocab_size), num_puzzle_identifiers=puzzles
         )
-    learned = rows[POSITION_TABLE] - head.model.inner.puzzle_emb_len
+    learned = len(weights.get(POSITION_TABLE, [])) - (head.model.inner.positions - seq_len)
     if POSITION_TABLE in weights and learned != seq_len:
         raise UserError(
             f"{checkpoint} has learned the positions of {learned} cells and cannot read a puzzle of {seq_len}; "

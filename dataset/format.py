@@ -9,25 +9,31 @@
     <dataset>/<split>/<set>__group_indices.npy    (groups + 1,) int32, first puzzle of each group, plus the end
 
 A group is one original puzzle with all its augmentations. Every builder writes one set, `all`.
+
+The keys of dataset.json from `kind` on say what kind of puzzle it holds (`puzzles.kind.Kind.describe`). They may be
+absent, and say nothing about the arrays: `description_digest`, by which a run or saved predictions know their dataset
+again, leaves them out.
 """
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from errors import UserError
+from errors import UserError, describe_validation_error
+from puzzles.kind import Kind
 
 BLANK_IDENTIFIER = "<blank>"
 IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
-
-# Transform t is undone by DIHEDRAL_INVERSE[t]: the quarter turns 1 and 3 undo each other, the rest are involutions.
-DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+_SCAN_BYTES = 1 << 30  # of each array are checked against the vocabulary before a run starts
 
 
 class PuzzleDatasetMetadata(BaseModel):
@@ -43,28 +49,18 @@ class PuzzleDatasetMetadata(BaseModel):
     mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
     sets: list[str] = Field(min_length=1)
 
+    kind: str | None = None
+    rows: int | None = None
+    columns: int | None = None
+    symbols: list[str] | None = None  # of each token
+    look: dict[str, Any] | None = None
 
-def dihedral_transform(grid: np.ndarray, tid: int) -> np.ndarray:
-    """The `tid`-th of the 8 symmetries of the square, on the last two axes of `grid`.
-
-    0 identity, 1–3 counter-clockwise quarter turns, 4 left-right flip, 5 up-down flip, 6 transpose, 7 anti-transpose.
-    """
-    if tid in (0, 1, 2, 3):
-        return np.rot90(grid, tid, axes=(-2, -1))
-    if tid == 4:
-        return grid[..., :, ::-1]
-    if tid == 5:
-        return grid[..., ::-1, :]
-    if tid == 6:
-        return np.swapaxes(grid, -2, -1)
-    if tid == 7:
-        return np.swapaxes(grid[..., ::-1, ::-1], -2, -1)
-    raise ValueError(f"dihedral id {tid} is not in 0..7")
+    def as_json(self, *, with_kind: bool = True) -> str:
+        """As it stands on disk; without a kind, or leaving it out, as it stood there before kinds were written."""
+        return self.model_dump_json(exclude=None if with_kind and self.kind is not None else _KIND_KEYS)
 
 
-def inverse_dihedral_transform(grid: np.ndarray, tid: int) -> np.ndarray:
-    """Undo `dihedral_transform(grid, tid)`."""
-    return dihedral_transform(grid, DIHEDRAL_INVERSE[tid])
+_KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
 
 
 @contextmanager
@@ -181,8 +177,11 @@ class SplitWriter:
         self._puzzle_sizes.append(puzzle_sizes)
         self._group_sizes.append(group_sizes)
 
-    def finish(self, *, vocab_size: int, num_puzzle_identifiers: int) -> PuzzleDatasetMetadata:
+    def finish(
+        self, *, vocab_size: int, num_puzzle_identifiers: int, kind: Kind | None = None
+    ) -> PuzzleDatasetMetadata:
         """Write the index arrays and `dataset.json`. `num_puzzle_identifiers` counts the blank."""
+        assert kind is None or (kind.seq_len, kind.vocab_size) == (self.seq_len, vocab_size)
         self._inputs.close()
         self._labels.close()
         sizes, groups = _concatenate(self._puzzle_sizes), _concatenate(self._group_sizes)
@@ -201,8 +200,9 @@ class SplitWriter:
             total_groups=len(groups),
             mean_puzzle_examples=self._inputs.rows / max(1, len(sizes)),
             sets=[self.set_name],
+            **({} if kind is None else kind.describe()),
         )
-        (self.folder / "dataset.json").write_text(metadata.model_dump_json())
+        (self.folder / "dataset.json").write_text(metadata.as_json(), encoding="utf-8")
         return metadata
 
 
@@ -213,3 +213,129 @@ def _concatenate(chunks: list[np.ndarray]) -> np.ndarray:
 def _starts(sizes: np.ndarray) -> np.ndarray:
     """Where each run begins, plus the end: (n,) sizes -> (n + 1,) int32."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+
+
+@dataclass
+class PuzzleSet:
+    """The arrays of one set; inputs and labels stay memory-mapped."""
+
+    inputs: np.ndarray  # (examples, seq_len)
+    labels: np.ndarray  # (examples, seq_len)
+    puzzle_identifiers: np.ndarray  # (puzzles,)
+    puzzle_indices: np.ndarray  # (puzzles + 1,)
+    group_indices: np.ndarray  # (groups + 1,)
+
+    def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
+        """Which puzzle each example belongs to."""
+        return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
+
+
+def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
+    """Read `<folder>/dataset.json`."""
+    path = folder / "dataset.json"
+    if not path.exists():
+        if not folder.parent.is_dir():
+            raise UserError(f"no dataset at {folder.parent}; build one (dataset/build_*_dataset.py) or set data_path")
+        splits = sorted(p.parent.name for p in folder.parent.glob("*/dataset.json"))
+        found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
+        raise UserError(f"{path} is missing; {found}")
+    try:
+        return PuzzleDatasetMetadata(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        reason = describe_validation_error(error, str) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} is not a valid dataset description ({reason}); build the dataset again") from None
+
+
+def description_digest(split_folder: Path) -> str:
+    """Of `dataset.json` without the kind: the same for a dataset and for one built before kinds were written."""
+    path = split_folder / "dataset.json"
+    try:
+        described = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from None
+    metadata = load_metadata(split_folder)
+    if metadata.kind is not None:
+        described = metadata.as_json(with_kind=False).encode()
+    return hashlib.sha256(described).hexdigest()[:16]
+
+
+def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:
+    """Map the arrays of one set and check that they belong together."""
+    arrays = {
+        field: _load_array(folder / f"{name}__{field}.npy", mmap=field in ("inputs", "labels"))
+        for field in PuzzleSet.__dataclass_fields__
+    }
+    puzzles = PuzzleSet(**arrays)
+    _check_shapes(puzzles, folder, name, metadata)
+    for field in ("inputs", "labels"):
+        rows = arrays[field]
+        blocks = max(1, rows.nbytes // _SCAN_BYTES)
+        for start in range(0, len(rows), 4096 * blocks):  # all of it, or evenly spaced parts of a large file
+            check_vocabulary(rows[start : start + 4096], f"{folder}/{name}__{field}.npy", metadata)
+    return puzzles
+
+
+def _load_array(path: Path, mmap: bool) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; build the dataset again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a .npy file ({error}); build the dataset again") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive, not a .npy file; build the dataset again")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise UserError(f"{path} holds {array.dtype}, not integers; build the dataset again")
+    return array.view(np.ndarray)  # over the same map; every slice of a `memmap` costs microseconds more
+
+
+def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> None:
+    def fail(field: str, what: str) -> None:
+        raise UserError(f"{folder}/{name}__{field}.npy: {what}; build the dataset again")
+
+    ids = puzzles.puzzle_identifiers
+    if ids.ndim != 1:
+        fail("puzzle_identifiers", f"has shape {ids.shape}, not one axis")
+    for field in ("inputs", "labels"):
+        shape = getattr(puzzles, field).shape
+        if len(shape) != 2 or shape[1] != metadata.seq_len:
+            fail(field, f"has shape {shape}, but dataset.json says seq_len {metadata.seq_len}")
+    if puzzles.inputs.shape != puzzles.labels.shape:
+        fail("labels", f"has {len(puzzles.labels)} rows, but there are {len(puzzles.inputs)} inputs")
+    for field, end, of in (
+        ("puzzle_indices", len(puzzles.inputs), "examples"),
+        ("group_indices", len(puzzles.puzzle_identifiers), "puzzles"),
+    ):
+        indices = getattr(puzzles, field)
+        if indices.ndim != 1 or not len(indices) or indices[0] != 0 or (np.diff(indices) <= 0).any():
+            fail(field, "does not ascend from 0")
+        if indices[-1] != end:
+            fail(field, f"ends at {indices[-1]}, but there are {end} {of}")
+    if len(puzzles.puzzle_indices) - 1 != len(ids):
+        fail("puzzle_identifiers", f"has {len(ids)} entries for {len(puzzles.puzzle_indices) - 1} puzzles")
+    if len(ids) and (ids.min() < 0 or ids.max() >= metadata.num_puzzle_identifiers):
+        fail("puzzle_identifiers", f"goes outside 0..{metadata.num_puzzle_identifiers - 1}, which dataset.json allows")
+
+
+def check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleDatasetMetadata) -> None:
+    """The numbers that the length of a run is computed from."""
+    groups = sum(len(puzzles.group_indices) - 1 for puzzles in sets)
+    puzzles = sum(len(puzzles.puzzle_identifiers) for puzzles in sets)
+    mean = sum(len(puzzles.inputs) for puzzles in sets) / max(1, puzzles)
+    for key, stated, found in (
+        ("total_groups", metadata.total_groups, groups),
+        ("mean_puzzle_examples", metadata.mean_puzzle_examples, mean),
+    ):
+        if not np.isclose(stated, found, rtol=1e-6):
+            raise UserError(
+                f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; build the dataset again"
+            )
+
+
+def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata) -> None:
+    lowest = 0 if rows.dtype.kind == "u" or not rows.size else rows.min()
+    if rows.size and (lowest < 0 or rows.max() >= metadata.vocab_size):
+        raise UserError(
+            f"{where}: token {rows.max() if lowest >= 0 else lowest} is outside the vocabulary "
+            f"0..{metadata.vocab_size - 1} that dataset.json states; build the dataset again"
+        )

@@ -9,10 +9,8 @@
 A state is written beside its place and renamed when every file is on disk; what has another name is not a state.
 """
 
-import hashlib
 import json
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -22,12 +20,12 @@ from pathlib import Path
 
 import torch
 
+from dataset.format import description_digest
 from errors import UserError
-from models.hrm.hrm_act_v1 import Carry, HRMArchitecture, InnerCarry
-from training.config import PretrainConfig
+from files import durably, put_in_place
+from training.config import RETIRED_ARCH_KEYS, PretrainConfig
 from training.distributed import Ranks
-from training.run_folder import durably
-from training.state import TrainState
+from training.step import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +35,7 @@ FIXED_KEYS = ("arch", "data", "global_batch_size", "eval_interval", "seed", "ema
 
 def fixed_values(config: PretrainConfig) -> dict:
     """What a state may be resumed with: flat keys -> values; `data` is a digest of the training split's description."""
-    description = (Path(config.data_path) / "train" / "dataset.json").read_bytes()
-    values = config.model_dump() | {"data": hashlib.sha256(description).hexdigest()[:16]}
+    values = config.model_dump() | {"data": description_digest(Path(config.data_path) / "train")}
     flat = {}
     for key in FIXED_KEYS:
         value = values[key]
@@ -95,8 +92,7 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
             }
             with durably(beside / "manifest.json") as file:
                 file.write(json.dumps(manifest, indent=1).encode())
-            _take_the_place(beside, place)
-            _sync(run)
+            put_in_place(beside, place)  # one of the same step, saved before its evaluation, steps aside
             for old in complete_states(run)[config.keep_last :]:
                 shutil.rmtree(old)
         ranks.barrier()
@@ -105,16 +101,6 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
             shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"cannot save the training state in {run}: {error}; earlier states are untouched") from error
     return place
-
-
-def _take_the_place(new: Path, place: Path) -> None:
-    """Rename; a state of the same step, saved before its evaluation, steps aside: at no moment is there none."""
-    aside = place.with_name(place.name + ".old")
-    if place.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        place.rename(aside)
-    new.rename(place)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def shared_state(state: TrainState) -> dict[str, dict | list]:
@@ -176,7 +162,9 @@ def read_manifest(path: Path, config: PretrainConfig) -> dict:
     """The manifest, after checking that the run may go on with this config."""
     manifest = json.loads((path / "manifest.json").read_text())
     now = fixed_values(config)
-    then = {f"arch.{key}": field.default for key, field in HRMArchitecture.model_fields.items()} | manifest["fixed"]
+    # A hyper-parameter that did not exist then had what is its default now; one that no longer exists did nothing.
+    then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest["fixed"]
+    then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
     differing = [
         f"{key} (was {then.get(key)}, is {now.get(key)})"
         for key in sorted(now.keys() | then.keys())
@@ -197,8 +185,7 @@ def load_state(path: Path, manifest: dict, state: TrainState, run: Path, ranks: 
         optimizer.load_state_dict(saved)
     if state.ema is not None:
         state.ema.load_state_dict(_read(path / "ema.pt"))
-    for name, value in manifest["progress"].items():
-        setattr(state, name, value)
+    state.load_progress(manifest["progress"])
     if path.resolve().parent != run.resolve():
         state.wandb_id = None  # another run, which branches off
     if manifest["world_size"] != ranks.world_size:
@@ -209,33 +196,15 @@ def load_state(path: Path, manifest: dict, state: TrainState, run: Path, ranks: 
         return
     saved = _read(path / f"rank_{ranks.rank}.pt")
     if saved["carry"] is not None:
-        state.carry = _carry_on(saved["carry"], device)
+        data = {name: field.to(device) for name, field in saved["carry"]["current_data"].items()}
+        state.carry = state.head.initial_carry(data)
+        state.carry.load(saved["carry"])
     generators = saved["generators"]
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and device.type == "cuda":
         torch.cuda.set_rng_state(generators["cuda"])
     if "mps" in generators and device.type == "mps":
         torch.mps.set_rng_state(generators["mps"])
-
-
-def _carry_on(saved: dict, device: torch.device) -> Carry:
-    def move(fields: dict) -> dict:
-        return {name: field.to(device) for name, field in fields.items()}
-
-    return Carry(
-        inner_carry=InnerCarry(**move(saved["inner_carry"])),
-        steps=saved["steps"].to(device),
-        halted=saved["halted"].to(device),
-        current_data=move(saved["current_data"]),
-    )
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path):

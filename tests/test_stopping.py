@@ -1,39 +1,43 @@
-"""Ending a run before its epochs are used up: python -m pytest tests/test_early_stop.py"""
+"""Ending a run before its epochs are used up: python -m pytest tests/test_stopping.py"""
 
 import re
 
 import numpy as np
 import pytest
 
-from dataset.common import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, write_identifiers
 from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
-from training.early_stop import WINDOW, note_accuracy, reason_to_stop
-from training.state import Progress
+from training.distributed import Ranks
+from training.stopping import WINDOW, EarlyStopping
+
+ONE = Ranks(0, 1, 0)
 
 
 def test_the_training_accuracy_is_that_of_the_sequences_of_the_window():
-    progress, rule = Progress(), EarlyStop(train_exact_accuracy=0.9)
+    early = EarlyStopping(EarlyStop(train_exact_accuracy=0.9), ONE)
     for _ in range(50):
-        note_accuracy(progress, count=1, exact=0)
+        early.note_step(count=1, exact=0)
     for _ in range(WINDOW - 51):
-        note_accuracy(progress, count=9, exact=9)
-    assert reason_to_stop(EarlyStop(train_exact_accuracy=0.01), progress) is None  # the window is not full
-    note_accuracy(progress, count=9, exact=9)
+        early.note_step(count=9, exact=9)
+    assert early.reason() is None  # the window is not full
+    early.note_step(count=9, exact=9)
     # 450 of 500 sequences, though only half of the steps went well
-    assert reason_to_stop(rule, progress) == "90.0% of the training sequences of the last 100 steps were exactly right"
-    note_accuracy(progress, count=3, exact=0)  # 450 of 502: a step of one sequence left the window
-    assert reason_to_stop(rule, progress) is None
+    assert early.reason() == "90.0% of the training sequences of the last 100 steps were exactly right"
+    early.note_step(count=3, exact=0)  # 450 of 502: a step of one sequence left the window
+    assert early.reason() is None
     for _ in range(WINDOW):
-        note_accuracy(progress, count=0, exact=0)
-    assert reason_to_stop(rule, progress) is None
+        early.note_step(count=0, exact=0)
+    assert early.reason() is None
 
 
 def test_patience_counts_evaluations():
-    rule = EarlyStop(patience=3)
-    assert reason_to_stop(rule, Progress(since_best=2)) is None
-    assert "in 3 evaluations" in reason_to_stop(rule, Progress(since_best=3))
-    assert reason_to_stop(EarlyStop(), Progress(since_best=99)) is None
+    patient, endless = EarlyStopping(EarlyStop(patience=3), ONE), EarlyStopping(EarlyStop(), ONE)
+    for improved, reason in ((True, False), (False, False), (False, False), (False, True), (True, False)):
+        patient.note_evaluation(improved)
+        endless.note_evaluation(improved=False)
+        assert (patient.reason() == "no better eval/exact_accuracy in 3 evaluations") is reason
+    assert endless.reason() is None
 
 
 def test_a_run_out_of_patience_ends_and_goes_on_when_given_more(tmp_path, capsys):

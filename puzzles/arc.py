@@ -1,26 +1,31 @@
-"""Augmented ARC tasks: how they are named, drawn, undone, and written as sequences of 900 tokens.
+"""ARC grids as canvases of 900 tokens, and the augmentations of their tasks: named, drawn at random, undone.
+
+A grid of up to 30×30 colours stands on a 30×30 canvas of tokens, PAD 0, EOS 1, colour + 2, flattened row by row. EOS
+stands along the row below the grid and the column right of it, where they lie inside the canvas; the corner between
+them is PAD. There are no rules to check an answer by: it is right if it is the one that the task states.
 
 An augmentation is one of the 8 symmetries of the square (`tid`) and a permutation of the colours 1–9 (`colour_map`,
 old -> new; 0, the background, stays), applied to every grid of a task. A puzzle is called
 
     <task>                            the task as it is
     <task>_t<tid>_<10 digits>         an augmentation: digit i is the new colour of colour i
-
-A grid becomes a 30×30 canvas of tokens, PAD 0, EOS 1, colour + 2, flattened row by row. EOS stands along the row below
-the grid and the column right of it, where they lie inside the canvas; the corner between them is PAD.
 """
 
+import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dataset.arc_tasks import MAX_GRID_SIZE, NUM_COLOURS, Pair
-from dataset.common import dihedral_transform, inverse_dihedral_transform
+from errors import UserError
+from puzzles.kind import PAD, Encoded, Kind, Look, Puzzle, Transform
+from puzzles.symmetry import dihedral_transform, inverse_dihedral_transform
 
-PAD, EOS, FIRST_COLOUR = 0, 1, 2
+MAX_GRID_SIZE = 30
+NUM_COLOURS = 10
+EOS, FIRST_COLOUR = 1, 2
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 SEQ_LEN = MAX_GRID_SIZE * MAX_GRID_SIZE
 
@@ -30,6 +35,106 @@ TRIES_PER_AUGMENTATION = 5
 
 _IDENTITY = np.arange(NUM_COLOURS, dtype=np.uint8)
 _SUFFIX = re.compile(r"(?P<task>.+)_t(?P<tid>[0-7])_(?P<digits>[0-9]{10})", re.DOTALL)
+
+
+class Arc(Kind):
+    name = "arc"
+    has_rules = False
+    separate_answer = True
+    marks_mean = "* changed since the step before, at first since the input"
+    title = "ARC grid"
+    symbols = ("?", "|", *"0123456789")
+    look = Look(fills=(None, "none", *(f"arc_{colour}" for colour in range(NUM_COLOURS))), glyphs=("",) * VOCAB_SIZE)
+
+    def __post_init__(self):
+        if (self.rows, self.columns) != (MAX_GRID_SIZE, MAX_GRID_SIZE):
+            raise ValueError(f"an ARC canvas has {MAX_GRID_SIZE}×{MAX_GRID_SIZE} cells")
+
+    @classmethod
+    def of_cells(cls, cells: int) -> "Arc":
+        if cells != SEQ_LEN:
+            raise ValueError(f"an ARC canvas has {SEQ_LEN}")
+        return cls(MAX_GRID_SIZE, MAX_GRID_SIZE)
+
+    @classmethod
+    def infer(cls, vocab_size: int, seq_len: int, inputs: np.ndarray) -> "Arc | None":
+        return cls.of_cells(seq_len) if (vocab_size, seq_len) == (VOCAB_SIZE, SEQ_LEN) else None
+
+    @classmethod
+    def recognises(cls, text: str) -> bool:
+        return text.lstrip().startswith("[")
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Puzzle:
+        """An input grid in JSON, such as [[0, 1], [2, 0]]; without a task, whose name the model would know it by."""
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{source} is no ARC grid in JSON ({error}); write it as [[0, 1], [2, 0]]") from None
+        pair = Pair(*2 * [parse_grid(rows, source)])
+        inputs, _ = encode([pair], Augmentations(np.array([0]), _IDENTITY[None]))
+        return Puzzle(cls.of_cells(SEQ_LEN), inputs[0])
+
+    def encode(self, questions: np.ndarray, answers: np.ndarray) -> Encoded:
+        raise UserError("ARC tasks are not read from CSV files; build them with dataset/build_arc_dataset.py")
+
+    def plain(self, tokens: np.ndarray) -> list[list[int]]:
+        """The colours of its grid."""
+        return self.colours(tokens).tolist()
+
+    def colours(self, tokens: np.ndarray) -> np.ndarray:
+        """The colours of the grid on a canvas (900,): (rows, columns)."""
+        return self.grid(tokens) - FIRST_COLOUR
+
+    def extent(self, tokens: np.ndarray) -> tuple[int, int]:
+        """Those of its grid, 0×0 where there is none."""
+        ((rows, columns),) = crop_shapes(tokens[None]).tolist()
+        return rows, columns
+
+    def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Whether there is a grid on the canvas: more cannot be told without the task."""
+        answers = np.asarray(answers)
+        return (crop_shapes(answers.reshape(-1, SEQ_LEN))[:, 0] > 0).reshape(answers.shape[:-1])
+
+    def violations(self, inputs: np.ndarray, answer: np.ndarray) -> list[str]:
+        return [] if self.valid(inputs, answer) else ["there is no grid"]
+
+    def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
+        return "a grid of {}×{}".format(*self.extent(answer))
+
+    def symmetries(self, count: int, seed: int) -> list[Transform]:
+        raise UserError("this is an ARC dataset, which holds its copies already; vote with python -m evaluators.arc")
+
+
+class Pair(NamedTuple):
+    """One example of a task."""
+
+    input: np.ndarray  # (rows, columns) uint8 colours
+    output: np.ndarray  # (rows, columns) uint8 colours
+
+    def key(self) -> bytes:
+        """Equal for equal pairs, and only for those."""
+        return b"".join(bytes(grid.shape) + grid.tobytes() for grid in self)
+
+
+def parse_grid(rows: Any, where: str) -> np.ndarray:
+    """A grid from its JSON content, (rows, columns) uint8. Raises `UserError` that begins with `where`."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise UserError(f"{where} is not a list of rows; correct or remove this task")
+    widths = {len(row) for row in rows}
+    if widths <= {0}:
+        raise UserError(f"{where} is an empty grid; correct or remove this task")
+    if len(widths) > 1:
+        raise UserError(f"{where} is ragged, with rows of {min(widths)} to {max(widths)} cells; make them equally long")
+    if max(len(rows), *widths) > MAX_GRID_SIZE:
+        raise UserError(
+            f"{where} is {len(rows)}×{widths.pop()}; grids go up to {MAX_GRID_SIZE}×{MAX_GRID_SIZE}: remove this task"
+        )
+    for r, row in enumerate(rows):
+        for c, colour in enumerate(row):
+            if type(colour) is not int or not 0 <= colour < NUM_COLOURS:
+                raise UserError(f"{where} holds {colour!r:.40} in row {r}, column {c}; colours are the integers 0 to 9")
+    return np.array(rows, dtype=np.uint8)
 
 
 def augmentation_name(task: str, tid: int, colour_map: Sequence[int] | np.ndarray) -> str:
@@ -157,3 +262,16 @@ def encode(
                 windows[puzzles, row, column] = np.take(tokens[puzzles], template, axis=1)
     inputs, labels = canvas[..., :-1, :-1].reshape(2, -1, SEQ_LEN)
     return inputs, labels
+
+
+def crop_shapes(tokens: np.ndarray) -> np.ndarray:
+    """(n, 900) tokens -> (n, 2): rows and columns of the largest rectangle of colours in the top left corner.
+
+    Of equally large ones it is the one with the fewest rows; 0 × 0 where the first cell is a special token.
+    """
+    is_colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
+    columns = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # colours at the beginning of each row,
+    columns = np.minimum.accumulate(columns, axis=1)  # and of every row above it
+    last_row = (columns * np.arange(1, MAX_GRID_SIZE + 1)).argmax(axis=1)
+    columns = columns[np.arange(len(tokens)), last_row]
+    return np.stack([np.where(columns > 0, last_row + 1, 0), columns], axis=1)

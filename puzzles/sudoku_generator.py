@@ -17,8 +17,8 @@ from itertools import permutations
 import numpy as np
 from tqdm import tqdm
 
-from dataset.compiled import compiled
 from errors import UserError
+from puzzles.compiled import compiled
 
 BATCH = 64  # puzzles tried at a time
 GIVE_UP_AFTER = 20_000  # puzzles tried without a new one

@@ -1,21 +1,24 @@
-"""ARC augmentations and tokens: `pytest tests/test_arc_augment.py`."""
+"""ARC augmentations and tokens: `pytest tests/test_arc.py`."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from dataset.arc_augment import (
+from errors import UserError
+from puzzles.arc import (
+    Arc,
     Augmentations,
+    Pair,
     apply_augmentation,
     augmentation_name,
+    crop_shapes,
     draw_augmentations,
     draw_offsets,
     encode,
     parse_augmentation,
     undo_augmentation,
 )
-from dataset.arc_tasks import Pair
 from tests.arc_oracle import oracle_augment, oracle_encode, pairs_of, raw_tasks
 
 
@@ -135,3 +138,40 @@ def test_offsets_are_uniform_where_the_grids_fit():
                 assert len(counts) == most + 1
                 expected = 20_000 * (2 / 3 / (most + 1) + np.eye(1, most + 1).ravel() / 3)  # 1 in 3 stays
                 assert np.abs(counts - expected).max() < 6 * np.sqrt(expected.max()), (p, axis, counts)
+
+
+def test_crop_equals_a_search_of_all_rectangles():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, 12, (60, 30, 30))
+    share = rng.choice([0.0, 0.001, 0.01, 0.1], (60, 1, 1))
+    tokens[rng.random(tokens.shape) < share] = rng.choice([0, 1, 12, -100])
+    tokens[0, 0, 0] = 1
+    tokens[1, 3:], tokens[1, :, 5:] = 0, 1
+    tokens[2] = np.array(oracle_encode([[7] * 30] * 30)).reshape(30, 30)
+    tokens[3, 2, 1:] = tokens[3, 6] = tokens[3, :, 2] = 1  # 2 × 2 against 4 more rows of one column
+    tokens[4, 1, 1:] = tokens[4, 2] = tokens[4, 0, 2:] = 0  # 1 × 2 against 2 × 1: as large, the fewer rows win
+    for sequence, shape in zip(tokens, crop_shapes(tokens.reshape(60, 900)), strict=True):
+        special = (sequence < 2) | (sequence > 11)
+        free = [(r, c) for r in range(1, 31) for c in range(1, 31) if not special[:r, :c].any()]
+        best = max(free, key=lambda size: (size[0] * size[1], -size[0]), default=(0, 0))
+        assert tuple(shape) == best
+    assert tuple(crop_shapes(tokens[4:5].reshape(1, 900))[0]) == (1, 2)
+
+
+def test_what_counts_of_a_canvas():
+    kind, grid = Arc(30, 30), [[1, 0, 9], [4, 4, 4]]
+    tokens = np.array(oracle_encode(grid), np.uint8)
+    tokens[899] = 7  # beyond the grid
+    assert kind.extent(tokens) == (2, 3)
+    assert kind.plain(tokens) == kind.colours(tokens).tolist() == grid
+    expected = np.zeros((30, 30), int)
+    expected[:2, :3] = np.array(grid) + 2
+    np.testing.assert_array_equal(kind.visible(tokens), expected.ravel())
+    nothing = np.zeros(900, np.uint8)
+    assert (kind.extent(nothing), kind.plain(nothing)) == ((0, 0), [])
+    assert kind.valid(tokens, np.stack([tokens, nothing])).tolist() == [True, False]
+    assert (kind.violations(tokens, tokens), kind.violations(tokens, nothing)) == ([], ["there is no grid"])
+    with pytest.raises(UserError, match="holds its copies already"):
+        kind.symmetries(8, seed=0)
+    with pytest.raises(UserError, match="build them with dataset"):
+        kind.encode(tokens[None], tokens[None])

@@ -1,0 +1,80 @@
+"""Files and folders that are whole or not there: written beside their place and renamed when complete."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from errors import UserError, first_line
+
+
+@contextmanager
+def durably(path: Path) -> Iterator[BinaryIO]:
+    """A new file that is on the disk when the block ends. Raises OSError where the disk is full, for torch.save too."""
+    with open(path, "wb") as file:
+        try:
+            yield file
+        except RuntimeError as error:  # torch.save's own, which does not say why
+            if shutil.disk_usage(path.parent).free < 1 << 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise OSError(first_line(error)) from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> None:
+    """`save(file)` into a sibling that takes its place when complete. Raises `UserError` where it cannot be written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with durably(beside) as file:
+            save(file)
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def put_in_place(folder: Path, place: Path) -> None:
+    """Rename `folder` to `place`. A folder that is there steps aside, comes back on an error, and is removed at last.
+
+    Both lie in the same folder. Between the two renames the older one is at `<place>.old`.
+    """
+    aside = place.with_name(f"{place.name}.old")
+    if place.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+    try:
+        folder.rename(place)
+    except BaseException:
+        if aside.exists() and not place.exists():
+            aside.rename(place)
+        raise
+    sync_folder(place.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in it on the disk, where the system allows that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(folder: Path, what: str, remedy: str, create: bool = False) -> None:
+    """Refuse a folder that cannot be written before the work begins, not after it.
+
+    `what` names the thing that would be written, `remedy` says what to do instead. With `create` the folder is made.
+    """
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write {what}: {error.strerror} ({folder}); {remedy}") from None

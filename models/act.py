@@ -1,0 +1,245 @@
+"""Adaptive computation time (ACT) around a network, and what an architecture of this family is.
+
+An architecture is one file below `models/`, which says what is its own:
+
+    class Config(ACTConfig)            what a user chooses about it
+    class Network(InnerNetwork)        the initial state, and one reasoning step; or derived from
+                                       models/token_network.py, which has embeddings, logits and Q values
+    class Model(ACTModel)              the two together: `Config = Config`, `Inner = Network`
+
+`arch.name=<module>@<class>` names the last one (docs/extending.md has an example from end to end). Training, resuming,
+evaluation, compilation, CUDA graphs, voting and figures know an architecture by this file alone. Shapes: B sequences,
+S tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from errors import UserError
+from extension import import_below
+from models.sparse_embedding import SparseEmbedding
+
+Data = dict[str, Tensor]  # `inputs` (B, S) and `puzzle_identifiers` (B,), int32; in training and scoring `labels` too
+QValues = tuple[Tensor, Tensor]  # Q(halt), Q(continue): logits, (B,) float32 each
+
+
+class ACTConfig(BaseModel):
+    """What a user chooses about any architecture. `Config` of an architecture adds its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    halt_max_steps: int = Field(ge=1, description="reasoning steps at most; 1 switches ACT off")
+    halt_exploration_prob: float = Field(
+        ge=0, le=1, description="in training, share of the steps that must not halt before a drawn number of steps"
+    )
+    q_target: Literal["every_step", "off"] = Field(
+        default="every_step",
+        description="the target of Q(continue), which costs a second forward pass; off: none, and a sequence halts "
+        "where Q(halt) > 0",
+    )
+
+
+class DataShape(BaseModel):
+    """What comes with the data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batch_size: int = Field(ge=1)  # of one rank, in training
+    seq_len: int = Field(ge=1)  # S
+    vocab_size: int = Field(ge=2)
+    num_puzzle_identifiers: int = Field(ge=1)  # the blank included
+
+
+class InnerNetwork(nn.Module, ABC):
+    """The recurrent network inside ACT. Its state is a dataclass of tensors whose first axis is the batch."""
+
+    puzzle_emb: SparseEmbedding | None  # trained by its own optimiser; None: puzzles are not told apart
+    positions: int  # that a reasoning step computes for a sequence: S, and those of a puzzle embedding
+
+    def __init__(self, config: ACTConfig, data: DataShape):
+        super().__init__()
+        self.config = config
+        self.positions = data.seq_len
+        self.puzzle_emb = None
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> Any:
+        """What a sequence starts from, on the network's device; the tensors may be views of one row."""
+
+    @abstractmethod
+    def forward(self, state: Any, data: Data) -> tuple[Any, Tensor, QValues]:
+        """One reasoning step: the next state, detached; logits (B, S, vocab); Q values.
+
+        An architecture without Q(continue) gives zeros for it and is trained with `q_target=off`.
+        """
+
+    def q_values(self, state: Any, data: Data) -> QValues:
+        """As `forward`, for the Q values alone; worth its own code where it can be cheaper."""
+        return self(state, data)[2]
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """What `torch.compile` is applied to, module by module; such as every Transformer block."""
+        return []
+
+    def begin_step(self, step: int) -> Hashable:
+        """Called on the host before training step `step`, counted from 1, so that a network may change with it.
+
+        -> what the operations of the step depend on: steps with equal values share one CUDA graph.
+        """
+        return None
+
+    def empty_carry(self, batch_size: int, device: torch.device | None = None) -> Any:
+        """A state of the right shape, whose values the first reset overwrites."""
+        like = self.initial_state(batch_size)
+        return map_tensors(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device), like)
+
+    def reset_carry(self, halted: Tensor, state: Any) -> Any:
+        """Rows that have halted restart from the initial state."""
+        fresh = self.initial_state(len(halted))
+        return map_tensors(lambda new, old: where_rows(halted, new, old), fresh, state)
+
+
+@dataclass
+class Carry:
+    """Where every sequence of a batch stands between two reasoning steps."""
+
+    inner_carry: Any  # the network's state
+    steps: Tensor  # (B,) int32: steps taken on the current data
+    halted: Tensor  # (B,) bool: the row is replaced by the next batch's
+    current_data: Data
+
+    @torch.no_grad()
+    def copy_(self, other: "Carry") -> None:
+        """Take over the values of a carry of the same shapes; the tensors stay where they are."""
+        torch._foreach_copy_(list(tensors_of(self)), list(tensors_of(other)))
+
+    @torch.no_grad()
+    def load(self, saved: dict) -> None:
+        """The same out of `asdict` of a carry."""
+        map_tensors(lambda mine, theirs: mine.copy_(theirs), self, saved)
+
+
+class ACTModel(nn.Module):
+    """One call is one reasoning step of every sequence (HRM paper, section "Adaptive computational time")."""
+
+    Config: ClassVar[type[ACTConfig]]
+    Inner: ClassVar[type[InnerNetwork]]
+
+    def __init__(self, config_dict: dict):
+        """`config_dict` holds the fields of `Config` and of `DataShape`."""
+        super().__init__()
+        of_data = config_dict.keys() & DataShape.model_fields.keys()
+        self.data = DataShape(**{key: config_dict[key] for key in of_data})
+        self.config = self.Config(**{key: value for key, value in config_dict.items() if key not in of_data})
+        self.inner = self.Inner(self.config, self.data)
+
+    @property
+    def puzzle_emb(self) -> SparseEmbedding | None:
+        return self.inner.puzzle_emb
+
+    def initial_carry(self, batch: Data) -> Carry:
+        """All halted, so that the first call takes every row of its batch."""
+        size, device = batch["inputs"].shape[0], batch["inputs"].device
+        return Carry(
+            inner_carry=self.inner.empty_carry(size, device),
+            steps=torch.zeros(size, dtype=torch.int32, device=device),
+            halted=torch.ones(size, dtype=torch.bool, device=device),
+            current_data={name: torch.empty_like(field) for name, field in batch.items()},
+        )
+
+    def forward(self, carry: Carry, batch: Data) -> tuple[Carry, dict[str, Tensor]]:
+        """One step. Outputs: `logits` (B, S, vocab), `q_halt_logits`, `q_continue_logits` (B,), and in training with
+        ACT and a Q target `target_q_continue` (B,)."""
+        # A halted row is replaced: initial state, step 0, and the new batch's data.
+        state = self.inner.reset_carry(carry.halted, carry.inner_carry)
+        steps = torch.where(carry.halted, 0, carry.steps)
+        data = {name: where_rows(carry.halted, batch[name], old) for name, old in carry.current_data.items()}
+
+        state, logits, (q_halt, q_continue) = self.inner(state, data)
+        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+        with torch.no_grad():
+            steps = steps + 1
+            last_step = steps >= self.config.halt_max_steps
+            halted = last_step
+            if self.training and self.config.halt_max_steps > 1:
+                halted = self._halt(last_step, steps, q_halt, q_continue)
+                if self.config.q_target == "every_step":
+                    outputs["target_q_continue"] = self._continue_target(state, data, last_step)
+        return Carry(state, steps, halted, data), outputs
+
+    def wants_to_halt(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+        return q_halt > (0 if self.config.q_target == "off" else q_continue)
+
+    def _halt(self, last_step: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+        """Halt where Q says so, but explore: with some probability not before a minimum drawn from 2..max."""
+        explore = torch.rand_like(q_halt) < self.config.halt_exploration_prob
+        min_steps = explore * torch.randint_like(steps, low=2, high=self.config.halt_max_steps + 1)
+        return (last_step | self.wants_to_halt(q_halt, q_continue)) & (steps >= min_steps)
+
+    def _continue_target(self, state: Any, data: Data, last_step: Tensor) -> Tensor:
+        """Bootstrapped target of Q(continue): the best value one step further on, with the same weights.
+
+        There is no target network and no replay buffer; the published recipe found them unnecessary.
+        """
+        next_halt, next_continue = self.inner.q_values(state, data)
+        return torch.sigmoid(torch.where(last_step, next_halt, torch.maximum(next_halt, next_continue)))
+
+
+def find_architecture(name: str) -> type[ACTModel]:
+    """The class that `arch.name=<module>@<class>` names, below models/. Raises `UserError` where there is none."""
+    module_name, _, class_name = name.partition("@")
+    module = import_below("models", module_name)
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, ACTModel) and hasattr(found, "Config")):
+        lacks = f"has no architecture {class_name}" if module else "does not exist"
+        raise UserError(
+            f"name={name}: models/{module_name.replace('.', '/')}.py {lacks}; it is <module>@<class> below models/, "
+            f"here or in a folder on PYTHONPATH, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
+        )
+    return found
+
+
+# Trees of tensors: a tensor, or a dataclass or dictionary of trees, or None.
+
+
+def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+    """A tree of the same shape, of what `function` makes of the tensors that stand in the same place of each tree."""
+    if tree is None:
+        return None
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    parts = {}
+    for name, part in _parts(tree).items():
+        parts[name] = map_tensors(function, part, *(_part(other, name) for other in others))
+    return parts if isinstance(tree, dict) else replace(tree, **parts)
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a tree, in the order of its fields."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif tree is not None:
+        for part in _parts(tree).values():
+            yield from tensors_of(part)
+
+
+def _parts(tree: Any) -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return tree
+    assert is_dataclass(tree), f"a state is a dataclass of tensors, not {type(tree).__name__}"
+    return {field.name: getattr(tree, field.name) for field in fields(tree)}
+
+
+def _part(tree: Any, name: str) -> Any:
+    return tree[name] if isinstance(tree, dict) else getattr(tree, name)
+
+
+def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Rows of `new` where `mask` (B,) is set, of `old` elsewhere."""
+    return torch.where(mask.view(-1, *(1,) * (old.ndim - 1)), new, old)

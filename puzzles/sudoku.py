@@ -1,0 +1,255 @@
+"""Sudokus of 4×4 (boxes of 2×2), 6×6 (2 rows by 3 columns) and 9×9 (3×3).
+
+Tokens are PAD 0, blank 1, digit d as d + 1, row by row. An answer is right when every row, column and box holds every
+digit once and the clues are kept: with several solutions, any of them is.
+
+A person writes 16, 36 or 81 cells: digits, and `.` or `0` for a blank. Between them may stand blanks, line breaks and
+the lines of a drawn grid (`|`, `+`, `-` and box-drawing characters).
+"""
+
+from collections import Counter
+from functools import lru_cache
+from itertools import permutations, product
+from math import factorial, isqrt
+
+import numpy as np
+
+from errors import UserError
+from puzzles.kind import PAD, Encoded, Kind, Look, Places, Puzzle, Transform, shown
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
+BLANK, FIRST_DIGIT = 1, 2
+SEPARATORS = frozenset("|+-│┃┼╋─━═║╬┬┴├┤┌┐└┘")
+
+_BITS = np.zeros(256, np.uint16)  # of each token: a bit of its own where it is a digit
+_BITS[FIRST_DIGIT : FIRST_DIGIT + 9] = 1 << np.arange(9)
+
+
+class Sudoku(Kind):
+    name = "sudoku"
+    default_copies = 32
+
+    def __post_init__(self):
+        if self.rows != self.columns or self.rows not in BOXES:
+            raise ValueError(f"a Sudoku has {', '.join(f'{size}×{size}' for size in BOXES)} cells")
+
+    @classmethod
+    def of_cells(cls, cells: int) -> "Sudoku":
+        size = isqrt(cells)
+        if size not in BOXES or size * size != cells:
+            raise ValueError(f"a Sudoku has {', '.join(str(size * size) for size in BOXES)}")
+        return cls(size, size)
+
+    @classmethod
+    def infer(cls, vocab_size: int, seq_len: int, inputs: np.ndarray) -> "Sudoku | None":
+        fits = any(seq_len == size * size and vocab_size == size + FIRST_DIGIT for size in BOXES)
+        return cls.of_cells(seq_len) if fits else None
+
+    @property
+    def size(self) -> int:
+        return self.rows
+
+    @property
+    def title(self) -> str:
+        return f"{self.size}×{self.size} Sudoku"
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return ("?", ".", *(str(digit) for digit in range(1, self.size + 1)))
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return (".", *self.symbols[1:])
+
+    @property
+    def look(self) -> Look:
+        return Look(fills=(None,) * self.vocab_size, glyphs=("", "", *self.symbols[2:]), boxes=BOXES[self.size])
+
+    # Text
+
+    @classmethod
+    def recognises(cls, text: str) -> bool:
+        return not frozenset(".0123456789").isdisjoint(text)
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Puzzle:
+        place = Places(text)
+        cells = [(offset, character) for offset, character in enumerate(text) if not _separates(character)]
+        for offset, character in cells:
+            if character not in ".0123456789":
+                raise UserError(
+                    f"{source}: {place(offset)} is {shown(character)}; a Sudoku is written in digits, with . or 0 for "
+                    f"a blank (and a maze in # S G and blanks)"
+                )
+        try:
+            kind = cls.of_cells(len(cells))
+        except ValueError:
+            raise UserError(
+                f"{source} has {len(cells)} cells{_odd_lines(cells, place)}; a Sudoku has {_lengths()}"
+            ) from None
+        places = [f"{place(offset)} ({kind.place(i)})" for i, (offset, _) in enumerate(cells)]
+        for (_, character), where in zip(cells, places, strict=True):
+            if character > str(kind.size):  # `.` comes before the digits
+                raise UserError(f"{source}: {where} is {character}; the digits of a {kind.title} are 1 to {kind.size}")
+        inputs = np.array([BLANK if character in ".0" else int(character) + 1 for _, character in cells], np.uint8)
+        for unit, which, digit, same in kind.repeated_digits(inputs):
+            where = " and ".join(places[cell] for cell in same)
+            raise UserError(f"{source}: {unit} {which + 1} has the clue {digit} more than once, at {where}; correct it")
+        return Puzzle(kind, inputs)
+
+    def encode(self, questions: np.ndarray, answers: np.ndarray) -> Encoded:
+        tokens = self.tokens_of_codes()
+        tokens[ord("0")] = BLANK
+        inputs, labels = tokens[questions], tokens[answers]
+        problems = [
+            ((inputs == PAD).any(1), f"the question has a character other than `.`, 0 and 1–{self.size}"),
+            ((labels < FIRST_DIGIT).any(1), f"the answer has a character other than 1–{self.size}"),
+            (((inputs != BLANK) & (inputs != labels)).any(1), "the answer contradicts a clue of the question"),
+            (~self._complete(labels), "the answer has a digit twice in a row, column or box"),
+        ]
+        return Encoded(inputs, labels, problems)
+
+    # Rules
+
+    def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        inputs, answers = np.asarray(inputs), np.asarray(answers)
+        return self._complete(answers) & ((inputs == BLANK) | (inputs == answers)).all(-1)
+
+    def _complete(self, answers: np.ndarray) -> np.ndarray:
+        """(…, cells) -> (…) bool: every row, column and box holds every digit once."""
+        size, (box_rows, box_columns) = self.size, BOXES[self.size]
+        bits = _BITS[answers].reshape(*answers.shape[:-1], size, size)
+        boxes = bits.reshape(*answers.shape[:-1], size // box_rows, box_rows, size // box_columns, box_columns)
+        every = (1 << size) - 1  # as many cells as digits: where none is missing, none is there twice
+        return (
+            (np.bitwise_or.reduce(bits, axis=-1) == every).all(-1)
+            & (np.bitwise_or.reduce(bits, axis=-2) == every).all(-1)
+            & (np.bitwise_or.reduce(boxes, axis=(-3, -1)) == every).all((-2, -1))
+        )
+
+    def violations(self, inputs: np.ndarray, answer: np.ndarray) -> list[str]:
+        inputs, answer = np.asarray(inputs), np.asarray(answer)
+        empty = (answer < FIRST_DIGIT) | (answer >= FIRST_DIGIT + self.size)
+        found = [f"{self.place(cell)} is empty" for cell in np.flatnonzero(empty)]
+        for cell in np.flatnonzero((inputs != BLANK) & (inputs != answer) & ~empty):
+            found.append(f"the clue {inputs[cell] - 1} at {self.place(cell)} has become {answer[cell] - 1}")
+        for unit, which, digit, cells in self.repeated_digits(answer):
+            times = {2: "two", 3: "three", 4: "four"}.get(len(cells), str(len(cells)))
+            found.append(f"{unit} {which + 1} has {times} {digit}s")
+        return found
+
+    def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
+        return "every row, column and box is right, and the clues are kept"
+
+    def repeated_digits(self, tokens: np.ndarray) -> list[tuple[str, int, int, np.ndarray]]:
+        """(unit, its index, digit, cells) of each digit that stands twice or more in a unit of the board (cells,)."""
+        found = []
+        for unit, members in _units(self.size).items():
+            for which, cells in enumerate(members):
+                for digit in range(1, self.size + 1):
+                    same = cells[tokens[cells] == digit + 1]
+                    if len(same) > 1:
+                        found.append((unit, which, digit, same))
+        return found
+
+    # Symmetries
+
+    def symmetries(self, count: int, seed: int) -> list[Transform]:
+        """`count` different ones, the identity first, the others drawn uniformly; the same on every machine.
+
+        They relabel the digits (a cyclic shift is one relabelling), permute bands, rows in a band, stacks and columns
+        in a stack, and exchange rows and columns (not in 6×6, whose boxes are no squares).
+        """
+        group = SudokuSymmetries(self.size)
+        if count > group.order:
+            raise UserError(f"copies={count}: a {self.title} has {group.order} different ones; choose at most that")
+        rng = np.random.Generator(np.random.PCG64(seed))  # its doubles have been the same in every numpy
+        cells, digits = np.arange(self.seq_len), np.arange(self.size, dtype=np.uint8)
+        found: dict[bytes, Transform] = {}
+        while True:
+            tokens = np.concatenate([np.arange(FIRST_DIGIT, dtype=np.uint8), digits + np.uint8(FIRST_DIGIT)])
+            found.setdefault(cells.tobytes() + tokens.tobytes(), Transform(cells, tokens))
+            if len(found) == count:
+                return list(found.values())
+            (cells,), (digits,) = group.draw(rng.random((1, group.numbers)))
+
+
+class SudokuSymmetries:
+    """The symmetry group of the Sudokus of one size; uniform numbers make uniform draws from it."""
+
+    def __init__(self, size: int):
+        box_rows, box_columns = BOXES[size]
+        self.size, self.transposes = size, box_rows == box_columns
+        self.row_orders = _line_orders(size // box_rows, box_rows)  # (orders, size)
+        self.column_orders = _line_orders(size // box_columns, box_columns)
+        self.numbers = 3 + size  # uniform numbers that one draw takes
+
+    @property
+    def order(self) -> int:
+        return factorial(self.size) * len(self.row_orders) * len(self.column_orders) * (2 if self.transposes else 1)
+
+    def draw(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, self.numbers) in [0, 1) -> source cell of every cell (n, cells) intp, digit maps (n, size), from 0."""
+        rows = self.row_orders[(numbers[:, 0] * len(self.row_orders)).astype(np.intp)] * self.size
+        columns = self.column_orders[(numbers[:, 1] * len(self.column_orders)).astype(np.intp)]
+        if self.transposes:
+            flip = numbers[:, 2, None] < 0.5
+            rows, columns = np.where(flip, columns, rows), np.where(flip, rows, columns)
+        cells = (rows[:, :, None] + columns[:, None, :]).reshape(len(numbers), -1)
+        return cells, numbers[:, 3:].argsort(axis=1, kind="stable").astype(np.uint8)
+
+    def apply(
+        self, inputs: np.ndarray, labels: np.ndarray, source: np.ndarray, numbers: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One copy of each puzzle in `source` (n,), an index into `inputs`: -> inputs, labels (n, cells)."""
+        cells, digits = self.draw(numbers)
+        # A cell's code is its solution digit from 0, plus `size` where it is given: one look-up yields both tokens.
+        codes = (labels - FIRST_DIGIT) + self.size * (inputs != BLANK).astype(np.uint8)  # (puzzles, cells)
+        tokens = np.full((len(source), 2 * self.size, 2), BLANK, np.uint8)
+        tokens[:, self.size :, 0] = tokens[:, : self.size, 1] = tokens[:, self.size :, 1] = digits + FIRST_DIGIT
+        cells += source[:, None] * inputs.shape[1]
+        looked_up = codes.ravel().take(cells) + (np.arange(len(source)) * (2 * self.size))[:, None]
+        both = tokens.view(np.uint16).ravel().take(looked_up).view(np.uint8).reshape(*cells.shape, 2)
+        return both[..., 0], both[..., 1]
+
+
+@lru_cache
+def _line_orders(blocks: int, lines: int) -> np.ndarray:
+    """Every order of `blocks` blocks of `lines` lines that keeps the blocks together: (orders, blocks·lines) intp."""
+    within = list(permutations(range(lines)))
+    return np.array(
+        [
+            [block * lines + line for block, order in zip(block_order, orders, strict=True) for line in order]
+            for block_order in permutations(range(blocks))
+            for orders in product(within, repeat=blocks)
+        ],
+        np.intp,
+    )
+
+
+@lru_cache
+def _units(size: int) -> dict[str, np.ndarray]:
+    """`row`, `column` and `box` -> (size, size): the cells of each."""
+    box_rows, box_columns = BOXES[size]
+    cells = np.arange(size * size).reshape(size, size)
+    boxes = cells.reshape(size // box_rows, box_rows, size // box_columns, box_columns).swapaxes(1, 2)
+    return {"row": cells, "column": cells.T, "box": boxes.reshape(size, size)}
+
+
+def _separates(character: str) -> bool:
+    return character.isspace() or character in SEPARATORS
+
+
+def _lengths() -> str:
+    *most, last = (f"{size * size} ({size}×{size})" for size in BOXES)
+    return f"{', '.join(most)} or {last}"
+
+
+def _odd_lines(cells: list[tuple[int, str]], place: Places) -> str:
+    """Which line of several has another number of cells than most."""
+    counts = Counter(place.line(offset) for offset, _ in cells)
+    usual = Counter(counts.values()).most_common(1)[0][0] if counts else 0
+    odd = [line for line, count in counts.items() if count != usual]
+    if place.one_line or not odd or len(odd) > len(counts) // 2:
+        return ""
+    return f" (line {odd[0]} has {counts[odd[0]]}, most have {usual})"

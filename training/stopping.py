@@ -1,0 +1,105 @@
+"""Why a run ends before its epochs are used up: a signal or the clock stops it, to go on later; a rule ends it early.
+
+What happens on SIGTERM: `StopRequest` notes it; the loop asks at its next look at the metrics, or after a batch of an
+evaluation, all ranks together, and raises `Stopped`; `pretrain.train` catches that, saves the state and ends.
+"""
+
+import signal
+import time
+from types import FrameType
+
+from training.config import EarlyStop
+from training.distributed import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+WINDOW = 100  # steps; a single one counts only the few sequences that halt in it
+
+
+class Stopped(Exception):
+    """Leaves the loops when the run is to stop; its state is saved by whoever catches this."""
+
+
+class StopRequest:
+    """Why the run should stop after the step at hand, if it should; a signal sets it, the clock is read when asked."""
+
+    def __init__(self, max_minutes: float | None, ranks: Ranks):
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._max_minutes, self._ranks = max_minutes, ranks
+        self._signal: str | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number).name
+
+    def done(self) -> None:
+        """From here on the run ends anyway: a second signal must not turn that into a failure."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    @property
+    def reason(self) -> str | None:
+        """This rank's."""
+        if self._signal:
+            return self._signal
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            return f"max_minutes={self._max_minutes:g}"
+        return None
+
+    def check(self) -> None:
+        """Raise `Stopped` on all ranks where one has a reason. Called by all of them together."""
+        (stopping,) = self._ranks.any(self.reason is not None)
+        if stopping:
+            raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        return Stopped(self.reason or "a signal to another rank")
+
+
+class EarlyStopping:
+    """The rules of `early_stop`, and what they look at.
+
+    `patience=N`: N evaluations in a row brought no better `eval/exact_accuracy`. `train_exact_accuracy=X`: of the
+    sequences that halted in the last `WINDOW` steps a share of at least X was right. The original advises that for
+    Sudoku-Extreme, where the model over-fits and becomes unstable after it.
+
+    A run that goes on from a state asks again, so that a rule may be changed or lifted.
+    """
+
+    def __init__(self, rules: EarlyStop, ranks: Ranks):
+        self._rules, self._ranks = rules, ranks
+        self.ended_pass = False  # before its time, by a rule: it goes on where the rule is lifted
+        self._since_best = 0  # evaluations after the best; rank 0's alone
+        self._recent: list[list[float]] = []  # sequences that halted, and right ones, of the last steps; the same
+
+    def note_step(self, count: float, exact: float) -> None:
+        """Take in a step in which `count` sequences halted, `exact` of them right."""
+        self._recent.append([count, exact])
+        del self._recent[:-WINDOW]
+
+    def note_evaluation(self, improved: bool) -> None:
+        self._since_best = 0 if improved else self._since_best + 1
+
+    def reason(self) -> str | None:
+        """Which rule holds, as far as rank 0 knows; the others know nothing."""
+        if not self._ranks.is_main:
+            return None
+        if self._rules.patience is not None and self._since_best >= self._rules.patience:
+            return f"no better eval/exact_accuracy in {self._since_best} evaluations"
+        if self._rules.train_exact_accuracy is not None and len(self._recent) == WINDOW:
+            count, exact = map(sum, zip(*self._recent, strict=True))
+            if count and exact / count >= self._rules.train_exact_accuracy:
+                return f"{exact / count:.1%} of the training sequences of the last {WINDOW} steps were exactly right"
+        return None
+
+    def holds(self) -> bool:
+        """Whether a rule holds; the same on all ranks, which call it together."""
+        (holds,) = self._ranks.any(self.reason() is not None)
+        return holds
+
+    def progress(self) -> dict:
+        """Plain values for a saved state."""
+        return {"ended_early": self.ended_pass, "since_best": self._since_best, "recent": self._recent}
+
+    def load_progress(self, saved: dict) -> None:
+        self.ended_pass, self._since_best, self._recent = saved["ended_early"], saved["since_best"], saved["recent"]
