@@ -73,20 +73,10 @@ reference() {
 }
 
 # A part of benchmarks/agreement.py, with further options.
-agree() {
-    keep "$1" -m benchmarks.agreement "$@" "${TOY_OPTION[@]}"
-}
+agree() { keep "$1" -m benchmarks.agreement "$@" "${TOY_OPTION[@]}"; }
 
-trace() {
-    data
-    agree trace --data-path "$DATA" --out "$OUT"
-}
-
-resume() {
-    data
-    agree resume --data-path "$DATA"
-}
-
+trace() { data; agree trace --data-path "$DATA" --out "$OUT"; }
+resume() { data; agree resume --data-path "$DATA"; }
 graph() { agree graph; }
 attention() { agree attention; }
 compile() { agree compile; }
@@ -115,10 +105,10 @@ sudoku() {
 long() {
     if [ -n "$TOY" ]; then
         echo "long: left out at toy size, it is the same as sudoku"
-        return
+    else
+        step step-arc arc
+        step step-maze maze
     fi
-    step step-arc arc
-    step step-maze maze
 }
 
 profile() {

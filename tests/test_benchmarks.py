@@ -17,6 +17,8 @@ from benchmarks import evaluate, loader, profile, report, step
 from benchmarks.baseline import PlainTrainer, as_the_original, plain_batches
 from benchmarks.flops import H100, count_parameters, flops_per_step, roofline, step_kernels
 from benchmarks.sizes import SIZES, build_head, config_of, random_batches, write_dataset
+from models.act import ACTConfig, ACTModel, InnerNetwork
+from models.losses import ACTLossHead
 from puzzle_dataset import sample_batches
 from tests import warm
 from tests.launch import error_line
@@ -93,7 +95,39 @@ def test_operations_of_a_real_step_are_those_that_are_counted_without_computing(
     assert counter.get_total_flops() == counted[1]
 
 
-def test_compiled_blocks_are_counted_too(monkeypatch):
+class Looking(InnerNetwork):
+    """Another architecture: a convolution over the tokens, and attention called by names, in every step."""
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.embed, self.read = torch.nn.Embedding(data.vocab_size, 8), torch.nn.Linear(8, data.vocab_size)
+        self.mix = torch.nn.Conv1d(8, 8, 3, padding=1)
+
+    def initial_state(self, batch_size):
+        return {"x": self.embed.weight.new_zeros(batch_size, self.positions, 8)}
+
+    def forward(self, state, data):
+        x = self.mix((state["x"] + self.embed(data["inputs"])).transpose(1, 2)).transpose(1, 2)
+        x = torch.nn.functional.scaled_dot_product_attention(query=x[:, None], key=x[:, None], value=x[:, None])[:, 0]
+        logits = self.read(x)
+        return {"x": x.detach()}, logits, (logits[:, 0, 0].float(), logits[:, 0, 1].float())
+
+
+class LookingModel(ACTModel):
+    Config, Inner = ACTConfig, Looking
+
+
+def test_another_architecture_is_counted():
+    shape = dict(batch_size=3, seq_len=5, vocab_size=7, num_puzzle_identifiers=1)
+    model = LookingModel(shape | dict(halt_max_steps=2, halt_exploration_prob=0.0))
+    convolution, scores, read = 2 * 5 * 8 * 8 * 3, 2 * 5 * 5 * 8, 2 * 5 * 8 * 7  # of one sequence
+    forward, backward = convolution + 2 * scores + read, 2 * convolution + 5 * scores + 2 * read
+    head = ACTLossHead(model, "softmax_cross_entropy")
+    assert flops_per_step(head, 4, training=False) == 4 * forward
+    assert flops_per_step(head, 4) == 4 * (2 * forward + backward)  # the Q target is a forward pass
+
+
+def test_compiled_blocks_are_counted_too():
     head = build_head(SIZES["toy"], 8, CPU)
     expected = flops_per_step(head, 8)
     for module in head.modules():
