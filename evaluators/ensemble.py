@@ -1,20 +1,12 @@
-"""Voting over transformed copies of Sudokus and mazes, without labels.
+"""Voting over transformed copies of the puzzles, without labels.
 
     python -m evaluators.ensemble checkpoint=<run>/step_<n> [key=value …]
 
-    checkpoint=[a,b]       several models vote together; each beside its all_config.yaml
-    copies=…               of each puzzle, itself included; default: 32 of a Sudoku, all 16 of a maze
-    split=test             data_path=… another dataset than the run's
-    max_examples=…         a seeded subset, the one that evaluate.py takes
-    max_steps=…            reasoning steps; default: as many as the model was trained with
-    global_batch_size=…    puzzles at a time; default: the run's
-    seed=0                 of the copies                           device=auto   auto, cuda, mps or cpu
-    json=true              print JSON instead of a table
-
-Every model answers every copy (evaluators/transforms.py) of a puzzle, and the answers are brought back. One of them is
-chosen: by the model's own confidence (q_halt), by majority, or by majority among the answers that obey the rules of
-the puzzle (evaluators/rules.py). `vote` does all that and is given no label. `score` gets the labels afterwards, to
-count the right choices, and the puzzles that any copy got right: an upper bound, no method. Runs in one process.
+Every model answers every copy of a puzzle, and the answers are brought back; the copies are made by the symmetries of
+the kind of puzzle. One answer is chosen: by the model's own confidence (q_halt), by majority, or by majority among the
+answers that obey the rules of the puzzle. `vote` does all that and is given no label. `score` gets the labels
+afterwards, to count the right choices, and the puzzles that any copy got right: an upper bound, no method. Runs in one
+process.
 """
 
 import json
@@ -22,7 +14,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 from typing import Literal
 
@@ -31,21 +22,19 @@ import torch
 from pydantic import Field, field_validator
 
 from errors import UserError, one_line_errors
-from evaluators.checkpoints import open_to_answer, puzzle_kind
-from evaluators.rules import is_valid_maze_path, is_valid_sudoku
-from evaluators.steps import reasoning_steps
-from evaluators.transforms import Transform, maze_transforms, sudoku_transforms
-from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
+from models.act import ACTModel
 from models.losses import IGNORE_LABEL_ID
+from puzzles.kind import Transform
+from training.checkpoints import load_model
+from training.command_line import from_cli
 from training.compilation import EVALUATION, compile_blocks
-from training.config import PretrainConfig, StrictModel, from_cli, load_config
+from training.config import PretrainConfig, StrictModel, load_config
+from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
 from training.metrics import progress_bar, start_logging
-from training.checkpoints import load_model
+from training.reasoning import reasoning_steps
 
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # puzzles and answers (…, cells) -> whether they obey the rules
-RULES: dict[str, Rule] = {"sudoku": is_valid_sudoku, "maze": is_valid_maze_path}
-DEFAULT_COPIES = {"sudoku": 32, "maze": 16}
 METHODS = {
     "single_pass": "single pass",
     "confidence": "most confident copy",
@@ -55,16 +44,20 @@ METHODS = {
 
 
 class EnsembleConfig(StrictModel):
-    checkpoint: list[str] = Field(min_length=1)
-    copies: int | None = Field(default=None, ge=1)
-    split: str = "test"
-    data_path: str | None = None
-    max_examples: int | None = Field(default=None, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    global_batch_size: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
-    device: Literal[DEVICES] = "auto"
-    as_json: bool = Field(default=False, alias="json")
+    checkpoint: list[str] = Field(min_length=1, description="beside its all_config.yaml; several, [a,b], vote together")
+    copies: int | None = Field(
+        default=None, ge=1, description="of each puzzle, itself included; default: what the kind of puzzle suggests"
+    )
+    split: str = Field(default="test", description="of the dataset")
+    data_path: str | None = Field(default=None, description="another dataset than the run's")
+    max_examples: int | None = Field(
+        default=None, ge=1, description="a seeded subset of the puzzles, the one that evaluate.py takes"
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="reasoning steps; default: as in training")
+    global_batch_size: int | None = Field(default=None, ge=1, description="puzzles at a time; default: the run's")
+    seed: int = Field(default=0, ge=0, description="of the copies")
+    device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
+    as_json: bool = Field(default=False, alias="json", description="print JSON instead of a table")
 
     @field_validator("checkpoint", mode="before")
     @classmethod
@@ -83,7 +76,7 @@ class Choices:
 
 
 def vote(
-    models: Sequence[HierarchicalReasoningModel_ACTV1],
+    models: Sequence[ACTModel],
     inputs: np.ndarray,  # (B, cells)
     puzzle_identifiers: np.ndarray,  # (B,)
     transforms: Sequence[Transform],  # the identity first
@@ -98,7 +91,7 @@ def vote(
 
 
 def answer_copies(
-    models: Sequence[HierarchicalReasoningModel_ACTV1],
+    models: Sequence[ACTModel],
     inputs: np.ndarray,
     puzzle_identifiers: np.ndarray,
     transforms: Sequence[Transform],
@@ -109,7 +102,7 @@ def answer_copies(
     answers, q_halt = [], []
     for model in models:
         device = next(model.parameters()).device
-        spare = max(0, model.config.batch_size - len(inputs))  # compiled blocks are compiled for one shape
+        spare = max(0, model.data.batch_size - len(inputs))  # compiled blocks are compiled for one shape
 
         def padded(rows: np.ndarray, spare: int = spare, device: torch.device = device) -> torch.Tensor:
             widths = [(0, spare)] + [(0, 0)] * (rows.ndim - 1)
@@ -176,12 +169,12 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
         batch_size=config.global_batch_size or runs[0].global_batch_size,
         max_examples=config.max_examples,
     )
-    kind = puzzle_kind(dataset)
-    transforms = _transforms(kind, dataset.metadata.seq_len, config)
+    kind = dataset.kind
+    transforms = kind.symmetries(config.copies or kind.default_copies, config.seed)
     models, passes = [], dataset.num_test_batches() * len(transforms)
     for path, run in zip(checkpoints, runs, strict=True):
         head = load_model(path, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-        compile_blocks(head, "auto", device, EVALUATION * passes * (config.max_steps or run.arch.halt_max_steps))
+        compile_blocks(head.model, "auto", device, EVALUATION * passes * (config.max_steps or run.arch.halt_max_steps))
         models.append(head.model)
 
     right, valid, valid_answers = Counter(), Counter(), 0
@@ -189,7 +182,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     with bar:
         for _, batch, count in dataset:
             puzzles = (batch[field][:count].numpy() for field in ("inputs", "puzzle_identifiers"))
-            choices = vote(models, *puzzles, transforms, RULES[kind], config.max_steps, bar.update)
+            choices = vote(models, *puzzles, transforms, kind.valid, config.max_steps, bar.update)
             right.update(score(choices, batch["labels"][:count].numpy()))
             valid.update({m: int(choices.valid[np.arange(count), copy].sum()) for m, copy in choices.chosen.items()})
             valid_answers += int(choices.valid.sum())
@@ -212,15 +205,6 @@ def _common_dataset(runs: list[PretrainConfig]) -> str:
     if len(paths) > 1:
         raise UserError(f"the checkpoints are of different datasets ({', '.join(paths)}); name one with data_path=…")
     return paths[0]
-
-
-def _transforms(kind: str, seq_len: int, config: EnsembleConfig) -> list[Transform]:
-    if kind == "arc":
-        raise UserError("this is an ARC dataset, which holds its copies already; vote with python -m evaluators.arc")
-    copies = config.copies or DEFAULT_COPIES[kind]
-    if kind == "maze":
-        return maze_transforms(isqrt(seq_len), copies)
-    return sudoku_transforms(isqrt(seq_len), copies, config.seed)
 
 
 def table(report: dict) -> str:

@@ -1,37 +1,34 @@
 """The figures of the paper, for any checkpoint: each is a PNG and a JSON file with the numbers in it.
 
-    python -m evaluators.figures steps         checkpoint=<run>/step_<n> [key=value …]
-    python -m evaluators.figures participation checkpoint=<run>/step_<n> [key=value …]
-    python -m evaluators.figures scaling       checkpoint=<run>/step_<n> [key=value …]
+    python -m evaluators.figures steps checkpoint=<run>/step_<n> [key=value …]
 
     steps           the decoded answer after each reasoning step
-    participation   how many dimensions z_H and z_L use (evaluators/participation.py), against the number of puzzles,
+    participation   how many dimensions the model's states use (z_H and z_L of an HRM), against the number of puzzles,
                     in this model and in an untrained one of the same shape
     scaling         exact accuracy and mean steps against the allowed number of steps, with and without Q-halting
-
-    examples=…      puzzles, a seeded subset; default: 4, 128 and 1000
-    max_steps=…     reasoning steps; default: as in training, for scaling twice as many
-    split=test      data_path=… another dataset than the run's
-    out=…           a folder or a .png file; default: step_<n>_<figure>.png beside the checkpoint, and .json
-    device=auto     auto, cuda, mps or cpu
 
 The JSON holds figure, checkpoint, dataset, examples, max_steps and
 
     steps           kind, puzzles: for each its example (position in the split), puzzle, solution, cells (with a label),
                     and steps: step, answer, confidence (sigmoid of q_halt), equal_cells. Boards are as solve.py --json
-                    writes them: a Sudoku is a string, a maze a list of lines, an ARC grid a list of rows of colours
-    participation   puzzles (how many), hidden_size, and trained and untrained, each z_H and z_L: a PR for each number
-    scaling         trained_steps, limits, and halt_max (all steps) and halt_q (until Q(halt) > Q(continue)), each
+                    writes them
+    participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR a number
+    scaling         trained_steps, limits, and halt_max (all steps) and halt_q (until the model wants to halt), each
                     exact_accuracy and mean_steps for each limit
+
+Participation ratio: PR = (Σλ)² / Σλ² over the eigenvalues λ of the states' covariance matrix (Wang et al. 2025, section
+"Brain Correspondence"): D where all D directions vary alike, 1 where the states move along one line. The paper compares
+PR(z_H) with PR(z_L), over more and more tasks, in a trained model and in one with random weights. It does not say what
+one sample is. Here it is the state of one cell of one puzzle after one reasoning step, a vector of hidden_size numbers;
+the positions of the puzzle embedding, which are no cells, are left out.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,30 +37,39 @@ from pydantic import Field
 from torch import Tensor
 
 from errors import UserError, one_line_errors
-from evaluators.checkpoints import open_to_answer, puzzle_kind
-from evaluators.figure_drawing import DPI, draw_participation, draw_scaling, draw_steps
-from evaluators.participation import batches, doubling, participation_curve
-from evaluators.solution import plain_board
-from evaluators.steps import Step, reasoning_steps
+from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
+from files import check_writable, write_atomically
+from models.act import ACTModel
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training.config import PretrainConfig, StrictModel, from_cli, load_config
+from puzzles.kind import PAD, Kind
+from training.checkpoints import load_model
+from training.command_line import from_cli
+from training.config import PretrainConfig, StrictModel, load_config
+from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
 from training.metrics import progress_bar, start_logging
-from files import write_atomically
-from training.checkpoints import load_model
+from training.reasoning import Step, reasoning_steps
 
 BATCH_SIZE = 64  # puzzles at a time; less where there are fewer
 
 
 class FigureConfig(StrictModel):
-    checkpoint: str
-    examples: int | None = Field(default=None, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    split: str = "test"
-    data_path: str | None = None
-    out: str | None = None
-    device: Literal[DEVICES] = "auto"
+    figure: Literal["steps", "participation", "scaling"] = Field(description="which of them; comes first")
+    checkpoint: str = Field(description="beside its all_config.yaml")
+    examples: int | None = Field(
+        default=None, ge=1, description="puzzles, a seeded subset; default: 4, 128 and 1000 for the three figures"
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="reasoning steps; default: as in training, for scaling twice as many"
+    )
+    split: str = Field(default="test", description="of the dataset")
+    data_path: str | None = Field(default=None, description="another dataset than the run's")
+    out: str | None = Field(
+        default=None,
+        description="a folder or a .png file; default: step_<n>_<figure>.png and .json beside the checkpoint",
+    )
+    device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
 
 
 @dataclass
@@ -105,14 +111,14 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
         run, config.split, data_path=config.data_path, batch_size=BATCH_SIZE, max_examples=config.examples or examples
     )
     head = load_model(checkpoint, run, dataset.metadata, batch_size=BATCH_SIZE, device=device)
-    parts = [{name: field[:count] for name, field in batch.items()} for _, batch, count in dataset]
-    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts = [(batch, examples) for _, batch, examples in dataset.test_batches()]
+    rows = {name: torch.cat([batch[name][: len(examples)] for batch, examples in parts]) for name in parts[0][0]}
     return Subject(
         run,
         dataset,
         head,
         device,
-        np.concatenate(list(dataset.test_examples())),
+        np.concatenate([examples for _, examples in parts]),
         rows["inputs"].to(device),
         rows["labels"].numpy(),
         rows["puzzle_identifiers"].to(device),
@@ -120,64 +126,147 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
     )
 
 
-def compute_steps(subject: Subject) -> dict:
-    """Every puzzle with its answer after each step, its confidence, and how many cells equal the label."""
-    kind, labelled = puzzle_kind(subject.dataset), subject.labels != IGNORE_LABEL_ID
+# The answers step by step
+
+
+def compute_steps(subject: Subject) -> dict[str, Any]:
+    """Every puzzle with its answer after each step, its confidence, and how many cells equal the label.
+
+    Boards are tokens (cells,) and the kind is itself: `as_json` writes both.
+    """
+    labelled = subject.labels != IGNORE_LABEL_ID
+    solutions = np.where(labelled, subject.labels, PAD).astype(np.uint8)
+    rows = (subject.examples, subject.inputs.cpu().numpy().astype(np.uint8), solutions, labelled)
     puzzles = [
-        {
-            "example": int(example),
-            "puzzle": plain_board(kind, puzzle),
-            "solution": plain_board(kind, np.where(cells, label, 0)),
-            "cells": int(cells.sum()),
-            "steps": [],
-        }
-        for example, puzzle, label, cells in zip(
-            subject.examples, subject.inputs.cpu().numpy(), subject.labels, labelled, strict=True
-        )
+        {"example": int(example), "puzzle": puzzle, "solution": solution, "cells": int(cells.sum()), "steps": []}
+        for example, puzzle, solution, cells in zip(*rows, strict=True)
     ]
     for rows, number, step in subject.answers():
-        answers = step.answer.cpu().numpy()
+        answers = step.answer.cpu().numpy().astype(np.uint8)
         equal = ((answers == subject.labels[rows]) & labelled[rows]).sum(1)
         for puzzle, answer, sure, right in zip(puzzles[rows], answers, step.confidence.tolist(), equal, strict=True):
             puzzle["steps"].append(
-                {"step": number + 1, "answer": plain_board(kind, answer), "confidence": sure, "equal_cells": int(right)}
+                {"step": number + 1, "answer": answer, "confidence": sure, "equal_cells": int(right)}
             )
-    return {"kind": kind, "puzzles": puzzles}
+    return {"kind": subject.dataset.kind, "puzzles": puzzles}
 
 
-def compute_participation(subject: Subject) -> dict:
+def as_json(report: dict[str, Any]) -> str:
+    def plain(value: Kind | np.ndarray) -> Any:
+        return value.name if isinstance(value, Kind) else report["kind"].plain(value)
+
+    return json.dumps(report, indent=1, default=plain)
+
+
+# Participation ratio
+
+
+def compute_participation(subject: Subject) -> dict[str, Any]:
     """PR against the number of puzzles, of this model and of one with new random weights."""
     order = torch.from_numpy(np.random.default_rng(subject.run.seed).permutation(len(subject.examples)))
     inputs, identifiers = (rows[order.to(subject.device)] for rows in (subject.inputs, subject.puzzle_identifiers))
     counts = doubling(len(order))
-    options = dict(batch_size=BATCH_SIZE, max_steps=subject.max_steps)
     with subject.bar(2 * len(batches(counts, BATCH_SIZE))) as bar:
-        curves = [
-            participation_curve(head.model, inputs, identifiers, counts, **options, after_step=bar.update)
-            for head in (subject.head, untrained(subject))
-        ]
-    return {
-        "puzzles": counts,
-        "hidden_size": subject.run.arch.hidden_size,
-        "trained": curves[0],
-        "untrained": curves[1],
-    }
+        (trained, dimensions), (untrained, _) = (
+            participation_curve(head.model, inputs, identifiers, counts, subject.max_steps, bar.update)
+            for head in (subject.head, without_training(subject))
+        )
+    return {"puzzles": counts, "hidden_size": dimensions, "trained": trained, "untrained": untrained}
 
 
-def untrained(subject: Subject) -> ACTLossHead:
+def without_training(subject: Subject) -> ACTLossHead:
     """A model of the same shape as it is before training; the run's seed, on this device."""
     torch.manual_seed(subject.run.seed)
-    config = subject.head.model.config
-    with torch.device(subject.device):
-        return subject.run.arch.build(
-            batch_size=BATCH_SIZE,
-            seq_len=config.seq_len,
-            vocab_size=config.vocab_size,
-            num_puzzle_identifiers=config.num_puzzle_identifiers,
+    return subject.run.arch.build_for(subject.dataset.metadata, batch_size=BATCH_SIZE, device=subject.device)
+
+
+def participation_curve(
+    model: ACTModel,
+    inputs: Tensor,  # (N, S)
+    puzzle_identifiers: Tensor,  # (N,)
+    counts: Sequence[int],
+    max_steps: int,
+    after_step: Callable[[], object] = lambda: None,
+) -> tuple[dict[str, list[float]], int]:
+    """PR of each of the model's states over the first n puzzles, for each n of the ascending `counts`; and of how many
+    numbers the largest state of a cell is."""
+    moments: dict[str, Moments] = {}
+    ratios: dict[str, list[float]] = {}
+    for first, last in batches(counts, BATCH_SIZE):
+        for step in reasoning_steps(model, inputs[first:last], puzzle_identifiers[first:last], max_steps):
+            for name, samples in cell_states(step.state, inputs.shape[1], model.inner.positions).items():
+                moments.setdefault(name, Moments(samples.shape[1])).add(samples)
+            after_step()
+        if last in counts:
+            for name, collected in moments.items():
+                ratios.setdefault(name, []).append(participation_ratio(collected.covariance()))
+    return ratios, max(len(collected.sum) for collected in moments.values())
+
+
+def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
+    """Of each part of a state that has a vector for every position, (B, P + S, D), those of the cells, (B S, D).
+
+    The P positions of the puzzle embedding come first. Raises `UserError` where the model keeps no such state.
+    """
+    parts = {field.name: getattr(state, field.name) for field in fields(state)}
+    found = {
+        name: tensor[:, -cells:].flatten(0, 1)
+        for name, tensor in parts.items()
+        if tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[1] in (positions, cells)
+    }
+    if not found:
+        raise UserError(
+            f"this model keeps no state with a vector for each cell (it has {', '.join(parts) or 'none'}), of which a "
+            f"participation ratio could be taken; an HRM has z_H and z_L"
         )
+    return found
 
 
-def compute_scaling(subject: Subject) -> dict:
+def participation_ratio(covariance: Tensor) -> float:
+    """Covariance (D, D) -> PR in [1, D]; 0 where nothing varies. Σλ is its trace, Σλ² its squared Frobenius norm."""
+    total, squares = covariance.trace().item(), covariance.square().sum().item()
+    return total**2 / squares if squares > 0 else 0.0
+
+
+class Moments:
+    """The covariance of samples that come in parts, in float64."""
+
+    def __init__(self, dimensions: int):
+        self.count = 0
+        self.sum = torch.zeros(dimensions, dtype=torch.float64)
+        self.outer = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+
+    def add(self, samples: Tensor) -> None:
+        """(n, D), on any device."""
+        samples = samples.cpu().double()  # MPS has no float64
+        self.count += len(samples)
+        self.sum += samples.sum(0)
+        self.outer += samples.T @ samples
+
+    def covariance(self) -> Tensor:
+        mean = self.sum / self.count
+        return self.outer / self.count - torch.outer(mean, mean)
+
+
+def batches(counts: Sequence[int], batch_size: int) -> list[tuple[int, int]]:
+    """Slices of at most `batch_size` puzzles that end at every count."""
+    slices, start = [], 0
+    for count in counts:
+        for first in range(start, count, batch_size):
+            slices.append((first, min(first + batch_size, count)))
+        start = count
+    return slices
+
+
+def doubling(largest: int) -> list[int]:
+    """1, 2, 4, … up to `largest`, which is always the last."""
+    return sorted({*(2 ** np.arange(int(np.log2(largest)) + 1)).tolist(), largest})
+
+
+# Scaling
+
+
+def compute_scaling(subject: Subject) -> dict[str, Any]:
     """Accuracy and mean steps for every limit, out of one run with the largest."""
     shape = (len(subject.examples), subject.max_steps)
     exact, wants_to_halt = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -185,7 +274,7 @@ def compute_scaling(subject: Subject) -> dict:
     for rows, number, step in subject.answers():
         equal = (step.answer.cpu().numpy() == subject.labels[rows]) | ~labelled[rows]
         exact[rows, number] = equal.all(1) & labelled[rows].any(1)
-        wants_to_halt[rows, number] = subject.head.model.wants_to_halt(step.q_halt, step.q_continue).cpu().numpy()
+        wants_to_halt[rows, number] = step.wants_to_halt.cpu().numpy()
     limits = doubling(subject.max_steps)
     return {
         "trained_steps": subject.run.arch.halt_max_steps,
@@ -197,7 +286,7 @@ def compute_scaling(subject: Subject) -> dict:
 def halting_curves(exact: np.ndarray, wants_to_halt: np.ndarray, limits: Sequence[int]) -> dict:
     """What a run with each limit would give: exact, wants_to_halt (N, M) bool, limits <= M.
 
-    `halt_max`: every sequence takes all steps. `halt_q`: it stops at the first one with Q(halt) > Q(continue).
+    `halt_max`: every sequence takes all steps. `halt_q`: it stops at the first one after which the model wants to halt.
     """
     first = np.where(wants_to_halt.any(1), wants_to_halt.argmax(1) + 1, exact.shape[1])
     curves = {rule: {"exact_accuracy": [], "mean_steps": []} for rule in ("halt_max", "halt_q")}
@@ -206,6 +295,9 @@ def halting_curves(exact: np.ndarray, wants_to_halt: np.ndarray, limits: Sequenc
             curves[rule]["exact_accuracy"].append(float(exact[np.arange(len(exact)), steps - 1].mean()))
             curves[rule]["mean_steps"].append(float(steps.mean()))
     return curves
+
+
+# The command
 
 
 class FigureType(NamedTuple):
@@ -222,51 +314,41 @@ FIGURES = {
 }
 
 
-def make_figure(name: str, config: FigureConfig, device: torch.device) -> Path:
+def make_figure(config: FigureConfig, device: torch.device) -> Path:
     """Compute, draw, write; -> the PNG, beside which the JSON lies."""
-    kind = FIGURES[name]
-    picture = picture_path(name, config)
-    subject = open_subject(config, kind.examples, kind.step_factor, device)
+    figure = FIGURES[config.figure]
+    picture = picture_path(config)
+    subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {
-        "figure": name,
+        "figure": config.figure,
         "checkpoint": config.checkpoint,
         "dataset": f"{subject.dataset.config.dataset_path}/{subject.dataset.split}",
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
-    } | kind.compute(subject)
-    numbers = json.dumps(report, indent=1).encode()
-    write_atomically(picture.with_suffix(".json"), lambda file: file.write(numbers))
-    figure = kind.draw(report)
-    write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    } | figure.compute(subject)
+    write_atomically(picture.with_suffix(".json"), lambda file: file.write(as_json(report).encode()))
+    drawn = figure.draw(report)
+    write_atomically(picture, lambda file: drawn.savefig(file, format="png", dpi=DPI))
     return picture
 
 
-def picture_path(name: str, config: FigureConfig) -> Path:
+def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes; its folder is made, so that a mistake shows before the work."""
     checkpoint = Path(config.checkpoint)
     path = Path(config.out) if config.out else checkpoint.parent
     if path.suffix.lower() != ".png":
-        path = path / f"{checkpoint.name}_{name}.png"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"cannot write to {path.parent}; set out=<folder or .png file>")
+        path = path / f"{checkpoint.name}_{config.figure}.png"
+    check_writable(path.parent, str(path), "set out=<folder or .png file>", create=True)
     return path
 
 
 def main() -> None:
     with one_line_errors():
-        name, *args = sys.argv[1:] or [""]
-        if name not in FIGURES and name not in ("", "-h", "--help"):
-            raise UserError(f"there is no figure '{name}'; choose one of {', '.join(FIGURES)} (see --help)")
-        config = from_cli(FigureConfig, args if name in FIGURES else sys.argv[1:], __doc__)
+        config = from_cli(FigureConfig, sys.argv[1:], __doc__, positional=("figure",))
         device = select_device(config.device)
         start_logging(is_main=True)
-        picture = make_figure(name, config, device)
-        print(f"{name}: {picture} and {picture.with_suffix('.json').name}")
+        picture = make_figure(config, device)
+        print(f"{config.figure}: {picture} and {picture.with_suffix('.json').name}")
 
 
 if __name__ == "__main__":

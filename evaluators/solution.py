@@ -1,16 +1,19 @@
 """A model's way to its answer to one puzzle: every step, and what the rules say about the end of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from evaluators.boards import maze_lines
-from evaluators.puzzle_text import Kind, Puzzle
-from evaluators.rules import maze_violations, shortest_path_steps, sudoku_violations
-from evaluators.steps import Step
-from puzzles.arc import FIRST_COLOUR, crop_shapes
-from puzzles.maze import PATH
+from dataset.format import PuzzleDatasetMetadata, load_metadata
+from errors import UserError
+from models.act import ACTModel
+from puzzles.kind import Kind, Puzzle, all_kinds, kind_of, read_puzzle
+from training.reasoning import Step, reasoning_steps
 
 SHOWN_VIOLATIONS = 3
 
@@ -31,55 +34,71 @@ class Verdict:
     violations: list[str]
 
 
+def dataset_at_hand(data_path: Path) -> tuple[PuzzleDatasetMetadata | None, Kind | None]:
+    """What a run's dataset says of itself, where it is there, and its kind, where that is known.
+
+    A dataset that does not state its kind and has lost its arrays might be of several.
+    """
+    for folder in (data_path / split for split in ("train", "test")):
+        if (folder / "dataset.json").exists():
+            metadata = load_metadata(folder)
+            files = [folder / f"{name}__inputs.npy" for name in metadata.sets]
+            samples = [np.load(file, mmap_mode="r") for file in files if file.exists()]
+            known = metadata.kind is not None or samples
+            return metadata, kind_of(metadata.model_dump(), samples, str(folder)) if known else None
+    return None, None
+
+
+def read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:
+    """A puzzle as a person types it: of the kind that the model was trained on, or of another if it is none.
+
+    Raises `UserError` that begins with `source` for a text that is no puzzle.
+    """
+    if trained_on is None:
+        return read_puzzle(text, source)
+    try:
+        return read_puzzle(text, source, type(trained_on))
+    except UserError:
+        for kind in all_kinds():
+            if kind.recognises(text):
+                with suppress(UserError):
+                    return read_puzzle(text, source, kind)
+        raise
+
+
+def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None) -> Iterator[Answer]:
+    """The model's answer after each step; `model` is the `model` of a loss head."""
+    device = next(model.parameters()).device
+    inputs = torch.from_numpy(puzzle.inputs.astype(np.int32))[None].to(device)
+    identifiers = torch.tensor([puzzle.identifier], dtype=torch.int32, device=device)
+    return answers(puzzle, reasoning_steps(model, inputs, identifiers, max_steps))
+
+
 def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
     """The steps of one puzzle (B = 1), with what each of them changed."""
-    before = seen(puzzle, puzzle.inputs)
+    before = puzzle.kind.visible(puzzle.inputs)
     for step in steps:
-        tokens = seen(puzzle, step.answer[0].cpu().numpy().astype(np.uint8))
+        tokens = puzzle.kind.visible(step.answer[0].cpu().numpy().astype(np.uint8))
         yield Answer(tokens, tokens != before, float(step.confidence[0]))
         before = tokens
 
 
-def seen(puzzle: Puzzle, tokens: np.ndarray) -> np.ndarray:
-    """The tokens that count: of an ARC canvas those of its grid, the rest becomes PAD."""
-    if puzzle.kind != "arc":
-        return tokens
-    ((rows, columns),) = crop_shapes(tokens[None])
-    canvas = np.zeros((puzzle.size, puzzle.size), np.uint8)
-    canvas[:rows, :columns] = tokens.reshape(canvas.shape)[:rows, :columns]
-    return canvas.ravel()
-
-
-def arc_grid(tokens: np.ndarray) -> np.ndarray:
-    """(900,) tokens -> the colours of the grid, (rows, columns)."""
-    ((rows, columns),) = crop_shapes(tokens[None])
-    return tokens.reshape(30, 30)[:rows, :columns] - FIRST_COLOUR
-
-
 def judge(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
-    """What the puzzle's rules say about an answer; about ARC's, whether it is the output that the task states."""
-    if puzzle.kind == "arc":
-        return _judge_arc(puzzle, tokens)
-    check = {"sudoku": sudoku_violations, "maze": maze_violations}[puzzle.kind]
-    violations = check(puzzle.inputs, tokens)
+    """What the puzzle's rules say about an answer; without rules, whether it is the output that the task states."""
+    if not puzzle.kind.has_rules:
+        return _compare(puzzle, tokens)
+    violations = puzzle.kind.violations(puzzle.inputs, tokens)
     if not violations:
-        right = {"sudoku": "every row, column and box is right, and the clues are kept", "maze": ""}[puzzle.kind]
-        return Verdict(True, f"valid: {right or _path(puzzle.inputs, tokens)}", [])
+        return Verdict(True, f"valid: {puzzle.kind.praise(puzzle.inputs, tokens)}", [])
     more = len(violations) - SHOWN_VIOLATIONS
     text = "; ".join(violations[:SHOWN_VIOLATIONS]) + (f"; and {more} more" if more > 0 else "")
     return Verdict(False, f"not valid: {text}", violations)
 
 
-def _path(inputs: np.ndarray, tokens: np.ndarray) -> str:
-    steps, shortest = int((tokens == PATH).sum()) + 1, shortest_path_steps(inputs)
-    longer = f"{steps - shortest} longer than the shortest" if steps > shortest else "a shortest one"
-    return f"a path of {steps} steps from S to G, {longer}"
-
-
-def _judge_arc(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
+def _compare(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
     if puzzle.expected is None:
         return Verdict(None, "no rule to check: the task states no output for this input", [])
-    answer, expected = arc_grid(tokens), arc_grid(puzzle.expected)
+    answer, expected = puzzle.kind.grid(tokens), puzzle.kind.grid(puzzle.expected)
     if np.array_equal(answer, expected):
         return Verdict(True, "right: equal to the output that the task states", [])
     if answer.shape == expected.shape:
@@ -89,36 +108,31 @@ def _judge_arc(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
     return Verdict(False, f"wrong: {problem}", [problem])
 
 
-def as_json(puzzle: Puzzle, found: list[Answer], verdict: Verdict) -> dict:
-    """What `solve.py --json` prints; cells are [row, column] from 0, a Sudoku is a string, a maze a list of lines."""
+def as_json(puzzle: Puzzle, found: Sequence[Answer], verdict: Verdict) -> dict[str, Any]:
+    """What `solve.py --json` prints. Cells are [row, column] from 0; boards are as the kind writes them: a Sudoku is a
+    string, a maze a list of lines, an ARC grid a list of rows of colours."""
+    kind = puzzle.kind
+    size = {"size": kind.rows} if kind.rows == kind.columns else {"rows": kind.rows, "columns": kind.columns}
     task = {}
-    if puzzle.kind == "arc":
-        expected = None if puzzle.expected is None else plain_board(puzzle.kind, puzzle.expected)
-        task = {"task": puzzle.task, "expected": expected}
+    if not kind.has_rules:
+        task = {"task": puzzle.task, "expected": None if puzzle.expected is None else kind.plain(puzzle.expected)}
     return {
-        "kind": puzzle.kind,
-        "size": puzzle.size,
+        "kind": kind.name,
+        **size,
         **task,
-        "puzzle": plain_board(puzzle.kind, puzzle.inputs),
+        "puzzle": kind.plain(puzzle.inputs),
         "steps": [
             {
                 "step": number,
-                "answer": plain_board(puzzle.kind, answer.tokens),
-                "changed": np.stack(np.divmod(np.flatnonzero(answer.changed), puzzle.size), axis=1).tolist(),
+                "answer": kind.plain(answer.tokens),
+                "changed": np.stack(np.divmod(np.flatnonzero(answer.changed), kind.columns), axis=1).tolist(),
                 "confidence": round(answer.confidence, 6),
             }
             for number, answer in enumerate(found, start=1)
         ],
-        "answer": plain_board(puzzle.kind, found[-1].tokens),
+        "answer": kind.plain(found[-1].tokens),
         "valid": verdict.valid,
         "verdict": verdict.text,
         "violations": verdict.violations,
         "notes": list(puzzle.notes),
     }
-
-
-def plain_board(kind: Kind, tokens: np.ndarray) -> str | list:
-    """Tokens (cells,) as they stand in JSON."""
-    if kind == "sudoku":
-        return "".join(str(token - 1) if token > 1 else "." for token in tokens.tolist())
-    return maze_lines(tokens) if kind == "maze" else arc_grid(tokens).tolist()

@@ -48,6 +48,24 @@ PALETTE = {
     "arc_9": "#870c25",
 }
 
+# What differs in a dark scheme, which only the visualizer has.
+DARK = {
+    "ink": "#e9e8e5",
+    "paper": "#1b1d20",
+    "line": "#4a5058",
+    "box_line": "#d5d8dc",
+    "clue": "#e9e8e5",
+    "answer": "#82b4ff",
+    "wrong": "#ff8a8a",
+    "right": "#6fd08c",
+    "wall": "#656d78",
+    "free": "#1b1d20",
+    "path": "#3f86c9",
+    "start": "#22904f",
+    "goal": "#8750d2",
+    "none": "#4a5058",
+}
+
 BOARD, MARGIN = 480, 20  # pixels: a board's longer side, about, and the space around it in an animation
 MIN_CELL, MAX_CELL = 4, 120  # pixels
 TEXT, LINE_HEIGHT = 15, 22  # of the lines below it: one for the step, two for the verdict

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # run as a script
 import numpy as np  # noqa: E402
 
 from errors import one_line_errors  # noqa: E402
+from evaluators.solution import dataset_at_hand  # noqa: E402
 from training.report import report  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
@@ -35,7 +36,8 @@ def command(*args: str) -> None:
 def held_out_puzzle(number: int) -> str:
     """A puzzle of the test split as a person would type it."""
     tokens = np.load(f"{DATA}/test/all__inputs.npy", mmap_mode="r")[number]
-    return "".join("." if token == 1 else str(token - 1) for token in tokens)
+    _, kind = dataset_at_hand(Path(DATA))
+    return kind.plain(tokens)
 
 
 def main(*overrides: str) -> None:

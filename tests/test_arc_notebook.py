@@ -12,7 +12,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from evaluators.arc import vote
-from evaluators.arc_figures import PALETTE, draw_tasks
+from evaluators.arc_figures import draw_tasks
+from puzzles.draw import PALETTE
 from tests.arc_predictions import build_dataset, predict, save_torch
 from tests.launch import ROOT
 
@@ -68,7 +69,7 @@ def test_the_notebook_runs(paths, tasks, monkeypatch, tmp_path):
     for image, names in zip(images, (solved, [name for name in tasks if name not in solved]), strict=True):
         rows = sum(len(tasks[name]) for name in names[:3])
         assert image.shape[0] == pytest.approx(232 * rows, rel=0.1)  # one row of panels for each test input
-        light_blue = (np.array(to_rgb(PALETTE[8])) * 255).round()
+        light_blue = (np.array(to_rgb(PALETTE["arc_8"])) * 255).round()
         assert (image == light_blue).all(-1).sum() > 100
 
 
@@ -85,7 +86,8 @@ def test_what_is_drawn(tasks):
                 assert image.get_array().tolist() == grid.tolist()
                 assert image.origin == "upper"
                 colours = [image.cmap(image.norm(colour)) for colour in range(10)]
-                np.testing.assert_allclose([colour[:3] for colour in colours], [to_rgb(colour) for colour in PALETTE])
+                expected = [to_rgb(PALETTE[f"arc_{colour}"]) for colour in range(10)]
+                np.testing.assert_allclose([colour[:3] for colour in colours], expected)
         for axis, grid in zip(axes[2:], candidates, strict=False):
             verdict = "right" if grid.tolist() == test.answer.tolist() else "wrong"
             assert verdict in axis.get_title()

@@ -40,8 +40,9 @@ def test_the_demo_runs_from_nothing_to_pictures(tmp_path, monkeypatch):
     assert lines[-1]["eval/lm_loss"] < 0.8 * lines[0]["train/lm_loss"]
     # The paper's figures, of the demo's checkpoint
     monkeypatch.chdir(tmp_path)
-    checkpoint = FigureConfig(checkpoint=str(run_folder / f"step_{lines[-1]['step']}"), examples=8)
+    checkpoint = str(run_folder / f"step_{lines[-1]['step']}")
     for name in FIGURES:
-        picture = make_figure(name, checkpoint, torch.device("cpu"))
+        config = FigureConfig(figure=name, checkpoint=checkpoint, examples=8)
+        picture = make_figure(config, torch.device("cpu"))
         assert Image.open(picture).width > 1000
         assert json.loads(picture.with_suffix(".json").read_text())["examples"] == 8

@@ -11,15 +11,12 @@ import torch
 from dataset.format import SplitWriter
 from errors import UserError
 from evaluators import ensemble
-from evaluators.checkpoints import open_to_answer, puzzle_kind
 from evaluators.ensemble import Choices, choose, score, vote
-from evaluators.rules import is_valid_sudoku
-from evaluators.steps import Step
-from evaluators.transforms import sudoku_transforms
+from puzzles.kind import find_kind
 from tests.flattering import PUZZLES, RIGHT, flattering_run
 from tests.launch import run
 from tests.runs import PIPELINE
-from training.config import load_config
+from tests.scripted import step
 
 METHODS = ("single_pass", "confidence", "majority", "majority_valid")
 
@@ -75,14 +72,15 @@ class ScriptedModel(torch.nn.Module):
     def __init__(self, by_copy: np.ndarray, q_halt: np.ndarray, batch_size: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = type("Config", (), {"batch_size": batch_size})
+        self.data = type("Data", (), {"batch_size": batch_size})
         self.by_copy, self.q_halt, self.seen, self.given = by_copy, q_halt, 0, []
 
 
 def test_answers_come_back_to_the_puzzles_own_frame(monkeypatch):
     """Two models × 4 copies of 3 puzzles in batches of 5; only the last of two steps counts."""
     rng = np.random.default_rng(0)
-    transforms = sudoku_transforms(4, 4, seed=0)
+    sudoku = find_kind("sudoku")(4, 4)
+    transforms = sudoku.symmetries(4, seed=0)
     inputs, solutions = (np.load(PIPELINE / f"dataset/test/all__{field}.npy")[:3] for field in ("inputs", "labels"))
     scripts = rng.integers(0, 6, (2, 4, 3, 16), dtype=np.uint8)  # model, copy, puzzle
     scripts[1, 2, 0], scripts[0, 3, 2] = solutions[0], solutions[2]
@@ -98,8 +96,8 @@ def test_answers_come_back_to_the_puzzles_own_frame(monkeypatch):
         answer[:3] = transforms[copy].apply(model.by_copy[copy])
         q = torch.zeros(5)
         q[:3] = torch.from_numpy(model.q_halt[copy])
-        yield Step(torch.zeros(5, 16, dtype=torch.long), torch.full((5,), 9.0), q, None)
-        yield Step(torch.from_numpy(answer), q, q, None)
+        yield step(1, torch.zeros(5, 16), torch.full((5,), 9.0))
+        yield step(2, torch.from_numpy(answer), q)
 
     monkeypatch.setattr(ensemble, "reasoning_steps", scripted_steps)
     models = [ScriptedModel(scripts[i], q_halt[i], batch_size=5) for i in range(2)]
@@ -109,7 +107,7 @@ def test_answers_come_back_to_the_puzzles_own_frame(monkeypatch):
         inputs,
         np.array([3, 4, 5]),
         transforms,
-        is_valid_sudoku,
+        sudoku.valid,
         max_steps=2,
         after_pass=lambda: passes.append(1),
     )
@@ -196,20 +194,6 @@ def build(folder, inputs, vocab_size):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "cells", "vocab_size", "token"),
-    [("sudoku", 81, 11, 1), ("sudoku", 16, 6, 1), ("maze", 900, 6, 2), ("maze", 16, 6, 2), ("arc", 900, 12, 2)],
-)
-def test_kinds_of_puzzles(tmp_path, checkpoint, kind, cells, vocab_size, token):
-    inputs = np.full((3, cells), token, np.uint8)
-    if kind == "maze":
-        inputs[:, 0], inputs[:, 1] = 3, 4
-    run_config = load_config(str(checkpoint.parent / "all_config.yaml"))
-    data = build(tmp_path / kind, inputs, vocab_size)
-    dataset = open_to_answer(run_config, "test", data_path=data, batch_size=2, max_examples=None)
-    assert puzzle_kind(dataset) == kind
-
-
 def test_mistakes_are_refused(checkpoint, tmp_path, monkeypatch):
     def refused(message, **changes):
         with pytest.raises(UserError, match=message):
@@ -217,7 +201,8 @@ def test_mistakes_are_refused(checkpoint, tmp_path, monkeypatch):
 
     refused("has 3072 different ones", copies=9999)
     refused("python -m evaluators.arc", data_path=build(tmp_path / "arc", np.full((2, 900), 2, np.uint8), 12))
-    refused("neither Sudokus, mazes nor ARC", data_path=build(tmp_path / "none", np.full((2, 15), 2, np.uint8), 12))
+    nothing = build(tmp_path / "none", np.full((2, 15), 2, np.uint8), 12)
+    refused("15 cells with 12 tokens are none of", data_path=nothing)
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused("start it with python, not torchrun")
 

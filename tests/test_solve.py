@@ -14,14 +14,17 @@ from PIL import Image
 import solve
 from dataset.build_arc_dataset import ArcConfig, build
 from errors import UserError
-from evaluators.steps import Step
+from evaluators import solution
+from puzzles.kind import find_kind
 from tests import warm
 from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_folder
 from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
-from training.config import load_config
+from tests.scripted import step
 from training.checkpoints import load_model_alone
+from training.command_line import from_cli
+from training.config import load_config
 
 CPU = torch.device("cpu")
 
@@ -54,8 +57,12 @@ def untrained(path, data_path, *, vocab_size, identifiers=1, seq_len=9, **arch):
     return path
 
 
+def read_arguments(args: list[str]) -> solve.SolveConfig:
+    return from_cli(solve.SolveConfig, args, "")
+
+
 def solved(*args) -> None:
-    solve.solve(solve.read_arguments([str(arg) for arg in args]))
+    solve.solve(read_arguments([str(arg) for arg in args]))
 
 
 def as_json(capsys, *args) -> dict:
@@ -70,10 +77,9 @@ def dictate(monkeypatch, *answers: np.ndarray) -> list:
     def steps(model, inputs, puzzle_identifiers, max_steps=None):
         asked.append((inputs[0].tolist(), puzzle_identifiers.tolist()))
         for n, answer in enumerate(answers):
-            tokens = torch.from_numpy(np.asarray(answer)).long()[None]
-            yield Step(tokens, q_halt=torch.tensor([2.0 * n]), q_continue=torch.zeros(1), inner_carry=None)
+            yield step(n + 1, torch.from_numpy(np.asarray(answer))[None], torch.tensor([2.0 * n]))
 
-    monkeypatch.setattr(solve, "reasoning_steps", steps)
+    monkeypatch.setattr(solution, "reasoning_steps", steps)
     return asked
 
 
@@ -103,11 +109,11 @@ def test_every_step_is_the_trained_model_s(checkpoint, capsys):
         assert (found["kind"], found["size"], found["puzzle"], found["notes"]) == ("sudoku", 4, question, [])
         assert [step["step"] for step in found["steps"]] == [1, 2, 3, 4]
         before = question
-        for step, (answers, confidence) in zip(found["steps"], outs, strict=True):
+        for stated, (answers, confidence) in zip(found["steps"], outs, strict=True):
             answer = "".join("..1234"[token] for token in answers[example])
-            assert step["answer"] == answer
-            assert step["confidence"] == pytest.approx(confidence[example].item(), abs=2e-6)
-            assert step["changed"] == [[i // 4, i % 4] for i in range(16) if answer[i] != before[i]]
+            assert stated["answer"] == answer
+            assert stated["confidence"] == pytest.approx(confidence[example].item(), abs=2e-6)
+            assert stated["changed"] == [[i // 4, i % 4] for i in range(16) if answer[i] != before[i]]
             before = answer
         assert found["answer"] == before
         assert found["valid"] == (not found["violations"])
@@ -148,11 +154,11 @@ def test_boards_wrap_at_the_width_of_the_terminal(checkpoint, capsys, monkeypatc
 def test_digits_and_signs_reach_the_reader_as_they_are_typed():
     """YAML would read an integer without its zeros, a float, a list, a comment, nothing."""
     for text in ("0012" * 4, "1e16", "[1]", "a #b", "null", "~", "", "x=y", "'1'"):
-        assert solve.read_arguments(["checkpoint=1e5", f"puzzle={text}"]).puzzle == text
-        assert solve.read_arguments(["checkpoint=1e5", f"file={text}"]).file == text
-    config = solve.read_arguments(["checkpoint=1e5", "puzzle=1", "--gif", "0.50", "--json", "max_steps=3"])
+        assert read_arguments(["checkpoint=1e5", f"puzzle={text}"]).puzzle == text
+        assert read_arguments(["checkpoint=1e5", f"file={text}"]).file == text
+    config = read_arguments(["checkpoint=1e5", "puzzle=1", "--gif", "0.50", "--json", "max_steps=3"])
     assert (config.checkpoint, config.gif, config.as_json, config.max_steps) == ("1e5", "0.50", True, 3)
-    assert solve.read_arguments(["checkpoint=1", "task=x", "--gif=a=b", "json=false"]).gif == "a=b"
+    assert read_arguments(["checkpoint=1", "task=x", "--gif=a=b", "json=false"]).gif == "a=b"
 
 
 MAZE = ("S    ", " ### ", "     ", "  #  ", "    G")
@@ -196,7 +202,8 @@ def test_a_real_maze_through_a_real_model(tmp_path, capsys):
     """Not trained, so the answer is wrong; the dataset says that it was to solve other mazes."""
     data = tmp_path / "data"
     (data / "train").mkdir(parents=True)
-    shutil.copy(REFERENCE / "maze/train_dataset.json", data / "train/dataset.json")
+    metadata = json.loads((REFERENCE / "maze/train_dataset.json").read_text())
+    (data / "train/dataset.json").write_text(json.dumps(metadata | find_kind("maze")(30, 30).describe()))
     path = untrained(tmp_path / "maze", data, vocab_size=6, seq_len=900)
     question = next(csv.DictReader(open(REFERENCE / "maze/test.csv")))["question"]
     found = as_json(capsys, f"checkpoint={path}", f"puzzle={question}", "max_steps=1")
@@ -338,7 +345,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
     nine = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
     for arguments, problem in {
         (f"puzzle={nine}",): "was trained on 4×4 Sudokus, but what it shall solve is a 9×9 Sudoku; use",
-        ("puzzle=S........",): "a 3×3 maze|one goal G, this one has none",
+        ("puzzle=S........",): "character 1 is 'S'; a Sudoku is written in digits",
         ("puzzle=S.G......",): "was trained on 4×4 Sudokus, but what it shall solve is a 3×3 maze",
         ("task=007bbfb7",): "was trained on 4×4 Sudokus, but what it shall solve is ARC task 007bbfb7",
         (): "give one of puzzle=…, file=… and task=…: none is given",
@@ -347,7 +354,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
         ("puzzle=" + "." * 16, "max_steps=0"): "max_steps",
         ("puzzle=" + "." * 16, "query=0"): "query",
         ("puzzle=" + "." * 16, "jsn=true"): "unknown config key 'jsn'; did you mean 'as_json'|'json'",
-        ("puzzle=" + "." * 16, "--gif"): "--gif needs the name of a file",
+        ("puzzle=" + "." * 16, "--gif"): "--gif needs a value",
         ("puzzle=" + "." * 16, f"gif={tmp_path}"): "is a folder",
     }.items():
         with pytest.raises(UserError, match=problem):
@@ -360,18 +367,18 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
 def test_without_the_dataset_the_weights_say_what_fits(tmp_path):
     learned = untrained(tmp_path / "a", tmp_path / "gone", vocab_size=6, seq_len=16, pos_encodings="learned")
     config = load_config(str(learned.with_name("all_config.yaml")))
-    head = load_model_alone(learned, config, 16, CPU)
+    head = load_model_alone(learned, config, 16, CPU, metadata=None)
     for key, value in load(learned).items():
         assert torch.equal(head.state_dict()[key], value)
     with pytest.raises(UserError, match="learned the positions of 16 cells and cannot read a puzzle of 9"):
         solved(f"checkpoint={learned}", "puzzle=S.G......")
     rope = untrained(tmp_path / "b", tmp_path / "gone", vocab_size=6)
-    with pytest.raises(UserError, match="4×4 Sudokus or mazes, but what it shall solve is a 6×6 Sudoku"):
+    with pytest.raises(UserError, match="mazes or 4×4 Sudokus, but what it shall solve is a 6×6 Sudoku"):
         solved(f"checkpoint={rope}", "puzzle=" + "." * 36)
     weights = load(rope)
     del weights["model.inner.embed_tokens.embedding_weight"]
     torch.save(weights, rope)
-    with pytest.raises(UserError, match="another architecture: 1 tensors missing"):
+    with pytest.raises(UserError, match="embedding_weight to read its vocabulary off"):
         solved(f"checkpoint={rope}", "puzzle=" + "." * 16)
 
 

@@ -28,6 +28,7 @@ def _become(arguments: list[str], environment: dict[str, str], cwd: str, files: 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[1:1] = [folder for folder in environment["PYTHONPATH"].split(os.pathsep) if folder not in sys.path]
     import torch  # of the server, where it looked at the number of threads
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))

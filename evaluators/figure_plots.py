@@ -1,0 +1,148 @@
+"""Draws the reports of evaluators/figures.py. Colours are those of Okabe and Ito (2008), safe for the colour-blind;
+boards look as everywhere (puzzles/draw.py).
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from puzzles.draw import PALETTE, board_image
+from puzzles.kind import Kind
+
+DPI = 150
+BLUE, ORANGE, GREEN, PURPLE, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
+MAX_COLUMNS = 8  # of steps in one figure
+STATES = ((VERMILLION, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))  # colour and marker of each, in turn
+MODELS = {"trained": ("trained", "-"), "untrained": ("untrained, same shape", "--")}
+RULES = {
+    "halt_max": ("every puzzle takes all steps", BLUE, "-", "o"),
+    "halt_q": ("stops when the model wants to halt", ORANGE, "--", "s"),
+}
+
+
+def draw_steps(report: dict[str, Any]) -> Figure:
+    """A row a puzzle: the puzzle, its answer after (at most 8 of) the steps, its solution."""
+    kind, puzzles = report["kind"], report["puzzles"]
+    shown = spread(report["max_steps"], MAX_COLUMNS)
+    columns = len(shown) + 2
+    figure = Figure(figsize=(1.6 * columns, 1.95 * len(puzzles) + 0.45), layout="constrained")
+    axes = figure.subplots(len(puzzles), columns, squeeze=False)
+    for row, puzzle in zip(axes, puzzles, strict=True):
+        question, solution = puzzle["puzzle"], puzzle["solution"]
+        _show_board(row[0], "puzzle", kind, question, question)
+        for axis, number in zip(row[1:], shown, strict=False):
+            step = puzzle["steps"][number - 1]
+            before = question if number == 1 else puzzle["steps"][number - 2]["answer"]
+            changed = kind.visible(step["answer"]) != kind.visible(before)
+            solved = step["equal_cells"] == puzzle["cells"]
+            title = f"step {number}{' ✓' if solved else ''}"
+            _show_board(axis, title, kind, step["answer"], question, changed=changed, solution=solution)
+            axis.title.set_fontweight("bold" if solved else "normal")
+            cells = f"{step['equal_cells']}/{puzzle['cells']} cells"
+            axis.set_xlabel(f"{cells} · {step['confidence']:.0%} sure", fontsize=7.5)
+        _show_board(row[-1], "solution", kind, solution, question)
+    meanings = {"changed": "changed in this step", "wrong": "differs from the solution"}
+    patches = [Patch(fc=(PALETTE[name], 0.3), ec=PALETTE[name], lw=1.5, label=text) for name, text in meanings.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def _show_board(axis: Axes, title: str, kind: Kind, tokens: np.ndarray, question: np.ndarray, **marked: Any) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontsize=9)
+    axis.imshow(np.asarray(board_image(kind, tokens, question, **marked)))
+    if not kind.grid(tokens).size:
+        axis.text(0.5, 0.5, "empty grid", ha="center", va="center", fontsize=9, transform=axis.transAxes)
+
+
+def spread(steps: int, most: int) -> list[int]:
+    """Up to `most` of the steps 1…`steps`, the first and the last among them, denser at the beginning."""
+    if steps <= most:
+        return list(range(1, steps + 1))
+    shown = np.unique(np.round(np.geomspace(1, steps, most)).astype(int))
+    return shown.tolist()
+
+
+def draw_participation(report: dict[str, Any]) -> Figure:
+    """PR against the number of puzzles, and its last values."""
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    curve, last = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    for model, (model_name, line) in MODELS.items():
+        for (state, ratios), (colour, marker) in zip(report[model].items(), cycle(STATES)):
+            filled = colour if model == "trained" else "white"
+            style = dict(color=colour, ls=line, marker=marker, mfc=filled, ms=5, lw=1.6)
+            curve.plot(report["puzzles"], ratios, label=f"{_name(state)}, {model_name}", **style)
+    _limits_axis(curve, report["puzzles"])
+    curve.set(xlabel="number of puzzles", ylabel=f"participation ratio (at most {report['hidden_size']})")
+    curve.set_ylim(bottom=0)
+    curve.legend(fontsize=8, frameon=False)
+
+    states = list(report["trained"])
+    width = 0.76 / len(states)
+    for i, (state, (colour, _)) in enumerate(zip(states, cycle(STATES))):
+        values = [report[model][state][-1] for model in MODELS]
+        places = np.arange(2) + width * (i - (len(states) - 1) / 2)
+        bars = last.bar(places, values, 0.95 * width, color=colour, label=_name(state))
+        bars[1].set(facecolor="white", edgecolor=colour, linewidth=1.6)
+        last.bar_label(bars, fmt="%.1f", fontsize=8)
+    last.set(xticks=(0, 1), xticklabels=MODELS, ylim=(0, 1.15 * last.get_ylim()[1]))
+    last.set_title(f"after {report['puzzles'][-1]} puzzles", fontsize=9)
+    last.legend(fontsize=8, frameon=False, ncols=2)
+    _plain_axes(figure)
+    return figure
+
+
+def draw_scaling(report: dict[str, Any]) -> Figure:
+    """Exact accuracy, with its 95 % interval, and mean steps against the allowed steps."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    accuracy, steps = figure.subplots(1, 2)
+    limits = np.array(report["limits"])
+    for rule, (name, colour, line, marker) in RULES.items():
+        style = dict(color=colour, ls=line, marker=marker, ms=5, lw=1.6, label=name)
+        exact = np.array(report[rule]["exact_accuracy"])
+        accuracy.plot(limits, 100 * exact, **style)
+        low, high = wilson_interval(exact, report["examples"])
+        accuracy.fill_between(limits, 100 * low, 100 * high, color=colour, alpha=0.15, lw=0)
+        steps.plot(limits, report[rule]["mean_steps"], **style)
+    accuracy.set(ylabel="exact accuracy, %", ylim=(-2, 102))
+    steps.set(ylabel="mean steps taken")
+    steps.set_ylim(bottom=0)
+    for axis in (accuracy, steps):
+        _limits_axis(axis, report["limits"])
+        axis.set_xlabel("allowed reasoning steps")
+        axis.axvline(report["trained_steps"], color="#808080", lw=1, ls=":", label="as in training")
+    steps.legend(fontsize=8, frameon=False)
+    _plain_axes(figure)
+    return figure
+
+
+def wilson_interval(share: np.ndarray, count: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % confidence interval of a share of `count` (Wilson 1927)."""
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return centre - half, centre + half
+
+
+def _name(state: str) -> str:
+    """z_H -> z with a small H."""
+    return f"${state}$" if re.fullmatch(r"[a-zA-Z]_[a-zA-Z0-9]", state) else state
+
+
+def _limits_axis(axis: Axes, ticks: Sequence[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+
+
+def _plain_axes(figure: Figure) -> None:
+    for axis in figure.axes:
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
