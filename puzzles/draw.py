@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from puzzles.kind import Kind, Puzzle
+from puzzles.kind import PAD, Kind, Puzzle
 
 # Every colour of every board, here and in puzzle_visualizer.html. Colours 0–9 of ARC are those of the testing interface
 # of fchollet/ARC-AGI; the others differ in brightness too where they must be told apart.
@@ -46,6 +46,24 @@ PALETTE = {
     "arc_7": "#ff851b",
     "arc_8": "#7fdbff",
     "arc_9": "#870c25",
+}
+
+# What differs in a dark scheme, which only the visualizer has.
+DARK = {
+    "ink": "#e9e8e5",
+    "paper": "#1b1d20",
+    "line": "#4a5058",
+    "box_line": "#d5d8dc",
+    "clue": "#e9e8e5",
+    "answer": "#82b4ff",
+    "wrong": "#ff8a8a",
+    "right": "#6fd08c",
+    "wall": "#656d78",
+    "free": "#1b1d20",
+    "path": "#3f86c9",
+    "start": "#22904f",
+    "goal": "#8750d2",
+    "none": "#4a5058",
 }
 
 BOARD, MARGIN = 480, 20  # pixels: a board's longer side, about, and the space around it in an animation
@@ -182,49 +200,49 @@ def board_image(
     cell = min(max(pixels // max(high, wide), MIN_CELL), MAX_CELL)
     image = Image.new("RGB", (cell * wide + 3, cell * high + 3), PALETTE["paper"])
     pen = ImageDraw.Draw(image)
-    glyphs, fills = kind.look.glyphs, kind.look.fills
     clued = puzzle is not None and not kind.separate_answer
-    wrong_cells = np.zeros(kind.seq_len, bool)
+    nowhere = np.zeros(kind.seq_len, bool)
+    given = np.array(kind.look.glyphs, object)[puzzle] != "" if clued else nowhere
+    wrong = given & (tokens != puzzle) if clued else nowhere
     if solution is not None:
-        wrong_cells = (tokens != solution) & (kind.visible(solution) != 0)
-    for r, c in np.ndindex(rows, columns):
-        i = r * kind.columns + c
-        token = int(tokens[i])
-        corners = (cell * c + 1, cell * r + 1, cell * (c + 1) + 1, cell * (r + 1) + 1)
-        given = clued and glyphs[puzzle[i]] != ""
-        wrong = bool(wrong_cells[i]) or (given and token != puzzle[i])
-        _draw_cell(pen, corners, fills[token], changed is not None and bool(changed[i]), wrong)
-        if glyphs[token]:
-            if fills[token] is not None:
-                colour = PALETTE["ink" if _is_bright(colour_of(fills[token])) else "paper"]
-            else:
-                colour = PALETTE["wrong" if wrong else "clue" if given or not clued else "answer"]
-            middle = ((corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2)
-            scale = 0.55 if fills[token] is None else 0.7
-            font = _font(round(cell * scale), given or fills[token] is not None)
-            pen.text(middle, glyphs[token], fill=colour, font=font, anchor="mm")
+        wrong = wrong | (tokens != solution) & (kind.visible(solution) != PAD)
+    changed = nowhere if changed is None else changed
+    cells = [(r * kind.columns + c, (cell * c + 1, cell * r + 1)) for r in range(rows) for c in range(columns)]
+    for i, corner in cells:
+        fill, glyph = kind.look.fills[tokens[i]], kind.look.glyphs[tokens[i]]
+        _draw_fill(pen, corner, cell, fill, changed[i], wrong[i])
+        if fill is not None:
+            _draw_glyph(pen, corner, cell, glyph, "ink" if _is_bright(colour_of(fill)) else "paper", bold=True)
+        else:
+            colour = "wrong" if wrong[i] else "clue" if given[i] or not clued else "answer"
+            _draw_glyph(pen, corner, cell, glyph, colour, bold=bool(given[i]))
     _draw_lines(pen, (rows, columns), cell, kind.look.boxes)
-    if changed is not None:  # over the lines, which would cut the frames
-        for i in np.flatnonzero(changed):
-            r, c = divmod(int(i), kind.columns)
-            if r < rows and c < columns and fills[tokens[i]] is not None:
-                frame = (cell * c + 1, cell * r + 1, cell * (c + 1) + 1, cell * (r + 1) + 1)
-                pen.rectangle(frame, outline=PALETTE["changed"], width=max(2, cell // 10))
+    for i, (left, top) in cells:  # over the lines, which would cut the frames
+        if changed[i] and kind.look.fills[tokens[i]] is not None:
+            frame = (left, top, left + cell, top + cell)
+            pen.rectangle(frame, outline=PALETTE["changed"], width=max(2, cell // 10))
     return image
 
 
-def _draw_cell(
-    pen: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], fill: str | None, changed: bool, wrong: bool
+def _draw_fill(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, fill: str | None, changed: bool, wrong: bool
 ) -> None:
-    if fill is None:
-        if wrong or changed:
-            pen.rectangle(corners, fill=_tint(PALETTE["wrong" if wrong else "changed"]))
-        return
-    pen.rectangle(corners, fill=colour_of(fill))
-    if wrong:
-        left, top, right, bottom = corners
-        inset = (right - left) // 4
+    (left, top), (right, bottom) = corner, (corner[0] + cell, corner[1] + cell)
+    if fill is not None:
+        pen.rectangle((left, top, right, bottom), fill=colour_of(fill))
+    elif wrong or changed:
+        pen.rectangle((left, top, right, bottom), fill=_tint(PALETTE["wrong" if wrong else "changed"]))
+    if fill is not None and wrong:
+        inset = cell // 4
         pen.rectangle((left + inset, top + inset, right - inset, bottom - inset), fill=PALETTE["wrong"])
+
+
+def _draw_glyph(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, glyph: str, colour: str, bold: bool
+) -> None:
+    if glyph:
+        middle = (corner[0] + cell / 2, corner[1] + cell / 2)
+        pen.text(middle, glyph, fill=PALETTE[colour], font=_font(round(cell * 0.6), bold), anchor="mm")
 
 
 def _tint(colour: str, share: float = 0.3) -> str:

@@ -118,7 +118,7 @@ class Sudoku(Kind):
     def _complete(self, answers: np.ndarray) -> np.ndarray:
         """(…, cells) -> (…) bool: every row, column and box holds every digit once."""
         size, (box_rows, box_columns) = self.size, BOXES[self.size]
-        bits = _BITS[answers].reshape(*answers.shape[:-1], size, size)
+        bits = _BITS.take(answers).reshape(*answers.shape[:-1], size, size)
         boxes = bits.reshape(*answers.shape[:-1], size // box_rows, box_rows, size // box_columns, box_columns)
         every = (1 << size) - 1  # as many cells as digits: where none is missing, none is there twice
         return (

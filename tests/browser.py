@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,64 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 )
+
+# Pictures of texts are compared as shares of ink on a raster of 12×12 over the box that the ink fills, and by its
+# shape.
+READ_CELLS = """
+const [board, columns, words] = arguments, canvas = document.querySelectorAll("#boards canvas")[board];
+const unit = canvas.width / columns, size = 12, family = getComputedStyle(document.body).fontFamily;
+const hex = ([red, green, blue]) => "#" + [red, green, blue].map(part => part.toString(16).padStart(2, "0")).join("");
+const copyOf = (width, height, draw) => {
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  draw(context);
+  const { data } = context.getImageData(0, 0, width, height);
+  return (x, y) => data.subarray(4 * (Math.floor(y) * width + Math.floor(x)));
+};
+const raster = (width, height, share) => {
+  let [left, top, right, bottom] = [width, height, -1, -1];
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    if (share(x, y) > .5) [left, top, right, bottom] =
+      [Math.min(left, x), Math.min(top, y), Math.max(right, x), Math.max(bottom, y)];
+  }
+  if (right < 0) return null;
+  const [w, h] = [right + 1 - left, bottom + 1 - top];
+  const cells = Array.from({ length: size * size }, (_, i) => {
+    let sum = 0;
+    for (let k = 0; k < 9; k++) sum += share(left + Math.floor((i % size + (k % 3 + .5) / 3) * w / size),
+      top + Math.floor((Math.floor(i / size) + (Math.floor(k / 3) + .5) / 3) * h / size));
+    return sum / 9;
+  });
+  return { cells, shape: Math.log(w / h) };
+};
+const models = words.flatMap(word => [400, 700].map(weight => {
+  const pixel = copyOf(400, 200, context => {
+    context.font = `${weight} 100px ${family}`;
+    context.fillText(word, 20, 150);
+  });
+  return { word, ...raster(400, 200, (x, y) => pixel(x, y)[3] / 255) };
+}));
+const pixel = copyOf(canvas.width, canvas.height, context => context.drawImage(canvas, 0, 0));
+return Array.from({ length: columns * canvas.height / unit }, (_, cell) => {
+  const [x0, y0] = [cell % columns * unit, Math.floor(cell / columns) * unit];
+  const ground = pixel(x0 + .12 * unit, y0 + .12 * unit);
+  const [left, top, width, height] = [.12, .12, .74, .7].map(share => Math.round(share * unit));
+  const difference = (x, y) => {
+    const here = pixel(x0 + left + x, y0 + top + y);
+    return [0, 1, 2].reduce((sum, i) => sum + Math.abs(here[i] - ground[i]), 0);
+  };
+  let most = 0, ink = null;
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    if (difference(x, y) > most) [most, ink] = [difference(x, y), hex(pixel(x0 + left + x, y0 + top + y))];
+  }
+  const mark = hex(pixel(x0 + .5 * unit, y0 + .86 * unit));
+  if (most < 60) return { text: "", ground: hex(ground), ink: null, mark };
+  const seen = raster(width, height, (x, y) => difference(x, y) / most);
+  const distance = model => model.cells.reduce((sum, share, i) => sum + (share - seen.cells[i]) ** 2, 0) +
+    20 * (model.shape - seen.shape) ** 2;
+  const text = models.sort((a, b) => distance(a) - distance(b))[0].word;
+  return { text, ground: hex(ground), ink, mark };
+});
+"""
 
 
 @contextmanager
@@ -164,13 +222,13 @@ class Page:
         """Titles of the boards that are shown."""
         return self.texts("#boards h3")
 
-    def cells(self, board: int) -> list[dict]:
-        """`text` and `classes` of every cell of a board of digits."""
-        return self.js(
-            "return Array.from(document.querySelectorAll('#boards .grid')[arguments[0]].children,"
-            " cell => ({text: cell.textContent, classes: [...cell.classList]}))",
-            board,
-        )
+    def cells(self, board: int, columns: int, words: Iterable[str] = "123456789") -> list[dict]:
+        """What is painted in every cell of a board, by its pixels alone.
+
+        `text`: the word whose own picture resembles it most, or ""; `ground`, `ink`: the colours at the cell's corner
+        and of what stands out most from it; `mark`: the colour where a line stands below what is wrong.
+        """
+        return self.js(READ_CELLS, board, columns, list(words))
 
     def pixels(self, board: int, columns: int, at: tuple[float, float] = (0.5, 0.5)) -> list[list[str]]:
         """`#rrggbb` of a painted board, one point of each cell: this share of it from the left and the top."""

@@ -1,5 +1,6 @@
 """Small datasets of all three kinds, built by the project's own builders, and their arrays."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,10 @@ def build_maze(folder: Path) -> Path:
     return config.output_dir
 
 
-def write_dataset(folder: Path, inputs, labels, *, vocab_size: int, names: list[str] | None = None) -> Path:
-    """One split `train` of puzzles with one example each, every one a group."""
+def write_dataset(
+    folder: Path, inputs, labels, *, vocab_size: int, names: list[str] | None = None, description: dict | None = None
+) -> Path:
+    """One split `train` of puzzles with one example each, every one a group; `description` is added to its JSON."""
     inputs, labels, names = np.asarray(inputs), np.asarray(labels), names or []
     folder.mkdir(parents=True)
     write_identifiers(folder, names)
@@ -67,6 +70,9 @@ def write_dataset(folder: Path, inputs, labels, *, vocab_size: int, names: list[
     ids, ones = np.arange(len(inputs)) + 1 if names else np.zeros(len(inputs), int), np.ones(len(inputs), int)
     writer.append(inputs, labels, puzzle_identifiers=ids, puzzle_sizes=ones, group_sizes=ones)
     writer.finish(vocab_size=vocab_size, num_puzzle_identifiers=1 + len(names))
+    if description is not None:
+        path = folder / "train" / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | description))
     return folder
 
 

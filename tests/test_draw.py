@@ -118,6 +118,7 @@ def test_a_sudoku_as_a_picture():
     assert len(blank) == 1  # no glyph in a blank cell,
     assert background(blank) == background(clue_lost) != RGB["paper"]  # but the tint of what is wrong
     assert background(cells[1][2]) == background(clue_lost)  # changed and wrong
+    assert not any(RGB["changed"] in cell for row in cells for cell in row)  # a tint, no frame
     bold, light = (sum(count for colour, count in cell.items() if near(colour, ink, 60)) for cell, ink in
                    ((kept, RGB["clue"]), (cells[3][3], RGB["answer"])))  # fmt: skip
     assert bold > 1.2 * light  # the same digit
@@ -237,6 +238,11 @@ def test_frames_of_an_animation(puzzle, answers, tmp_path):
     assert len({frame.size for frame in frames}) == 1
     below = [np.asarray(frame)[-50:] for frame in frames]  # the lines of the verdict
     assert [(lines == RGB["wrong"]).all(-1).any() for lines in below] == [False] * len(answers) + [True]
+    if puzzle.kind == Arc(30, 30):  # the largest grid of all of them fits: 30 cells of colour 1 in a row, or one below
+        blue = [(np.asarray(frame) == RGB["arc_1"]).all(-1) for frame in (frames[1], frames[3])]
+        assert [int(row.any(axis=axis).sum()) for row, axis in zip(blue, (0, 1), strict=True)] == pytest.approx(
+            [30 * 15 + 15, 30 * 15], abs=30
+        )
     file = io.BytesIO()
     save_gif(frames, file)
     save_gif(draw_frames(puzzle, found, verdict), tmp_path / "again.gif")

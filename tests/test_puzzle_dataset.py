@@ -152,26 +152,49 @@ def test_max_examples_is_a_seeded_subset_in_order(many_examples):
 
 @pytest.mark.parametrize("ignored", [0, None])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_narrow_batches_are_bytes_until_they_are_widened(tmp_path, split, ignored):
+def test_batches_are_widened_to_what_the_model_takes(tmp_path, split, ignored):
     shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
     path = tmp_path / "d" / split / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ignore_label_id": ignored}))
     source = dataset(tmp_path / "d", split)
-    narrow = list(source.narrow())
-    wide = list(dataset(tmp_path / "d", split))
-    assert len(narrow) == len(wide) > 1
-    for (_, rows, size), (_, batch, same_size) in zip(narrow, wide, strict=True):
-        assert size == same_size
-        padding = np.arange(len(rows["inputs"])) >= size
-        assert rows["inputs"].dtype == torch.uint8
-        assert rows["labels"].dtype == (torch.int32 if padding.any() and ignored is None else torch.uint8)
-        labels = rows["labels"].numpy().astype(np.int64)
-        expected = np.where(labels == ignored, -100, labels)
-        expected[padding] = -100
-        for field, values in (("inputs", rows["inputs"].numpy()), ("labels", expected)):
-            assert batch[field].dtype == torch.int32
-            np.testing.assert_array_equal(batch[field], values)
-    assert padding.any() == (split == "test")
+    labels = np.load(path.with_name("all__labels.npy")).astype(np.int64)
+    labels = np.where(labels == ignored, -100, labels)
+    known = {tuple(row): tuple(label) for row, label in zip(np.load(path.with_name("all__inputs.npy")), labels)}
+    for _, batch, size in dataset(tmp_path / "d", split):
+        assert {field.dtype for field in batch.values()} == {torch.int32}
+        for row, label in zip(batch["inputs"][:size].tolist(), batch["labels"][:size].tolist(), strict=True):
+            assert tuple(label) == known[tuple(row)]
+        assert (batch["labels"][size:] == -100).all() and (batch["inputs"][size:] == 0).all()
+    if split == "train":  # bytes on their way
+        narrow = [rows for _, rows in source.train_batches(0)]
+        wide = [batch for _, batch, _ in source]
+        assert len(narrow) == len(wide) > 1
+        for rows, batch in zip(narrow, wide, strict=True):
+            assert {rows["inputs"].dtype, rows["labels"].dtype} == {torch.uint8}
+            assert torch.equal(rows["inputs"].int(), batch["inputs"])
+
+
+def test_any_pass_can_be_had_from_any_batch_on(many_examples):
+    path, _ = many_examples
+    passes = [[batch for _, batch, _ in one] for one in [dataset(path, "train")] * 2]
+    for number, expected in enumerate(passes):
+        found = [rows for _, rows in dataset(path, "train").train_batches(number, skip=3)]
+        assert len(found) == len(expected) - 3
+        for rows, batch in zip(found, expected[3:], strict=True):
+            assert torch.equal(rows["inputs"].int(), batch["inputs"])
+
+
+def test_test_batches_say_which_examples_they_hold(many_examples):
+    path, _ = many_examples
+    found = [[], []]
+    for rank in range(2):
+        split = dataset(path, "test", rank=rank, ranks=2)
+        for _, batch, examples in split.test_batches():
+            found[rank] += examples.tolist()
+            inputs = np.load(path / "test/all__inputs.npy")[examples]
+            np.testing.assert_array_equal(batch["inputs"][: len(examples)].numpy(), inputs)
+        assert split.num_own_examples() == len(found[rank])
+    assert sorted(found[0] + found[1]) == list(range(split.num_examples()))
 
 
 def test_int64_datasets_read_the_same(tmp_path):

@@ -7,16 +7,36 @@ that VISUALIZER_SCREENSHOTS names.
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from dataset import build_grid_dataset
+from dataset.format import SplitWriter, write_identifiers
+from puzzles.draw import DARK, PALETTE
+from puzzles.kind import kind_of
+from puzzles.maze import Maze
+from scripts import share_looks
+from tests.latin_squares import latin_dropped_in, write_source
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
 
 # The colours of the ARC testing interface, of 0 to 9.
-PALETTE = ["#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"]
+ARC_COLOURS = [
+    "#000000",
+    "#0074d9",
+    "#ff4136",
+    "#2ecc40",
+    "#ffdc00",
+    "#aaaaaa",
+    "#f012be",
+    "#ff851b",
+    "#7fdbff",
+    "#870c25",
+]
+KIND_KEYS = ("kind", "rows", "columns", "symbols", "look")
 MIRROR = {
     "rotated 90° counter-clockwise": np.rot90,
     "rotated 180°": lambda grid: np.rot90(grid, 2),
@@ -51,11 +71,11 @@ def test_arc_canvases_are_in_the_official_palette_with_padding_and_ends_faint(pa
         faint = {0: set(), 1: set()}
         for token, colour in zip(tokens.tolist(), itertools.chain(*shown), strict=True):
             if token >= 2:
-                assert colour == PALETTE[token - 2]
+                assert colour == ARC_COLOURS[token - 2]
             else:
                 faint[token].add(colour)
         (pad,), (end,) = faint.values()
-        assert pad != end and not {pad, end} & set(PALETTE)
+        assert pad != end and not {pad, end} & set(ARC_COLOURS)
         rows, columns = np.nonzero(tokens.reshape(30, 30) > 1)
         note = f"{np.ptp(rows) + 1} × {np.ptp(columns) + 1}"
         if rows.min() or columns.min():
@@ -66,13 +86,16 @@ def test_arc_canvases_are_in_the_official_palette_with_padding_and_ends_faint(pa
 def test_all_ten_colours(page, tmp_path):
     tokens = np.arange(900)[None] % 10 + 2
     page.load().open(write_dataset(tmp_path / "colours", tokens, tokens[:, ::-1], vocab_size=12))
-    assert list(itertools.chain(*page.pixels(0, 30))) == PALETTE * 90
-    assert list(itertools.chain(*page.pixels(1, 30))) == PALETTE[::-1] * 90
+    assert list(itertools.chain(*page.pixels(0, 30))) == ARC_COLOURS * 90
+    assert list(itertools.chain(*page.pixels(1, 30))) == ARC_COLOURS[::-1] * 90
 
 
 def test_crop_shows_the_grid_alone(page, arc):
     arrays = Arrays(arc)
     page.load("split=train&group=4&puzzle=9&example=2").open(arc)
+    assert len(page.texts("#strip button")) == arrays.example(3, 9) - arrays.example(3, 8) and page.visible(
+        "#strip button"
+    )
     page.press("c")
     assert page.fragment()["crop"] == "1"
     tokens = arrays.inputs[arrays.example(3, 8, 1)].reshape(30, 30)
@@ -81,7 +104,7 @@ def test_crop_shows_the_grid_alone(page, arc):
     shown = page.pixels(0, grid.shape[1])
     assert len(shown) == len(grid) < 30
     for token, colour in zip(grid.ravel().tolist(), itertools.chain(*shown), strict=True):
-        assert token < 2 or colour == PALETTE[token - 2]
+        assert token < 2 or colour == ARC_COLOURS[token - 2]
     page.press("c")
     assert "crop" not in page.fragment() and len(page.pixels(0, 30)) == 30
 
@@ -135,11 +158,11 @@ def test_mazes_show_walls_start_goal_and_path(page, maze):
     arrays = Arrays(maze, "test")
     page.load("split=test&group=2").open(maze)
     for board, tokens in enumerate((arrays.inputs[1], arrays.labels[1])):
-        centre, corner = (np.array(page.pixels(board, 30, at)).ravel() for at in ((0.5, 0.5), (0.08, 0.08)))
-        # Walls, free cells, start and goal are filled; the path is a line through the middle of its cells.
-        colours = [set(corner[tokens == token]) for token in (1, 2, 3, 4)] + [set(centre[tokens == 5])]
-        assert [len(found) for found in colours] == [1, 1, 1, 1, int((tokens == 5).any())]
-        assert len(set.union(*colours)) == len(np.unique(tokens))
+        shown = list(itertools.chain(*page.pixels(board, 30, at=(0.08, 0.08))))  # beside the letters S and G
+        names = ["none", "wall", "free", "start", "goal", "path"]
+        assert shown == [PALETTE[names[token]] for token in tokens]
+        letters = [{3: "S", 4: "G"}.get(token, "") for token in tokens.tolist()]
+        assert [cell["text"] for cell in page.cells(board, 30, "SG")] == letters
     cells = int((arrays.labels[1] == 5).sum())
     assert page.texts(".panel .title span") == ["30 × 30", f"30 × 30, path of {cells} cells"]
 
@@ -148,18 +171,14 @@ def test_sudokus_tell_clues_from_filled_cells(page, sudoku):
     arrays = Arrays(sudoku)
     page.load("split=train&group=3&puzzle=2").open(sudoku)
     row = arrays.example(2, 1)
-    question, answer = page.cells(0), page.cells(1)
+    question, answer = page.cells(0, 9), page.cells(1, 9)
     assert [cell["text"] for cell in question] == digits(arrays.inputs[row])
     assert [cell["text"] for cell in answer] == digits(arrays.labels[row])
     clues = arrays.inputs[row] > 1
-    assert [("clue" in cell["classes"]) for cell in answer] == clues.tolist()
-    assert [("filled" in cell["classes"]) for cell in answer] == (~clues).tolist()
-    clue, filled = page.js(
-        """return ['.clue', '.filled'].map(name => {
-             const style = getComputedStyle(document.querySelectorAll('.grid')[1].querySelector(name));
-             return [style.color, style.fontWeight, style.backgroundColor] })"""
-    )
-    assert all(a != b for a, b in zip(clue, filled, strict=True))
+    for cell, clue in zip(answer, clues, strict=True):
+        assert cell["ink"] == PALETTE["clue" if clue else "answer"]
+        assert (cell["ground"] == PALETTE["paper"]) != clue  # clues are shaded
+    assert page.texts(".panel .title span") == [f"9 × 9, {clues.sum()} of 81 filled", "9 × 9, 81 of 81 filled"]
     assert page.text("#words") == "Augmentation 1"
 
 
@@ -173,28 +192,202 @@ def test_boxes_have_thick_borders(page, tmp_path, sudoku, size, rows, columns):
         tokens = np.array([[int(digit) + 1 for row in SIX for digit in row]])
         folder = write_dataset(tmp_path / "six", tokens, tokens, vocab_size=8)
     page.load().open(folder)
-    width = "return Array.from(document.querySelector('.grid').children, cell => parseFloat(getComputedStyle(cell).{}))"
-    right = np.array(page.js(width.format("borderRightWidth"))).reshape(size, size)
-    below = np.array(page.js(width.format("borderBottomWidth"))).reshape(size, size)
-    thick = [column + 1 for column in range(size - 1) if (right[:, column] == 2).all()]
-    assert thick == list(range(columns, size, columns)) and (right == 2).sum() == size * len(thick)
-    thick = [row + 1 for row in range(size - 1) if (below[row] == 2).all()]
-    assert thick == list(range(rows, size, rows)) and (below == 2).sum() == size * len(thick)
+    heavy = PALETTE["box_line"]
+    right = np.array(page.pixels(0, size, at=(0.999, 0.4)))
+    below = np.array(page.pixels(0, size, at=(0.1, 0.999)))
+    lines = np.arange(1, size + 1)
+    np.testing.assert_array_equal(right == heavy, np.tile(np.isin(lines, range(columns, size, columns)), (size, 1)))
+    np.testing.assert_array_equal(below == heavy, np.tile(np.isin(lines, range(rows, size, rows)), (size, 1)).T)
 
 
 def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp_path, sudoku):
     tokens = np.arange(40).reshape(2, 20)
-    page.load().open(write_dataset(tmp_path / "odd", tokens, tokens[::-1], vocab_size=50))
-    assert [cell["text"] for cell in page.cells(0)] == [str(n) for n in range(20)]
-    disabled = "return [...document.querySelector('#kind').options].filter(option => option.disabled).map(o => o.text)"
-    assert page.js(disabled) == ["ARC", "Sudoku", "Maze"]
+    page.load(width=2600).open(write_dataset(tmp_path / "odd", tokens, tokens[::-1], vocab_size=50))
+    numbers = [str(n) for n in range(50)]
+    assert [cell["text"] for cell in page.cells(0, 32, numbers)] == numbers[:20] + [""] * 12
+    assert page.texts("#kind option") == ["Numbers"]
     page.load().open(sudoku)
+    assert page.texts("#kind option") == ["Sudoku", "ARC", "Maze", "Numbers"]
     page.select("#kind", "Numbers")
-    assert [cell["text"] for cell in page.cells(0)] == [str(token) for token in Arrays(sudoku).inputs[0]]
+    assert [cell["text"] for cell in page.cells(0, 9, numbers)] == [str(n) for n in Arrays(sudoku).inputs[0]]
     page.select("#kind", "ARC")
     clues = Arrays(sudoku).inputs[0].tolist()
     shown = itertools.chain(*page.pixels(0, 9))
-    assert all(colour == PALETTE[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
+    assert all(colour == ARC_COLOURS[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
+
+
+KAKURO = {  # a kind that nobody here has heard of, 3 rows by 5 columns
+    "kind": "kakuro",
+    "rows": 3,
+    "columns": 5,
+    "symbols": ["?", ".", "x", "ab", "é", "☃"],
+    "look": {
+        "fills": [None, None, "#204060", "goal", None, "#FFE0A0"],
+        "glyphs": ["", "", "", "W", "é", "Q"],
+        "boxes": [1, 2],
+    },
+}
+
+
+def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
+    inputs = np.array([[1, 2, 3, 4, 5, 1, 1, 4, 1, 2, 5, 5, 0, 1, 4]])
+    labels = np.array([[4, 2, 3, 4, 5, 4, 4, 4, 4, 2, 5, 5, 0, 4, 4]])
+    page.load().open(write_dataset(tmp_path / "kakuro", inputs, labels, vocab_size=6, description=KAKURO))
+    assert page.texts("#kind option")[0] == "Kakuro"
+    fills = [PALETTE["paper"], PALETTE["paper"], "#204060", PALETTE["goal"], PALETTE["paper"], "#ffe0a0"]
+    for board, tokens in enumerate((inputs[0].tolist(), labels[0].tolist())):
+        cells = page.cells(board, 5, "WQé")
+        assert [cell["text"] for cell in cells] == [KAKURO["look"]["glyphs"][token] for token in tokens]
+        given = [token == 4 for token in inputs[0]]  # with a glyph on paper
+        for cell, token, is_given in zip(cells, tokens, given, strict=True):
+            if token == 4:
+                assert (cell["ground"] != PALETTE["paper"]) == is_given
+                assert cell["ink"] == PALETTE["clue" if is_given else "answer"]
+            else:
+                assert cell["ground"] == fills[token]
+                assert cell["ink"] == {3: PALETTE["paper"], 5: PALETTE["ink"]}.get(
+                    token
+                )  # light on dark, dark on light
+        right, below = (
+            np.array(page.pixels(board, 5, at)) == PALETTE["box_line"] for at in ((0.999, 0.1), (0.1, 0.999))
+        )
+        assert (right == [False, True, False, True, False]).all()
+        assert (below == [[True], [True], [False]]).all()
+    assert page.texts(".panel .title span") == ["3 × 5, 9 of 15 filled", "3 × 5, 14 of 15 filled"]
+    says = {0: "padding", 1: "blank", 2: "x", 3: "goal", 4: "é", 5: "☃"}
+    wanted = f"Label, 3 rows and 5 columns: {', '.join(says[token] for token in labels[0].tolist())}"
+    assert page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel") == wanted
+    box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
+    x, y = box["x"] + 4.5 * box["width"] / 5, box["y"] + 2.5 * box["height"] / 3
+    page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    page.wait(lambda: page.text("#readout") == "Row 3, column 5: input é, label é", page.text("#readout"))
+    page.screenshot("kakuro")
+    page.load(dark=True).open(tmp_path / "kakuro")
+    grounds = [cell["ground"] for cell in page.cells(0, 5)]
+    dark = PALETTE | DARK
+    assert grounds[:3] == [dark["paper"], "#204060", dark["goal"]] and dark["goal"] != PALETTE["goal"]
+
+
+def test_a_kind_dropped_in_as_one_file_is_built_and_drawn(page, tmp_path):
+    with latin_dropped_in(tmp_path / "path"):
+        rows = write_source(tmp_path / "csv", train=3, test=1)
+        files = {f"{split}_file": tmp_path / "csv" / f"{split}.csv" for split in ("train", "test")}
+        build_grid_dataset.build(build_grid_dataset.GridConfig(kind="latin", output_dir=tmp_path / "latin", **files))
+    page.load("split=test").open(tmp_path / "latin")
+    assert page.texts("#kind option") == ["Latin", "ARC", "Maze", "Sudoku", "Numbers"]
+    for board, text in enumerate(rows["test"][0]):
+        assert [cell["text"] or "." for cell in page.cells(board, 4, "ABCD")] == list(text)
+
+
+def test_a_rectangle_without_blanks_and_with_copies(page, tmp_path):
+    """Nothing is to be filled in, so nothing is shaded; and no symmetry of a square is seen in its copies."""
+    words = np.random.default_rng(0).permutation(15)
+    copy = words.reshape(5, 3)[:, ::-1].ravel()  # mirrored, were it 5 × 3
+    folder = tmp_path / "words"
+    folder.mkdir()
+    write_identifiers(folder, [])
+    writer = SplitWriter(folder, "train", seq_len=15)
+    boards = np.array([words, words, copy, copy]) + 1  # two puzzles of two examples
+    writer.append(boards, boards, puzzle_identifiers=np.zeros(2, int), puzzle_sizes=[2, 2], group_sizes=[2])
+    writer.finish(vocab_size=16, num_puzzle_identifiers=1)
+    letters = ["", *"ABCDEFGHIJKLMNO"]
+    description = json.loads((folder / "train" / "dataset.json").read_text())
+    description |= {"kind": "words", "rows": 3, "columns": 5, "symbols": ["?", *letters[1:]]}
+    description |= {"look": {"fills": [None] * 16, "glyphs": letters, "boxes": None}}
+    (folder / "train" / "dataset.json").write_text(json.dumps(description))
+    page.load("puzzle=2").open(folder)
+    cells = page.cells(0, 5, letters[1:])
+    assert [cell["text"] for cell in cells] == [letters[token] for token in boards[2]]
+    assert {(cell["ground"], cell["ink"]) for cell in cells} == {(PALETTE["paper"], PALETTE["ink"])}
+    assert page.texts(".panel .title span") == ["3 × 5", "3 × 5"]
+    assert page.text("#words") == "Augmentation 1"
+    assert not page.visible("#strip-section")  # small pictures of letters could not be read
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rows": 4}, "rows and columns"),
+        ({"symbols": ["?"]}, "symbols"),
+        ({"symbols": None, "look": None}, "symbols, look.fills, look.glyphs"),
+        ({"look": KAKURO["look"] | {"fills": [None] * 5 + ["red"]}}, "look.fills"),
+        ({"look": KAKURO["look"] | {"glyphs": [1] * 6}}, "look.glyphs"),
+        ({"look": KAKURO["look"] | {"boxes": [0, 2]}}, "look.boxes"),
+        ({"kind": 7}, "kind"),
+    ],
+)
+def test_a_description_that_cannot_be_drawn_is_said(page, tmp_path, change, named):
+    tokens = np.arange(15)[None] % 6
+    folder = write_dataset(tmp_path / "odd", tokens, tokens, vocab_size=6, description=KAKURO | change)
+    page.load().open(folder)
+    message = f"train/dataset.json: {named} cannot be drawn, or do not fit seq_len and vocab_size"
+    assert page.text("#messages li").startswith(message)
+    assert page.texts("#kind option") == ["Numbers"]
+
+
+SMALL_MAZE = ["S##G", " ## ", "    ", "####"]
+SMALL_SUDOKU = ["1...", "..1.", ".1..", "...1"]
+
+
+def test_a_small_maze_and_a_small_sudoku_are_told_apart_by_their_cells(page, tmp_path):
+    """Both have 16 cells and 6 tokens; each set counts, and one puzzle that no maze can be makes it a Sudoku."""
+    question = np.array([["?# SGo".index(sign) for row in SMALL_MAZE for sign in row]])
+    answer = np.where(question == 2, 5, question)
+    sudoku = np.array([[1 if sign == "." else int(sign) + 1 for row in SMALL_SUDOKU for sign in row]])
+    two_starts, no_goal = question.copy(), question.copy()
+    two_starts[0, 15], no_goal[no_goal == 4] = 3, 2
+    for name, inputs, kind in [
+        ("maze", question, "Maze"),
+        ("sudoku", sudoku, "Sudoku"),
+        ("answered", answer, "Sudoku"),
+        ("two-starts", two_starts, "Sudoku"),
+        ("no-goal", no_goal, "Sudoku"),
+        ("mixed", np.concatenate([question, sudoku]), "Sudoku"),
+    ]:
+        page.load().open(write_dataset(tmp_path / name, inputs, inputs, vocab_size=6))
+        chosen = page.js("return document.querySelector('#kind').selectedOptions[0].text")
+        assert chosen == page.texts("#kind option")[0] == kind, name
+        described = kind_of(json.loads((tmp_path / name / "train" / "dataset.json").read_text()), [inputs], name)
+        assert described.name == kind.lower(), name  # Python says the same
+        if kind == "Maze":
+            names = ["none", "wall", "free", "start", "goal"]
+            shown = itertools.chain(*page.pixels(0, 4, at=(0.08, 0.08)))
+            assert list(shown) == [PALETTE[names[token]] for token in question[0]]
+    sets = write_dataset(tmp_path / "sets", question, question, vocab_size=6) / "train"
+    other = write_dataset(tmp_path / "other", sudoku, sudoku, vocab_size=6) / "train"
+    for path in other.glob("all__*.npy"):
+        shutil.copy(path, sets / path.name.replace("all", "more"))
+    description = json.loads((sets / "dataset.json").read_text()) | {"sets": ["all", "more"]}
+    (sets / "dataset.json").write_text(json.dumps(description))
+    page.load().open(sets.parent)
+    assert page.texts("#kind option")[0] == "Sudoku"
+    description = Maze(4, 4).describe()  # what is said counts, whatever the cells look like
+    page.load().open(write_dataset(tmp_path / "said", sudoku, sudoku, vocab_size=6, description=description))
+    assert page.js("return document.querySelector('#kind').selectedOptions[0].text") == "Maze"
+
+
+def test_old_datasets_of_every_kind_look_as_those_that_say_it(page, arc, maze, sudoku, tmp_path):
+    for folder in (arc, maze, sudoku):
+        page.load("split=test").open(folder)
+        kinds = page.texts("#kind option")
+        picture = "return Array.from(document.querySelectorAll('#boards canvas'), canvas => canvas.toDataURL())"
+        said = page.js(picture)
+        old = Path(shutil.copytree(folder, tmp_path / folder.name))
+        for path in old.glob("*/dataset.json"):
+            description = json.loads(path.read_text())
+            assert description.pop("kind")
+            path.write_text(json.dumps({key: description[key] for key in description if key not in KIND_KEYS}))
+        page.load("split=test").open(old)
+        assert (page.texts("#kind option"), page.js(picture)) == (kinds, said)
+
+
+def test_the_page_holds_what_python_draws_with():
+    """After a change to the palette or to a look: python scripts/share_looks.py"""
+    page = share_looks.PAGE.read_text(encoding="utf-8")
+    assert share_looks.with_block(page) == page
+    shared = json.loads(page.partition('<script type="application/json" id="kinds">')[2].partition("</script>")[0])
+    assert shared["light"] == PALETTE and set(shared["dark"]) == set(PALETTE) and DARK.items() <= shared["dark"].items()
+    assert [kind["kind"] for kind in shared["kinds"]] == ["arc", "maze", "sudoku", "sudoku", "sudoku"]
 
 
 def test_a_cell_is_read_out_under_the_pointer(page, arc):

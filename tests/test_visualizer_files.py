@@ -45,14 +45,14 @@ def test_a_folder_of_several_datasets_and_a_dropped_one(page, tmp_path):
     assert not page.visible("#dataset") and page.text("#title") == "Group 1"
 
 
-DTYPES = ["|i1", "|u1", "<i2", ">i2", "<u2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8"]
+DTYPES = ["|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8"]
 
 
 def test_any_integer_type(page, tmp_path, sudoku):
     """Each type in all five files, with ignored labels of -100 where it has them, and all versions of the header."""
     arrays = Arrays(sudoku)
     for number, dtype in enumerate(DTYPES):
-        folder = tmp_path / "types" / dtype.replace("<", "little-").replace(">", "big-").replace("|", "")
+        folder = tmp_path / "types" / dtype[1:]
         shutil.copytree(sudoku, folder)
         for field, values in vars(arrays).items():
             values = values.astype(np.int64)
@@ -69,12 +69,12 @@ def test_any_integer_type(page, tmp_path, sudoku):
         page.wait(lambda name=name: page.fragment()["dataset"] == name)
         page.press(Keys.END)
         labels = arrays.labels[last].copy()
-        if "i" in name.split("-")[-1]:
+        if name.startswith("i"):
             labels[::5] = 0
         assert page.fragment()["group"] == "10" and page.fragment()["puzzle"] == "4"
-        assert [cell["text"] for cell in page.cells(0)] == digits(arrays.inputs[last]), name
-        assert [cell["text"] for cell in page.cells(1)] == digits(labels), name
-        read_out = page.js("return document.querySelectorAll('#boards .grid')[1].ariaLabel")
+        assert [cell["text"] for cell in page.cells(0, 9)] == digits(arrays.inputs[last]), name
+        assert [cell["text"] for cell in page.cells(1, 9)] == digits(labels), name
+        read_out = page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel")
         assert read_out.count("padding") == (labels == 0).sum(), name
 
 
@@ -126,6 +126,10 @@ def _as_floats(path: Path) -> None:
     np.save(path, np.load(path).astype(np.float32))
 
 
+def _big_endian(path: Path) -> None:
+    np.save(path, np.load(path).astype(">i4"))
+
+
 def _cut_in_the_header(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
@@ -139,7 +143,8 @@ def _one_row_less(path: Path) -> None:
     [
         (_truncate, r"train/all__labels.npy is truncated: 3,367 of 3,368 bytes"),
         (_in_fortran_order, r"train/all__labels.npy is in Fortran order"),
-        (_as_floats, r"train/all__labels.npy does not hold integers: .*'<f4'"),
+        (_as_floats, r"train/all__labels.npy does not hold little-endian integers: .*'<f4'"),
+        (_big_endian, r"train/all__labels.npy does not hold little-endian integers: .*'>i4'"),
         (_cut_in_the_header, r"train/all__labels.npy is truncated"),
         (lambda path: path.write_text("plain text, not an array"), r"train/all__labels.npy is not a .npy file"),
         (_one_row_less, r"train/all__labels.npy and train/all__inputs.npy differ in length"),

@@ -4,7 +4,6 @@ The compact format (training/predictions.py) is written here by hand, and what t
 sorts is compared with numpy.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from dataset.format import SplitWriter, write_identifiers
+from dataset.format import SplitWriter, description_digest, write_identifiers
+from puzzles.draw import PALETTE
 from tests.browser import Page
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, digits
 
@@ -55,7 +55,6 @@ class Made:
     def write(self, folder: Path, ranks: int = 2, with_steps: bool = True) -> Path:
         folder.mkdir(parents=True)
         count = len(self.labels)
-        description = (self.dataset / self.split / "dataset.json").read_bytes()
         fields = {
             "examples": np.arange(count),
             "answers": self.answers.astype(np.uint8),
@@ -69,7 +68,7 @@ class Made:
         manifest = dict(format=1, dataset=str(self.dataset), split=self.split, sets=self.sizes, examples=count)
         manifest |= dict(seq_len=self.meta["seq_len"], vocab_size=self.meta["vocab_size"], max_steps=STEPS)
         manifest |= dict(checkpoint="run/step_100", halt="max", world_size=ranks, fields=list(fields))
-        manifest["dataset_digest"] = hashlib.sha256(description).hexdigest()[:16]
+        manifest["dataset_digest"] = description_digest(self.dataset / self.split)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 
@@ -92,6 +91,19 @@ def listed(page: Page) -> list[str]:
     return page.texts("#answers .row > span:last-child")
 
 
+def marked(cells: list[dict]) -> list[bool]:
+    """Which cells of a Sudoku, as `Page.cells` reads them, are marked as wrong."""
+    for cell in cells:
+        if cell["text"] not in ("", "×"):  # a wrong digit is red and underlined
+            assert (cell["mark"] == PALETTE["wrong"]) == (cell["ink"] == PALETTE["wrong"]), cell
+    return [PALETTE["wrong"] in (cell["mark"], cell["ink"]) for cell in cells]
+
+
+def answered(tokens: np.ndarray) -> list[str]:
+    """What the cells of a wrong Sudoku say: padding is crossed out."""
+    return ["×" if token == 0 else digit for token, digit in zip(tokens, digits(tokens), strict=True)]
+
+
 def test_wrong_cells_are_marked_and_counted(page, tmp_path):
     made = Made(PIPELINE)
     open_both(page, PIPELINE, made.write(tmp_path / "step_100_preds"))
@@ -101,10 +113,9 @@ def test_wrong_cells_are_marked_and_counted(page, tmp_path):
     assert page.text("#score") == f"{right} of 21 exactly right ({100 * right / 21:.1f} %)"
     for example in range(0, 21, 3):  # even ones are right, odd ones wrong
         page.go(f"split=test&group={example + 1}")
-        cells = page.cells(2)
-        marked = ["wrong" in cell["classes"] for cell in cells]
-        assert marked == (made.answers[example] != made.labels[example]).tolist()
-        assert [cell["text"] for cell in cells] == digits(made.answers[example])
+        cells = page.cells(2, 4, "1234×")
+        assert marked(cells) == (made.answers[example] != made.labels[example]).tolist()
+        assert [cell["text"] for cell in cells] == answered(made.answers[example])
         count = int(made.wrong[example])
         assert page.text("#verdict") == (f"{count} of 16 cells wrong" if count else "All 16 cells right")
         assert page.text("#confidence") == f"confidence {100 * made.confidence[example]:.1f} %"
@@ -160,9 +171,9 @@ def test_the_slider_goes_through_the_steps(page, tmp_path):
     def check(step: int) -> None:
         tokens = made.by_step[example, step - 1]
         wrong = tokens != made.labels[example]
-        cells = page.cells(2)
-        assert [cell["text"] for cell in cells] == digits(tokens)
-        assert ["wrong" in cell["classes"] for cell in cells] == wrong.tolist()
+        cells = page.cells(2, 4, "1234×")
+        assert [cell["text"] for cell in cells] == answered(tokens)
+        assert marked(cells) == wrong.tolist()
         assert page.text("#verdict") == (f"{wrong.sum()} of 16 cells wrong" if wrong.any() else "All 16 cells right")
         assert page.text("#step-text") == f"after step {step} of {STEPS}"
         assert page.js("return document.querySelector('#step').valueAsNumber") == step
@@ -192,8 +203,14 @@ def test_arc_predictions_are_marked_where_they_are_labelled(page, tmp_path, arc)
     assert page.text("#answers-title") == f"{(made.wrong > 0).sum()} examples"
     group, puzzle, _ = Arrays(arc, "test").locate(example)
     page.go(f"split=test&group={group + 1}&puzzle={puzzle + 1}")
-    red = [colour == "#e0002d" for row in page.pixels(2, 30) for colour in row]
+    red = [colour == PALETTE["wrong"] for row in page.pixels(2, 30) for colour in row]
     assert red == wrong[example].tolist() and any(red)
+    corners = np.array(page.pixels(2, 30, at=(0.2, 0.1))).ravel()
+    tokens, labelled = made.answers[example], made.counted[example]
+    for colour in range(10):  # full where there is a label, faint elsewhere
+        full = PALETTE[f"arc_{colour}"]
+        assert set(corners[(tokens == colour + 2) & labelled & ~wrong[example]]) <= {full}
+        assert full not in corners[(tokens == colour + 2) & ~labelled]
     assert not page.visible("#step")
     page.screenshot("arc-prediction")
 
@@ -221,7 +238,7 @@ def test_two_sets_count_one_after_another(page, tmp_path):
     page.js("document.activeElement.blur()")
     page.press(Keys.END)
     assert (page.fragment()["set"], page.fragment()["group"]) == ("second", "7")
-    assert [cell["text"] for cell in page.cells(2)] == digits(made.answers[11])
+    assert [cell["text"] for cell in page.cells(2, 4, "1234×")] == answered(made.answers[11])
     page.select("#set", "first")
     assert page.fragment()["set"] == "first" and page.text("#details").startswith("test/first__inputs.npy[0] ")
 

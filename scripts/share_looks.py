@@ -1,0 +1,44 @@
+"""Writes the palette and the looks of the built-in kinds into puzzle_visualizer.html, which must be one file:
+
+    python scripts/share_looks.py
+
+Run it after a change to a palette in puzzles/draw.py or to a kind in puzzles/. The page draws datasets by what their
+dataset.json says; the looks are for those that do not say it. Each kind is there once, and a Sudoku in each size.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script
+
+from puzzles.arc import Arc  # noqa: E402
+from puzzles.draw import DARK, PALETTE  # noqa: E402
+from puzzles.maze import Maze  # noqa: E402
+from puzzles.sudoku import BOXES, Sudoku  # noqa: E402
+
+PAGE = ROOT / "puzzle_visualizer.html"
+OPENING = '<script type="application/json" id="kinds">\n'
+SHARED = [Arc(30, 30), Maze(30, 30), *(Sudoku(size, size) for size in BOXES)]  # mazes of any size look the same
+
+
+def block() -> str:
+    """The JSON, a line for each palette and each kind."""
+    kinds = ",\n".join(json.dumps(kind.describe()) for kind in SHARED)
+    text = f'{{"light": {json.dumps(PALETTE)},\n"dark": {json.dumps(PALETTE | DARK)},\n"kinds": [\n{kinds}\n]}}\n'
+    return text.replace("<", "\\u003c")  # nothing in it can end the script element
+
+
+def with_block(page: str) -> str:
+    before, opening, after = page.partition(OPENING)
+    assert opening, f"{PAGE} has no element to hold the looks"
+    return before + opening + block() + after[after.index("</script>") :]
+
+
+def main() -> None:
+    PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""An architecture of one's own, from training to pictures: python -m pytest tests/test_new_architecture.py
+
+A folder on PYTHONPATH with `models/plain.py` and `config/arch/plain.yaml`, and no other file, is all that it needs.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.latin_squares import DROPPED_IN
+from tests.launch import ROOT, error_line
+from tests.runs import PIPELINE, assert_lines_close, load, read_metrics
+from tests.warm import run
+
+WITH_PLAIN = os.pathsep.join(map(str, (ROOT, DROPPED_IN)))
+STEPS = 40  # of 8 sequences: 8 visits of the 40 groups
+SETTINGS = {
+    "--config-dir": DROPPED_IN / "config", "arch": "plain", "data_path": PIPELINE / "dataset", "global_batch_size": 8,
+    "epochs": 8, "eval_interval": 4, "lr": 3e-3, "lr_warmup_steps": 5, "weight_decay": 0.1, "device": "cpu", "seed": 3,
+    "checkpoint_every_eval": "true", "ema_decay": 0.9, "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7,
+    "resume": "true",
+}  # fmt: skip
+
+
+def command(*arguments: object, **options) -> str:
+    """-> what it prints."""
+    return run(*arguments, PYTHONPATH=WITH_PLAIN, **options).stdout
+
+
+def train(folder: Path, ranks: int | None = None, environment: dict | None = None, **changes) -> list[dict]:
+    settings = SETTINGS | {"checkpoint_path": folder} | changes
+    command("pretrain.py", *(f"{key}={value}" for key, value in settings.items()), ranks=ranks, **environment or {})
+    return read_metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    lines = train(folder)
+    assert [line["step"] for line in lines if "eval/exact_accuracy" in line] == [20, 40]
+    assert lines[STEPS - 1]["train/lm_loss"] < 0.9 * lines[0]["train/lm_loss"]
+    assert len({line["train/steps"] for line in lines if line.get("train/count")}) > 2  # rows halt at their own steps
+    return folder
+
+
+def test_the_run_folder_holds_its_source(whole):
+    assert {path.name for path in whole.glob("*.py")} == {"plain.py", "act.py", "losses.py"}
+    assert (whole / "plain.py").read_text() == (DROPPED_IN / "models/plain.py").read_text()
+
+
+def test_it_goes_on_byte_for_byte_after_stops(whole, tmp_path):
+    """Also across the step at which its depth changes."""
+    for _ in range(3):
+        train(tmp_path / "run", max_minutes=1e-5)
+    train(tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    for name in ("step_40", "step_40_ema"):
+        mine, theirs = load(tmp_path / "run" / name), load(whole / name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_two_ranks_are_one_process(tmp_path):
+    exact = {"arch.halt_exploration_prob": 0, "epochs": 4}  # ranks draw from generators of their own
+    one, two = train(tmp_path / "one", **exact), train(tmp_path / "two", ranks=2, **exact)
+    assert_lines_close(two, one, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_is_compiled(whole, tmp_path):
+    environment = {"DISABLE_COMPILE": "0", "TORCHINDUCTOR_VEC_ISA_OK": "1"}
+    lines = train(tmp_path / "run", environment=environment, compile="on", epochs=4, eval_interval=4)
+    # Until the warm-up ends no step knows how long the run is.
+    assert_lines_close(lines[:5], read_metrics(whole)[:5], rtol=1e-4)
+
+
+def test_it_is_evaluated_under_both_rules(whole):
+    lines = {line["step"]: line for line in read_metrics(whole) if "eval/accuracy" in line}
+    found = {}
+    for halt in ("max", "q"):
+        printed = command("evaluate.py", f"checkpoint={whole / 'step_40_ema'}", f"halt={halt}", "device=cpu")
+        found[halt] = {key: float(value) for key, value in re.findall(r"(eval/\w+) +(\S+)", printed)}
+    assert found["max"]["eval/accuracy"] == pytest.approx(lines[40]["eval/accuracy"], abs=1e-4)
+    assert found["max"]["eval/steps"] == 4
+    assert 1 <= found["q"]["eval/steps"] <= 4
+
+
+def test_it_solves_a_puzzle(whole):
+    puzzle = "puzzle=1..4.4...1..4..1"
+    answer = json.loads(command("solve.py", f"checkpoint={whole / 'step_40'}", puzzle, "--json", "device=cpu"))
+    assert (answer["kind"], answer["size"], len(answer["steps"]), len(answer["answer"])) == ("sudoku", 4, 4, 16)
+
+
+def test_it_votes(whole):
+    report = json.loads(
+        command("-m", "evaluators.ensemble", f"checkpoint={whole / 'step_40'}", "copies=4", "json=true", "device=cpu")
+    )
+    assert (report["puzzles"], report["copies"], report["max_steps"]) == (21, 4, [4])
+    assert report["oracle_right"] >= max(report["right"].values())
+
+
+@pytest.mark.parametrize("figure", ["steps", "scaling"])
+def test_figures_are_drawn(whole, tmp_path, figure):
+    command("-m", "evaluators.figures", figure, f"checkpoint={whole / 'step_40'}", f"out={tmp_path}", "examples=4")
+    report = json.loads((tmp_path / f"step_40_{figure}.json").read_text())
+    assert report["examples"] == 4
+    assert (tmp_path / f"step_40_{figure}.png").stat().st_size > 5000
+
+
+def test_a_figure_of_states_says_which_states_there_are(whole, tmp_path):
+    """The participation ratio is of every state of cells, by the name that it has."""
+    command("-m", "evaluators.figures", "participation", f"checkpoint={whole / 'step_40'}", f"out={tmp_path}")
+    report = json.loads((tmp_path / "step_40_participation.json").read_text())
+    assert report["trained"].keys() == report["untrained"].keys() == {"board"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arch.name=plain@Nothing", "models/plain.py has no architecture Nothing"),
+        ("arch.name=plain@InnerNetwork", "models/plain.py has no architecture InnerNetwork"),
+        ("arch.name=nowhere@Model", "models/nowhere.py does not exist"),
+        ("arch.name=../plain@Model", "'../plain' is not the name of a module below models/"),
+        ("arch.widht=3", "unknown config key 'arch.widht'; did you mean 'arch.width'?"),
+        ("arch.hidden_size=3", "unknown config key 'arch.hidden_size'"),
+        ("freeze=weights", "there are none"),
+    ],
+)
+def test_what_is_not_there_is_refused(tmp_path, override, message):
+    settings = SETTINGS | {"checkpoint_path": tmp_path / "run", "ema_decay": "null"}
+    arguments = [*(f"{key}={value}" for key, value in settings.items()), override]
+    assert message in error_line("pretrain.py", *arguments, run=run, PYTHONPATH=WITH_PLAIN)
+    assert not (tmp_path / "run").exists()
