@@ -39,27 +39,28 @@ def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def put_in_place(folder: Path, place: Path) -> None:
+def put_in_place(folder: Path, place: Path, aside: Path | None = None) -> None:
     """Rename `folder` to `place`. A folder that is there steps aside, comes back on an error, and is removed at last.
 
-    Both lie in the same folder. Between the two renames the older one is at `<place>.old`.
+    All lie in the same folder. Between the two renames the older one is at `aside`, by default `<folder>-old`: whoever
+    wants to find it after a kill chooses the name.
     """
-    aside = place.with_name(f"{place.name}.old")
-    if place.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        place.rename(aside)
+    aside = aside or folder.with_name(f"{folder.name}-old")
     try:
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            place.rename(aside)
         folder.rename(place)
-    except BaseException:
-        if aside.exists() and not place.exists():
+        _sync(place.parent)
+    finally:  # also where a signal comes between any two lines
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        elif aside.exists():
             aside.rename(place)
-        raise
-    sync_folder(place.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names in it on the disk, where the system allows that."""
+def _sync(folder: Path) -> None:
+    """Put the names in it on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -4,8 +4,7 @@ loader, step and evaluate with their defaults, each against the baseline in the 
 machine, and writes benchmarks/results/<date and time>.json. Cost on 2 cores: three minutes; more where the compiler is
 slow.
 
-Apart: benchmarks.build, arc_voting, predictions, overhead and profile, and benchmarks/gpu.sh for what only a GPU can
-show.
+Apart: benchmarks.flops and profile, and benchmarks/gpu.sh for what only a GPU can show.
 """
 
 import sys
@@ -23,8 +22,7 @@ RESULTS = Path(__file__).parent / "results"  # ignored by git
 def main() -> None:
     args = parser(__doc__).parse_args()
     common = ["--device", args.device, *["--toy"] * args.toy]
-    if args.repeats:
-        common += ["--repeats", str(args.repeats)]
+    common += ["--repeats", str(args.repeats)] if args.repeats else []
     path = args.json or RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d_%H%M%S}.json"
     with one_line_errors():
         device = select_device(args.device)

@@ -17,42 +17,34 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from dataset.format import IGNORE_LABEL_ID, PuzzleDatasetMetadata, PuzzleSet
-from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1_Inner
+from models.act import InnerNetwork
 from models.losses import ACTLossHead, ACTOutput
 from puzzle_dataset import Batch, PuzzleDataset
 from training.config import PretrainConfig
 from training.distributed import Ranks
 from training.metrics import train_metrics
-from training.state import create_state
-from training.step import learning_rate
+from training.step import create_state, learning_rate
 
 
-class PlainInner(HierarchicalReasoningModel_ACTV1_Inner):
-    """The same weights; only how the Q target is made differs."""
-
-    def q_values(self, carry, batch):
-        return self(carry, batch)[2]
+def as_the_original(head: ACTLossHead) -> ACTLossHead:
+    """The same head, with its Q target made by a whole forward pass."""
+    own = type(head.model.inner)
+    head.model.inner.__class__ = type(f"Plain{own.__name__}", (own,), {"q_values": InnerNetwork.q_values})
+    return head
 
 
 class PlainTrainer:
     """The model and optimisers of a run; `step` does what train_step and reduce_metrics do in pretrain.py."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        metadata: PuzzleDatasetMetadata,
-        ranks: Ranks,
-        device: torch.device,
-    ):
+    def __init__(self, config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device):
         state = create_state(config.model_copy(update={"cuda_graph": "off"}), metadata, ranks, device)
         self.config, self.ranks, self.total_steps = config, ranks, state.total_steps
         self.optimizer = state.optimizers[-1]
-        self.head, self.carry, self.steps = state.head, None, 0
-        self.head.model.inner.__class__ = PlainInner
+        self.head, self.carry, self.steps = as_the_original(state.head).train(), None, 0
         self.model = self.head
-        self.head.train()
 
     def compile(self) -> None:
         self.model = torch.compile(self.head, dynamic=False)
@@ -62,6 +54,7 @@ class PlainTrainer:
         self.steps += 1
         if self.carry is None:
             self.carry = self.head.initial_carry(batch)
+        self.head.model.inner.begin_step(self.steps)
         self.carry, loss, metrics, _, _ = self.model(carry=self.carry, batch=batch, return_keys=[])
         (loss / self.config.global_batch_size).backward()
         if self.ranks.world_size > 1:
@@ -102,14 +95,14 @@ class PlainTrainer:
         return torch.cat(parts)
 
 
-class PlainDataset(PuzzleDataset):
+class PlainDataset(PuzzleDataset, IterableDataset):
     """Training batches by the scalar sampler, without the checks that ours makes of every batch."""
 
-    def _iter_train(self) -> Iterator[tuple[str, Batch, int]]:
+    def __iter__(self) -> Iterator[tuple[str, Batch, int]]:
         config = self.config
         for name, puzzles in self.sets.items():
-            self._pass += 1
-            rng = np.random.Generator(np.random.Philox(seed=config.seed + self._pass))
+            self._passes_begun += 1  # one set a pass: more have seeds of their own
+            rng = np.random.Generator(np.random.Philox(seed=config.seed + self._passes_begun))
             for examples, puzzle_ids in plain_batches(rng, puzzles, config.epochs_per_iter, config.global_batch_size):
                 mine = slice(config.rank * self.local_batch_size, (config.rank + 1) * self.local_batch_size)
                 yield name, self._plain_collate(puzzles, examples[mine], puzzle_ids[mine]), config.global_batch_size

@@ -1,4 +1,4 @@
-"""Puzzles a second in evaluation: python -m benchmarks.evaluate [--checkpoint <run>/step_<n>] [options]
+"""Puzzles a second in evaluation: python -m benchmarks.evaluate [options]
 
 halt=max    training.evaluation against a loop that asks for the whole loss after every step, on CUDA with the model
             compiled as a whole where that works; same metrics, checked
@@ -6,9 +6,9 @@ halt=max    training.evaluation against a loop that asks for the whole loss afte
 halt=q      the same baseline, where a puzzle leaves the batch when the model prefers to halt; the ratio of the mean
             numbers of steps is what it can gain, and on a CPU the target
 
-Without --checkpoint the model is untrained, and has a Q head made for the purpose: a random direction of the state,
-with a bias for which puzzles halt at different steps, about a third of the maximum on average. The time of a step does
-not depend on what the weights say; its share of steps saved is not that of a trained model.
+The model is untrained, and has a Q head made for the purpose: a random direction of the state, with a bias for which
+puzzles halt at different steps, about a third of the maximum on average. The time of a step does not depend on what the
+weights say; its share of steps saved is not that of a trained model.
 Cost on 2 cores: a minute, half of it the compiler's.
 """
 
@@ -24,16 +24,14 @@ import torch
 
 from benchmarks.baseline import plain_evaluation
 from benchmarks.report import Result, in_turns, parser, positive, publish
-from benchmarks.sizes import SIZES, build_head, write_dataset
-from errors import one_line_errors
+from benchmarks.sizes import SIZES, build_head, config_of, default_size, forward_dtype, write_dataset
+from errors import first_line, one_line_errors
 from models.losses import ACTLossHead
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from training.compilation import compile_blocks
-from training.config import load_config
 from training.data import open_split
 from training.distributed import Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
-from training.checkpoints import load_model
 
 log = logging.getLogger(__name__)
 ONE = Ranks(0, 1, 0)
@@ -48,49 +46,37 @@ HALF_TOLERANCE = (2e-2, 2e-3)
 @torch.inference_mode()
 def make_q_head(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> None:
     """Give the model a Q head whose puzzles halt after MEAN_SHARE of the steps, on average over the first batch."""
-    inner, max_steps = head.model.inner, head.model.config.halt_max_steps
-    direction = torch.randn(inner.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(device)
-    _, batch, _ = next(iter(dataset))
-    batch = {name: field.to(device) for name, field in batch.items()}
-    carry, projected = head.eval().initial_carry(batch), []
+    q_head, max_steps = head.model.inner.q_head, head.model.config.halt_max_steps
+    direction = torch.randn(q_head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    q_head.weight.copy_(torch.stack((direction, torch.zeros_like(direction))))
+    q_head.bias.zero_()
+    batch = first_batch(dataset, device)
+    carry, values = head.eval().initial_carry(batch), []
     for _ in range(max_steps):
-        carry, _ = head.model(carry=carry, batch=batch)
-        projected.append(carry.inner_carry.z_H[:, 0].float() @ direction)
-    best_so_far = torch.stack(projected).cummax(0).values  # (steps, B): halted at a step where it is above a threshold
-    thresholds = best_so_far.flatten().sort().values
-    low, high = 0, len(thresholds) - 1
-    while low < high:  # the higher the threshold, the more steps
-        middle = (low + high) // 2
-        steps = 1 + (best_so_far[:-1] <= thresholds[middle]).sum(0)
-        low, high = (middle + 1, high) if steps.float().mean() < MEAN_SHARE * max_steps else (low, middle)
-    inner.q_head.weight.copy_(torch.stack((direction, torch.zeros_like(direction))))
-    inner.q_head.bias.copy_(torch.tensor([-float(thresholds[low]), 0.0]))
+        carry, outputs = head.model(carry=carry, batch=batch)
+        values.append(outputs["q_halt_logits"])
+    highest = torch.stack(values).cummax(0).values  # (steps, B): halted at a step where it is above a threshold
+    thresholds = highest.flatten().sort().values
+    mean_steps = torch.stack([1 + (highest[:-1] <= threshold).sum(0).float().mean() for threshold in thresholds])
+    q_head.bias[0] = -thresholds[(mean_steps < MEAN_SHARE * max_steps).sum().clamp(max=len(thresholds) - 1)]
+
+
+def first_batch(dataset: PuzzleDataset, device: torch.device) -> dict[str, torch.Tensor]:
+    _, batch, _ = next(iter(dataset))
+    return {name: field.to(device) for name, field in batch.items()}
 
 
 def made_up(args: argparse.Namespace, scratch: Path, device: torch.device) -> tuple[str, ACTLossHead, PuzzleDataset]:
     """An untrained model on random tokens."""
-    name = "toy" if args.toy else "sudoku" if device.type == "cuda" else "small"
+    name = default_size(args.toy, device)
     batch = args.batch or SIZES[name].batches[-1]
-    examples = args.examples or (20 if args.toy else BATCHES_ON_CUDA * batch if device.type == "cuda" else batch)
+    examples = 20 if args.toy else BATCHES_ON_CUDA * batch if device.type == "cuda" else batch
     write_dataset(scratch, "test", SIZES[name], groups=examples, puzzles_a_group=1)
-    options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
-    config = PuzzleDatasetConfig(dataset_path=str(scratch), global_batch_size=batch, **options)
-    dataset = PuzzleDataset(config, "test")
+    dataset = open_split(config_of(SIZES[name], batch, f"data_path='{scratch}'"), "test", ONE)
     torch.manual_seed(0)
-    with torch.device(device):
-        head = build_head(SIZES[name], batch)
+    head = build_head(SIZES[name], batch, device)
     make_q_head(head, dataset, device)
     return f"{name}, batch {batch}, made Q head", head, dataset
-
-
-def trained(args: argparse.Namespace, device: torch.device) -> tuple[str, ACTLossHead, PuzzleDataset]:
-    run = load_config(str(args.checkpoint.parent / "all_config.yaml"))
-    dataset = open_split(
-        run, "test", ONE, data_path=args.data_path, global_batch_size=args.batch, max_examples=args.examples
-    )
-    head = load_model(args.checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-    name = f"{args.checkpoint.parent.name}/{args.checkpoint.name}, batch {dataset.local_batch_size}"
-    return name, head, dataset
 
 
 def check_same_metrics(
@@ -110,15 +96,12 @@ def compiled_as_a_whole(head: ACTLossHead, dataset: PuzzleDataset, device: torch
     """For the baseline on CUDA; the head itself elsewhere, and where the compiler fails."""
     if device.type != "cuda":
         return head
-    model = torch.compile(head, dynamic=False)
-    _, batch, _ = next(iter(dataset))
-    batch = {name: field.to(device) for name, field in batch.items()}
+    model, batch = torch.compile(head, dynamic=False), first_batch(dataset, device)
     try:
         with torch.inference_mode():
             model(carry=head.eval().initial_carry(batch), batch=batch, return_keys=[])
     except Exception as error:  # whatever the compiler stack raises
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        log.warning("the baseline is not compiled: %s", reason)
+        log.warning("the baseline is not compiled: %s", first_line(error))
         return head
     return model
 
@@ -127,30 +110,28 @@ def compiled_max(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device
     """halt=max as evaluate.py runs it for a long split: -> what evaluates it, to metrics; None without a compiler."""
     head, dataset = copy.deepcopy(head), copy.copy(dataset)
     choose_batch_size(None, dataset, head, ONE, device)
-    if not compile_blocks(head, "on", device, 1, dataset.local_batch_size):
+    if not compile_blocks(head.model, "on", device, 1, dataset.local_batch_size):
         return None
     return lambda: evaluate_split(head, dataset, ONE, device, [], cuda_graph="auto")[0]
 
 
 def run(args: argparse.Namespace, device: torch.device) -> list[Result]:
     with tempfile.TemporaryDirectory() as scratch:
-        name, head, dataset = trained(args, device) if args.checkpoint else made_up(args, Path(scratch), device)
+        name, head, dataset = made_up(args, Path(scratch), device)
         step = compiled_as_a_whole(head, dataset, device)
         ways = {"baseline": lambda: plain_evaluation(head, step, dataset, device)}
         for halt in ("max", "q"):
             ways[f"halt={halt}"] = lambda halt=halt: evaluate_split(
                 head, dataset, ONE, device, [], halt=halt, cuda_graph="off"
             )[0]
-        faster = "halt=max, compiled" + (", CUDA graph" if device.type == "cuda" else "")
         compiled = not args.toy if args.compile is None else args.compile
         if compiled and (call := compiled_max(head, dataset, device)):
-            ways[faster] = call
+            ways["halt=max, compiled" + (", CUDA graph" if device.type == "cuda" else "")] = call
         metrics: dict[str, dict[str, float]] = {}
         calls = {way: lambda way=way, call=call: metrics.update({way: call()}) for way, call in ways.items()}
-        times = in_turns(calls, args.repeats, device, desc=None)  # evaluation has a bar of its own
-    dtype = head.model.inner.forward_dtype
+        times = in_turns(calls, args.repeats, device)
     for way in metrics.keys() - {"baseline", "halt=q"}:
-        check_same_metrics(metrics["baseline"], metrics[way], dtype, same_padding=way == "halt=max")
+        check_same_metrics(metrics["baseline"], metrics[way], forward_dtype(head), same_padding=way == "halt=max")
     against = "compiled as a whole" if step is not head else "eager"
     return rows(f"{name}, %s, a puzzle, against {against}", metrics, times, dataset.num_examples(), device)
 
@@ -173,14 +154,10 @@ def rows(
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc)
-    args.add_argument("--checkpoint", type=Path, help="<run>/step_<n>, beside its all_config.yaml")
-    args.add_argument("--data-path", help="another dataset than the run's")
-    args.add_argument("--examples", type=positive, help="at most so many puzzles")
+    args = parser(doc, repeats=3)
     args.add_argument("--batch", type=positive, help="global batch size")
     yes_or_no = argparse.BooleanOptionalAction
     args.add_argument("--compile", action=yes_or_no, help="also halt=max with compiled blocks (default: but for --toy)")
-    args.set_defaults(repeats=3)
     return args
 
 

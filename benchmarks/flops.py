@@ -1,25 +1,35 @@
-"""Floating-point operations and memory traffic of one training step, counted from the config; the roofline of both.
+"""Floating-point operations of a step of any architecture, counted by PyTorch: python -m benchmarks.flops [key=value]
 
-    python -m benchmarks.flops        for the sizes that are trained, as the original computes a step, on an H100
+    python -m benchmarks.flops                        the published sizes, as this code and as the original compute them
+    python -m benchmarks.flops arch.hidden_size=256   the same with other settings of pretrain.py, `arch=…` included
 
-A step is a list of kernels, each with its operations and the bytes that it must move: inputs read once, outputs written
-once. Its time is at least the larger of operations / peak and bytes / bandwidth, and the roofline is the sum of these.
-`fused=True` lets every element-wise kernel disappear into the matrix product beside it; with False they stand alone,
-one kernel for each of rotary positions, residual + norm and SwiGLU, as torch.compile makes them.
+The step runs on the meta device, which computes shapes and nothing else: counting takes a moment and no memory. Counted
+are matrix products, convolutions and attention, forward and backward, 2 m n k for a product; attention is one fused
+kernel, whose backward pass computes the scores again (FlashAttention, and PyTorch's counter). Left out, together less
+than 1 %: embeddings, norms, activations, the softmax of attention, the loss, the optimisers.
 
-Operations: 2 m n k for a matrix product; the backward of attention computes the scores again, as FlashAttention and
-PyTorch's counter have it. Left out, together less than 1 %: embeddings, the softmax of attention, the loss.
+`roofline` is the least time that a device needs: each of these kernels takes at least its operations / peak and the
+bytes of its operands and results / bandwidth, all else is fused into them, and the optimiser moves its states once.
 """
 
-import time
-from collections.abc import Iterator
+import copy
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1Config, resolve_dtype
-from models.layers import SwiGLU
+from benchmarks.report import in_turns
+from errors import one_line_errors
+from models.losses import ACTLossHead
+from training.command_line import accept_plain_overrides
+
+META = torch.device("meta")
 
 
 class Kernel(NamedTuple):
@@ -36,166 +46,119 @@ class Device(NamedTuple):
 
 
 # Measured with large matrix products and copies, not taken from the data sheet.
-KNOWN_DEVICES = {"H100": Device(790e12, 3.0e12, "H100, measured: 790 TFLOP/s in bfloat16, 3.0 TB/s")}
+H100 = Device(790e12, 3.0e12, "H100, measured: 790 TFLOP/s in bfloat16, 3.0 TB/s")
 
 
-def kernel(flops: float, values: float, size: int) -> Kernel:
-    return Kernel(flops, values * size)
+def flops_per_step(head: ACTLossHead, batch: int, training: bool = True) -> float:
+    """Of one training step, or one reasoning step of evaluation, on `batch` sequences.
 
-
-def layer_kernels(
-    config: HierarchicalReasoningModel_ACTV1Config, rows: int, *, backward: bool, fused: bool, size: int
-) -> Iterator[Kernel]:
-    """The kernels of one block, forward or backward, on `rows` sequences; `size` bytes an activation."""
-    hidden, length = config.hidden_size, sequence_length(config)
-    tokens = rows * length
-    width = swiglu_width(config)
-    a, w = tokens * hidden, tokens * width  # values in the residual stream, and in the gated unit
-    qkv, out, gate_up, down = (2 * tokens * hidden * n for n in (3 * hidden, hidden, 2 * width, width))
-    scores = 2 * rows * length * length * hidden  # one product over all heads: q k^T, or the weights times v
-    if not backward:
-        yield kernel(qkv, 4 * a, size)
-        yield kernel(2 * scores, 4 * a, size)
-        yield kernel(out, (3 if fused else 2) * a, size)  # fused: the residual is read here
-        yield kernel(gate_up, a + (1 if fused else 2) * w, size)
-        yield kernel(down, w + (2 if fused else 1) * a, size)
-        elementwise = [4 * a, 3 * a, 3 * w, 3 * a]  # rotary on q and k, residual + norm, SwiGLU, residual + norm
-    else:
-        yield kernel(down, a + (4 if fused else 1) * w, size)  # of the input; fused: SwiGLU's own backward
-        yield kernel(down, a + w, size)  # of the weight
-        yield kernel(gate_up, 2 * w + a, size)
-        yield kernel(gate_up, 2 * w + a, size)
-        yield kernel(out, 2 * a, size)
-        yield kernel(out, 2 * a, size)
-        yield kernel(5 * scores, 8 * a, size)
-        yield kernel(qkv, 4 * a, size)
-        yield kernel(qkv, 4 * a, size)
-        elementwise = [4 * a, 4 * a, 5 * w, 4 * a]  # rotary; norm with both gradients and its input; SwiGLU; norm
-    if not fused:
-        for values in elementwise:
-            yield kernel(0, values, size)
-
-
-def first_position_kernels(config: HierarchicalReasoningModel_ACTV1Config, rows: int, *, size: int) -> Iterator[Kernel]:
-    """The last layer of the Q target: keys and values of all tokens, everything else of position 0 only."""
-    hidden, tokens = config.hidden_size, rows * sequence_length(config)
-    yield kernel(2 * tokens * hidden * 2 * hidden, 3 * tokens * hidden, size)
-    yield kernel(4 * tokens * hidden, 2 * tokens * hidden, size)  # attention of one query
-    per_row = 2 * hidden * (2 * hidden + 3 * swiglu_width(config))  # q, o, gate and up, down
-    yield kernel(rows * per_row, 4 * rows * hidden, size)
-
-
-def step_kernels(
-    config: HierarchicalReasoningModel_ACTV1Config,
-    rows: int,
-    parameters: int,
-    *,
-    fused: bool,
-    size: int = 2,
-    plain: bool = False,
-) -> Iterator[Kernel]:
-    """All kernels of one training step of `rows` sequences: forward, backward, the Q target, the optimiser.
-
-    `plain` runs the last layer of the Q target on all positions, as the original does.
+    Exactly linear in the batch. The head may be on any device and compiled; it is left as it is.
     """
-    forward, backward = layer_passes(config)
-    if not plain and config.halt_max_steps > 1:
-        forward -= 1
-        yield from first_position_kernels(config, rows, size=size)
-    for passes, is_backward in ((forward, False), (backward, True)):
-        kernels = list(layer_kernels(config, rows, backward=is_backward, fused=fused, size=size))
-        for _ in range(passes):
-            yield from kernels
-    tokens = rows * sequence_length(config)
-    for _ in range(3):  # lm_head: forward, and the gradients of its input and weight
-        yield Kernel(2 * tokens * config.hidden_size * config.vocab_size, tokens * config.hidden_size * size)
-    yield Kernel(0, 7 * 4 * parameters)  # AdamATan2 in float32: reads gradient, weight, m and v, writes three of them
+    return sum(kernel.flops for kernel in step_kernels(head, batch, training))
 
 
-def layer_passes(config: HierarchicalReasoningModel_ACTV1Config) -> tuple[int, int]:
-    """-> (forward passes of a layer, those for the Q target included; backward passes) of one training step."""
-    cycles = config.H_cycles * (config.L_cycles * config.L_layers + config.H_layers)
-    targets = 1 if config.halt_max_steps > 1 else 0
-    return (1 + targets) * cycles, config.L_layers + config.H_layers
+def step_kernels(head: ACTLossHead, batch: int, training: bool = True) -> list[Kernel]:
+    """The kernels that are counted, in the order in which they run; see `flops_per_step`."""
+    head = on_meta(head).train(training)
+    data = head.model.data
+    rows = data.batch_size  # of the training batches that the model was built for: some buffers have that size
+    tokens = torch.zeros(rows, data.seq_len, dtype=torch.int32, device=META)
+    fields = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
+    with FusedAttention(), KernelCounter() as counter:
+        out = head(carry=head.initial_carry(fields), batch=fields)
+        if training:
+            out.loss.backward()
+    return [Kernel(kernel.flops * batch / rows, kernel.bytes * batch / rows) for kernel in counter.kernels]
 
 
-def evaluation_flops(config: HierarchicalReasoningModel_ACTV1Config, rows: int) -> float:
-    """Of one reasoning step of `rows` sequences without training."""
-    cycles = config.H_cycles * (config.L_cycles * config.L_layers + config.H_layers)
-    layer = total(layer_kernels(config, rows, backward=False, fused=True, size=2)).flops
-    return cycles * layer + 2 * rows * sequence_length(config) * config.hidden_size * config.vocab_size
+def on_meta(head: nn.Module) -> nn.Module:
+    """A copy without values, and without compiled code."""
+    known = {}
+    for tensor in (*head.parameters(), *head.buffers()):
+        shape = torch.empty_like(tensor, device=META)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        known[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
+        known[id(tensor)].requires_grad_(tensor.requires_grad)
+    return copy.deepcopy(head, known)
 
 
-def sequence_length(config: HierarchicalReasoningModel_ACTV1Config) -> int:
-    """Tokens and the puzzle-embedding positions before them."""
-    return config.seq_len + -(-config.puzzle_emb_ndim // config.hidden_size)
+class KernelCounter(FlopCounterMode):
+    """PyTorch's counter, which also keeps every kernel with its bytes."""
+
+    def __init__(self):
+        self.kernels: list[Kernel] = []
+        super().__init__(display=False, custom_mapping={op: self._noting(flops) for op, flops in flop_registry.items()})
+
+    def _noting(self, formula: Callable) -> Callable:
+        def flops(*args, out_val=None, **kwargs) -> int:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, out_val)) if isinstance(leaf, Tensor)]
+            count = formula(*args, out_val=out_val, **kwargs)
+            self.kernels.append(Kernel(count, sum(tensor.numel() * tensor.element_size() for tensor in tensors)))
+            return count
+
+        flops._get_raw = True  # the counter hands over tensors, not their shapes
+        return flops
 
 
-def swiglu_width(config: HierarchicalReasoningModel_ACTV1Config) -> int:
-    with torch.device("meta"):
-        return SwiGLU(config.hidden_size, config.expansion).down_proj.weight.shape[1]
+class FusedAttention(TorchFunctionMode):
+    """PyTorch's attention as one kernel, which the counter knows: a CPU's it does not count at all."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self.attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_, **__) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
 
-def total(kernels: Iterator[Kernel]) -> Kernel:
-    kernels = list(kernels)
-    return Kernel(sum(k.flops for k in kernels), sum(k.bytes for k in kernels))
-
-
-def roofline(kernels: Iterator[Kernel], device: Device) -> float:
-    """Seconds: no kernel is faster than its operations or its bytes allow."""
-    return sum(max(k.flops / device.flops, k.bytes / device.bandwidth) for k in kernels)
+def roofline(kernels: list[Kernel], head: nn.Module, device: Device) -> float:
+    """Seconds of a training step: no kernel is faster than its operations or its bytes allow."""
+    optimizer = 7 * 4 * count_parameters(head)  # float32: reads gradient, weight and two moments, writes three of them
+    return sum(max(k.flops / device.flops, k.bytes / device.bandwidth) for k in [*kernels, Kernel(0, optimizer)])
 
 
 def count_parameters(head: nn.Module) -> int:
     return sum(p.numel() for p in head.parameters())
 
 
-def describe_device(device: torch.device, forward_dtype: str = "auto") -> Device:
-    """A device whose figures are known, or figures measured now: the fastest of several products and copies."""
-    dtype = resolve_dtype(forward_dtype, device.type)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = next((figures for key, figures in KNOWN_DEVICES.items() if key in name), None)
-    if known is not None and dtype == torch.bfloat16:
-        return known
+def measure_device(device: torch.device, dtype: torch.dtype) -> Device:
+    """The fastest of several large products and copies."""
     n, megabytes = (8192, 1024) if device.type == "cuda" else (1536, 128)
     left, right = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     zeros = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(zeros)
-    flops = 2 * n**3 / fastest(lambda: torch.mm(left, right), device)
-    bandwidth = 2 * zeros.numel() / fastest(lambda: target.copy_(zeros), device)
+    times = in_turns({"mm": lambda: torch.mm(left, right), "copy": lambda: target.copy_(zeros)}, 12, device)
+    flops, bandwidth = 2 * n**3 / min(times["mm"]), 2 * zeros.numel() / min(times["copy"])
     kind = str(dtype).removeprefix("torch.")
-    return Device(
-        flops, bandwidth, f"measured in this run: {flops / 1e12:.3g} TFLOP/s {kind}, {bandwidth / 1e9:.3g} GB/s"
-    )
-
-
-def fastest(call, device: torch.device, repeats: int = 12) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    source = f"measured in this run: {flops / 1e12:.3g} TFLOP/s {kind}, {bandwidth / 1e9:.3g} GB/s"
+    return Device(flops, bandwidth, source)
 
 
 def main() -> None:
+    from benchmarks.baseline import as_the_original
     from benchmarks.sizes import SIZES, build_head
 
-    device = KNOWN_DEVICES["H100"]
-    print(f"Roofline of one training step on an {device.source}\n")
-    print("| size | batch | tokens | TFLOP | GB separate | ms separate | GB fused | ms fused |\n" + "| --- " * 8 + "|")
-    for name in ("sudoku", "arc", "maze"):
-        for batch in SIZES[name].batches:
-            with torch.device("meta"):
-                head = build_head(SIZES[name], batch)
-            cells = [name, batch, sequence_length(head.model.config)]
-            for fused in (False, True):
-                kernels = list(step_kernels(head.model.config, batch, count_parameters(head), fused=fused, plain=True))
-                cells += [] if fused else [f"{total(kernels).flops / 1e12:.1f}"]
-                cells += [f"{total(kernels).bytes / 1e9:.0f}", f"{1e3 * roofline(kernels, device):.0f}"]
-            print("| " + " | ".join(map(str, cells)) + " |")
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        return
+    accept_plain_overrides()
+    print(f"One step of `batch` sequences; the roofline of training is that of an {H100.source}\n")
+    print("| size | batch | parameters | TFLOP of training | as the original | roofline, ms | TFLOP of evaluation |")
+    print("| --- " * 7 + "|")
+    with one_line_errors():
+        for name in ("sudoku", "maze", "arc"):
+            for batch in SIZES[name].batches:
+                head = build_head(SIZES[name], batch, META, "arch.forward_dtype=bfloat16", *sys.argv[1:])
+                kernels = step_kernels(head, batch)
+                training, evaluation = sum(k.flops for k in kernels), flops_per_step(head, batch, training=False)
+                original = flops_per_step(as_the_original(head), batch)
+                print(
+                    f"| {name} | {batch} | {count_parameters(head) / 1e6:.1f} M | {training / 1e12:.3g} "
+                    f"| {original / 1e12:.3g} | {1e3 * roofline(kernels, head, H100):.3g} | {evaluation / 1e12:.3g} |"
+                )
 
 
 if __name__ == "__main__":

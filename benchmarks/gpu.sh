@@ -72,31 +72,15 @@ reference() {
     HRM_TEST_DEVICE=$device keep reference -m pytest -p no:cacheprovider -m "not slow" "${tests[@]}"
 }
 
-trace() {
-    data
-    keep trace -m benchmarks.agreement trace --data-path "$DATA" --out "$OUT" "${TOY_OPTION[@]}"
-}
+# A part of benchmarks/agreement.py, with further options.
+agree() { keep "$1" -m benchmarks.agreement "$@" "${TOY_OPTION[@]}"; }
 
-graph() {
-    keep graph -m benchmarks.agreement graph "${TOY_OPTION[@]}"
-}
-
-resume() {
-    data
-    keep resume -m benchmarks.agreement resume --data-path "$DATA" "${TOY_OPTION[@]}"
-}
-
-attention() {
-    keep attention -m benchmarks.agreement attention "${TOY_OPTION[@]}"
-}
-
-compile() {
-    keep compile -m benchmarks.agreement compile "${TOY_OPTION[@]}"
-}
-
-nccl() {
-    keep nccl -m benchmarks.agreement nccl "${TOY_OPTION[@]}"
-}
+trace() { data; agree trace --data-path "$DATA" --out "$OUT"; }
+resume() { data; agree resume --data-path "$DATA"; }
+graph() { agree graph; }
+attention() { agree attention; }
+compile() { agree compile; }
+nccl() { agree nccl; }
 
 loader() {
     local options=()
@@ -121,10 +105,10 @@ sudoku() {
 long() {
     if [ -n "$TOY" ]; then
         echo "long: left out at toy size, it is the same as sudoku"
-        return
+    else
+        step step-arc arc
+        step step-maze maze
     fi
-    step step-arc arc
-    step step-maze maze
 }
 
 profile() {

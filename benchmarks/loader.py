@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 
 from benchmarks.baseline import PlainDataset, plain_batches
 from benchmarks.report import Result, in_turns, parser, positive, publish
-from benchmarks.sizes import SIZES, write_dataset
+from benchmarks.sizes import SIZES, config_of, write_dataset
 from dataset.format import PuzzleSet
 from errors import one_line_errors
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
-from training.data import BATCHES_AHEAD, batches_on, read_ahead
+from puzzle_dataset import Batch, PuzzleDataset, sample_batches
+from training.data import BATCHES_AHEAD, open_split, read_ahead, train_batches_on
 from training.distributed import Ranks, select_device
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
@@ -41,53 +41,49 @@ def sampler_rng() -> np.random.Generator:
 
 def check_same_batches(puzzles: PuzzleSet, batch_size: int, epochs: int = 20) -> None:
     """Raises `AssertionError` where ours and the baseline draw differently."""
-    pairs = zip(
-        sample_batches(sampler_rng(), puzzles, epochs, batch_size),
-        plain_batches(sampler_rng(), puzzles, epochs, batch_size),
-        strict=False,
-    )
+    ours, plain = (draw(sampler_rng(), puzzles, epochs, batch_size) for draw in (sample_batches, plain_batches))
     one_example = len(puzzles.inputs) == len(puzzles.puzzle_identifiers)
-    checked = 0
-    for (examples, ids), (plain_examples, plain_ids) in itertools.islice(pairs, CHECKED_BATCHES):
+    compared = list(itertools.islice(zip(ours, plain, strict=False), CHECKED_BATCHES))
+    assert compared, "no batch was compared"
+    for (examples, ids), (plain_examples, plain_ids) in compared:
         assert (ids == plain_ids).all(), "the samplers draw other puzzles"
         assert not one_example or (examples == plain_examples).all(), "the samplers draw other examples"
-        checked += 1
-    assert checked, "no batch was compared"
 
 
-def check_same_loading(ours: PuzzleDataset, plain: PuzzleDataset) -> None:
+def check_same_loading(plain: PlainDataset, ours: PuzzleDataset) -> None:
     for (_, batch, _), (_, other, _) in itertools.islice(zip(ours, plain, strict=False), CHECKED_BATCHES):
         assert all(torch.equal(batch[key], other[key]) for key in batch), "the loaders give other batches"
 
 
-def measure_sampler(name: str, puzzles: PuzzleSet, args: argparse.Namespace) -> Result:
-    """Each repetition draws `count` batches out of an endless stream whose first batch has been drawn."""
+def sampler_streams(name: str, puzzles: PuzzleSet, batch_size: int) -> tuple[Iterator, Iterator]:
+    """The baseline's and ours, without end; the order of the groups of a pass is drawn with its first batch."""
 
     def endless(sampler: Callable) -> Iterator:
         while True:
-            yield from sampler(sampler_rng(), puzzles, EPOCHS[name], args.batch)
+            yield from sampler(sampler_rng(), puzzles, EPOCHS[name], batch_size)
 
-    streams = {"baseline": endless(plain_batches), "ours": endless(sample_batches)}
-    ways = {way: lambda stream=stream: drain(stream, args.count) for way, stream in streams.items()}
-    times = in_turns(ways, args.repeats, CPU, desc=f"sampler, {name}")
-    return per_batch("sampler", name, times, args)
+    return endless(plain_batches), endless(sample_batches)
 
 
-def measure_loader(name: str, folder: Path, args: argparse.Namespace, workers: int) -> Result:
-    """Each repetition reads `count` batches; before it, those that the worker had read ahead in the meantime."""
-    ours, plain = (open_dataset(kind, folder, EPOCHS[name], args.batch) for kind in (PuzzleDataset, PlainDataset))
+def loader_streams(
+    name: str, folder: Path, batch_size: int, workers: int, device: torch.device, ranks: Ranks = ONE
+) -> tuple[Iterator[Batch], Iterator[Batch]]:
+    """The baseline's and ours, without end; on CUDA with a worker they are on the device."""
     if name == "sudoku":
-        check_same_loading(ours, plain)
-    device = select_device(args.device)
-    streams = {"baseline": plain_loader(plain, workers, device), "ours": our_loader(ours, workers, device)}
-    ways = {way: lambda stream=stream: drain(stream, args.count) for way, stream in streams.items()}
-    times = in_turns(
-        ways, args.repeats, device, before=lambda way: drain(streams[way], 2 * BATCHES_AHEAD), desc=f"loader, {name}"
-    )
-    return per_batch("loader, one worker" if workers else "loader, no worker", name, times, args)
+        check_same_loading(*open_both(name, folder, batch_size, ranks))
+    plain, ours = open_both(name, folder, batch_size, ranks)
+    return plain_loader(plain, workers, device), our_loader(ours, workers, device)
 
 
-def plain_loader(dataset: PlainDataset, workers: int, device: torch.device) -> Iterator:
+def open_both(
+    name: str, folder: Path, batch_size: int, ranks: Ranks = ONE, epochs: int | None = None
+) -> tuple[PlainDataset, PuzzleDataset]:
+    config = config_of(SIZES[name], batch_size, f"data_path='{folder}'")
+    ours = open_split(config, "train", ranks, epochs_per_iter=epochs or EPOCHS[name])
+    return PlainDataset(ours.config, "train"), ours
+
+
+def plain_loader(dataset: PlainDataset, workers: int, device: torch.device) -> Iterator[Batch]:
     cuda = device.type == "cuda" and workers > 0
     options = dict(num_workers=1, prefetch_factor=BATCHES_AHEAD, persistent_workers=True) if workers else {}
     loader = DataLoader(dataset, batch_size=None, pin_memory=cuda, **options)
@@ -96,14 +92,12 @@ def plain_loader(dataset: PlainDataset, workers: int, device: torch.device) -> I
             yield {name: field.to(device, non_blocking=True) for name, field in batch.items()} if cuda else batch
 
 
-def our_loader(dataset: PuzzleDataset, workers: int, device: torch.device) -> Iterator:
-    while True:
-        if not workers:
-            yield from batches_on(CPU, dataset)
-        elif device.type == "cuda":
-            yield from batches_on(device, dataset)
+def our_loader(dataset: PuzzleDataset, workers: int, device: torch.device) -> Iterator[Batch]:
+    for passes in itertools.count():
+        if workers and device.type != "cuda":
+            yield from read_ahead((rows for _, rows in dataset.train_batches(passes)), device)
         else:
-            yield from read_ahead(dataset.narrow(), device)
+            yield from train_batches_on(device if workers else CPU, dataset, passes, skip=0)
 
 
 def drain(stream: Iterator, count: int) -> None:
@@ -111,47 +105,46 @@ def drain(stream: Iterator, count: int) -> None:
         next(stream)
 
 
-def per_batch(part: str, name: str, times: dict[str, list[float]], args: argparse.Namespace) -> Result:
+def measure(
+    part: str, name: str, streams: tuple[Iterator, Iterator], args: argparse.Namespace, device: torch.device
+) -> Result:
+    """Each repetition takes `count` batches; before it, those that a worker had read ahead in the meantime."""
+    both = dict(zip(("baseline", "ours"), streams, strict=True))
+    ways = {way: lambda stream=stream: drain(stream, args.count) for way, stream in both.items()}
+    ahead = 2 * BATCHES_AHEAD if part == "loader, one worker" else 0
+    times = in_turns(ways, args.repeats, device, before=lambda way: drain(both[way], ahead))
     each = {way: [seconds / args.count for seconds in values] for way, values in times.items()}
     target = TARGETS.get(part) if name == "sudoku" and args.batch == 768 else None
     return Result(part, f"{name}, batch {args.batch}", each["baseline"], each["ours"], target)
 
 
-def open_dataset(
-    kind: type[PuzzleDataset], folder: Path, epochs: int, batch_size: int, ranks: Ranks = ONE
-) -> PuzzleDataset:
-    options = dict(seed=0, test_set_mode=False, epochs_per_iter=epochs)
-    options |= dict(rank=ranks.rank, num_replicas=ranks.world_size)
-    return kind(PuzzleDatasetConfig(dataset_path=str(folder), global_batch_size=batch_size, **options), "train")
+def write_shape(name: str, folder: Path, toy: bool) -> Path:
+    """Made-up training data: groups, puzzles a group, examples a puzzle of a Sudoku or an ARC dataset."""
+    shapes = {"sudoku": (100, 20, 1), "arc": (40, 5, 3)} if toy else {"sudoku": (1000, 1001, 1), "arc": (400, 20, 3)}
+    folder.mkdir()
+    write_dataset(folder, "train", SIZES[name], *shapes[name])
+    return folder
 
 
 def run(args: argparse.Namespace) -> list[Result]:
-    results = []
+    results, device = [], select_device(args.device)
     args.count = min(args.count, 10) if args.toy else args.count
     with tempfile.TemporaryDirectory() as scratch:
-        for name, (groups, puzzles_a_group, examples) in shapes(args.toy).items():
-            folder = Path(scratch) / name
-            folder.mkdir()
-            write_dataset(folder, "train", SIZES[name], groups, puzzles_a_group, examples)
-            puzzles = open_dataset(PuzzleDataset, folder, 1, args.batch).sets["all"]
+        for name in EPOCHS:
+            folder = write_shape(name, Path(scratch) / name, args.toy)
+            puzzles = open_both(name, folder, args.batch)[1].sets["all"]
             check_same_batches(puzzles, args.batch)
-            results.append(measure_sampler(name, puzzles, args))
-            results += [measure_loader(name, folder, args, workers) for workers in (1, 0)]
+            results.append(measure("sampler", name, sampler_streams(name, puzzles, args.batch), args, CPU))
+            for workers, part in ((1, "loader, one worker"), (0, "loader, no worker")):
+                streams = loader_streams(name, folder, args.batch, workers, device)
+                results.append(measure(part, name, streams, args, device))
     return results
 
 
-def shapes(toy: bool) -> dict[str, tuple[int, int, int]]:
-    """(groups, puzzles a group, examples a puzzle)"""
-    if toy:
-        return {"sudoku": (100, 20, 1), "arc": (40, 5, 3)}
-    return {"sudoku": (1000, 1001, 1), "arc": (400, 20, 3)}
-
-
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc)
+    args = parser(doc, repeats=5)
     args.add_argument("--batch", type=positive, default=768, help="global batch size (default: %(default)s)")
     args.add_argument("--count", type=positive, default=60, help="batches a repetition (default: %(default)s)")
-    args.set_defaults(repeats=5)
     return args
 
 

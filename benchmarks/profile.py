@@ -1,6 +1,6 @@
 """Where the time of a training step goes: python -m benchmarks.profile [--size sudoku|arc|maze|small] [--batch N]
 
-Profiles 5 steps of ours, in the last of the ways of benchmarks/ways.py that works here: on CUDA compiled blocks as a
+Profiles 5 steps of ours, in the last of the ways of benchmarks/step.py that works here: on CUDA compiled blocks as a
 CUDA graph, on a CPU eager, or compiled with --compile. Prints the 15 kernels (on a CPU: operators, each without those
 that it calls) that take the most time, and on CUDA the share of a step in which the device has nothing to do because
 the host has not launched it: of a step that is timed without the profiler, which slows the host down. Leaves
@@ -23,8 +23,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.report import in_turns, parser, positive
-from benchmarks.sizes import SIZES, config_of, random_batches
-from benchmarks.ways import OURS, build_ways
+from benchmarks.sizes import SIZES, config_of, default_size, random_batches
+from benchmarks.step import OURS, build_ways
 from errors import one_line_errors
 from training.distributed import Ranks, select_device
 
@@ -38,7 +38,7 @@ class Spent(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Something that a device or a thread did, in microseconds."""
+    """Something that the device did, in microseconds."""
 
     name: str
     start: float
@@ -47,11 +47,8 @@ class Slice(NamedTuple):
 
 def device_slices(trace: dict) -> list[Slice]:
     """What ran on the device, out of a trace in Chrome's format."""
-    return [
-        Slice(event["name"], event["ts"], event["ts"] + event["dur"])
-        for event in trace["traceEvents"]
-        if event.get("cat") in ON_THE_DEVICE
-    ]
+    events = (event for event in trace["traceEvents"] if event.get("cat") in ON_THE_DEVICE)
+    return [Slice(event["name"], event["ts"], event["ts"] + event["dur"]) for event in events]
 
 
 def busy(slices: Iterable[Slice]) -> float:
@@ -71,30 +68,27 @@ def by_name(slices: Iterable[Slice]) -> dict[str, Spent]:
     return spent
 
 
-def measure(size_name: str, batch: int, args: argparse.Namespace, device: torch.device) -> None:
-    size = SIZES[size_name]
+def measure(name: str, batch: int, args: argparse.Namespace, device: torch.device) -> None:
+    size = SIZES[name]
     batches = list(itertools.islice(random_batches(size, batch, device), STEPS))
-    ways = build_ways(config_of(size, batch), size, batches, args, Ranks(0, 1, 0), device, among=OURS)
-    name = list(ways)[-1]
-    trainer = ways[name].trainer
-    del ways
-    trainer.late = True
+    compiled = device.type == "cuda" if args.compile is None else args.compile
+    ways = build_ways(config_of(size, batch), size, batches, Ranks(0, 1, 0), device, among=OURS, compiled=compiled)
+    last, way = ways.popitem()
+    ways.clear()
+    way.trainer.late = True
 
     def steps() -> None:
         for batch in batches:
-            trainer.step(batch)
+            way.trainer.step(batch)
 
-    seconds = statistics.median(in_turns({"": steps}, 3, device, desc=None)[""]) / STEPS
-    print(f"\n{size_name}, batch {batch}, {name}: {1e3 * seconds:.4g} ms a step")
+    seconds = statistics.median(in_turns({"": steps}, 3, device)[""]) / STEPS
+    print(f"\n{name}, batch {batch}, {last}: {1e3 * seconds:.4g} ms a step")
     profiler = record(steps, device)
-    path = args.out / f"profile-{size_name}-{batch}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"profile-{name}-{batch}.json.gz"
     profiler.export_chrome_trace(str(path))
-    text = path.read_bytes()
-    path.unlink()
-    path.with_suffix(".json.gz").write_bytes(gzip.compress(text))
     if device.type == "cuda":
-        slices = device_slices(json.loads(text))
+        slices = device_slices(json.loads(gzip.decompress(path.read_bytes())))
         assert slices, "the profiler saw nothing on the device"
         print(idle_line(busy(slices) / STEPS / 1e6, seconds))
         spent = by_name(slices)
@@ -124,16 +118,14 @@ def idle_line(busy_seconds: float, step_seconds: float) -> str:
 def table(spent: dict[str, Spent]) -> str:
     """Of what `STEPS` steps took."""
     longest = sorted(spent.items(), key=lambda item: -item[1].microseconds)
-    shown, others = longest[:SHOWN], longest[SHOWN:]
-    calls, rest = (sum(column) for column in zip(*(value for _, value in others), strict=True)) if others else (0, 0.0)
+    others = [value for _, value in longest[SHOWN:]]
+    rest = Spent(sum(value.calls for value in others), sum(value.microseconds for value in others))
     total = sum(value.microseconds for value in spent.values())
     lines = ["| kernel | calls a step | ms a step | share |", "| --- | --- | --- | --- |"]
-    for name, value in [*shown, (f"{len(others)} others", Spent(calls, rest))]:
+    for name, (calls, microseconds) in [*longest[:SHOWN], (f"{len(others)} others", rest)]:
         label = name.replace("|", "/")[:100]
-        lines.append(
-            f"| `{label}` | {value.calls / STEPS:g} | {value.microseconds / STEPS / 1e3:.4g} "
-            f"| {value.microseconds / total:.1%} |"
-        )
+        time = f"{microseconds / STEPS / 1e3:.4g} | {microseconds / total:.1%}"
+        lines.append(f"| `{label}` | {calls / STEPS:g} | {time} |")
     return "\n".join(lines)
 
 
@@ -146,11 +138,9 @@ def main() -> None:
     args = options.parse_args()
     with one_line_errors():
         device = select_device(args.device)
-        args.compile = device.type == "cuda" if args.compile is None else args.compile
-        args.compile_baseline = False
-        size = args.size or ("toy" if args.toy else "sudoku" if device.type == "cuda" else "small")
-        for batch in [args.batch] if args.batch else SIZES[size].batches:
-            measure(size, batch, args, device)
+        name = args.size or default_size(args.toy, device)
+        for batch in [args.batch] if args.batch else SIZES[name].batches:
+            measure(name, batch, args, device)
 
 
 if __name__ == "__main__":

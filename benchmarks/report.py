@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.metrics import progress_bar
-
 
 @dataclass
 class Result:
@@ -38,48 +36,26 @@ class Result:
     def ratio(self) -> float:
         return statistics.median(self.baseline) / statistics.median(self.ours)
 
-    def as_dict(self) -> dict:
-        return asdict(self) | {"ratio": self.ratio}
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    return tuple(np.percentile(values, (25, 50, 75)).tolist())
-
 
 def in_turns(
     ways: dict[str, Callable[[], object]],
     repeats: int,
     device: torch.device,
-    *,
-    warm_up: int = 1,
     before: Callable[[str], object] = lambda name: None,
-    desc: str | None = "measure",
 ) -> dict[str, list[float]]:
-    """-> seconds of each call of each way; device events on CUDA, the clock elsewhere. `before` is not timed.
-
-    Without `desc` there is no progress bar.
-    """
+    """-> seconds of each call of each way, after one that is not kept; `before` is not timed."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    bar = progress_bar(
-        range(warm_up + repeats),
-        total=warm_up + repeats,
-        desc=desc or "",
-        unit="turn",
-        enabled=is_main() and desc is not None,
-        leave=False,
-    )
-    for turn in bar:
-        for name in names if turn % 2 else names[::-1]:
+    for turn in range(1 + repeats):
+        for name in list(ways)[:: 1 if turn % 2 else -1]:
             before(name)
             seconds = timed(ways[name], device)
-            if turn >= warm_up:
+            if turn:
                 times[name].append(seconds)
     return times
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, to the end of what it put on the device."""
+    """Seconds of one call, to the end of what it put on the device: by its own events on CUDA, else by the clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -93,12 +69,8 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def milliseconds(values: list[float]) -> str:
-    low, middle, high = (1e3 * value for value in quartiles(values))
+def milliseconds(seconds: list[float]) -> str:
+    low, middle, high = 1e3 * np.percentile(seconds, (25, 50, 75))
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 3 if middle < 1 else 2
     return f"{middle:.{digits}f} ms ({low:.{digits}f}–{high:.{digits}f})"
 
@@ -106,30 +78,29 @@ def milliseconds(values: list[float]) -> str:
 def table(results: list[Result]) -> str:
     lines = ["| part | what | baseline | this code | ratio | target |", "| --- | --- | --- | --- | --- | --- |"]
     for row in results:
-        target = "" if row.target is None else f"{row.target:.3g}×"
-        lines.append(
-            f"| {row.part} | {row.what} | {milliseconds(row.baseline)} | {milliseconds(row.ours)} "
-            f"| {row.ratio:.3g}× | {target} |"
-        )
-    notes = [f"- {row.part}, {row.what}: {describe(row.details)}" for row in results if row.details]
-    return "\n".join([*lines, "", *notes])
-
-
-def describe(details: dict[str, float | str]) -> str:
-    return "; ".join(f"{key} {value if isinstance(value, str) else f'{value:.4g}'}" for key, value in details.items())
+        cells = [row.part, row.what, milliseconds(row.baseline), milliseconds(row.ours), f"{row.ratio:.3g}×"]
+        lines.append(f"| {' | '.join(cells)} | {'' if row.target is None else f'{row.target:.3g}×'} |")
+    lines.append("")
+    for row in results:
+        values = (f"{key} {value if isinstance(value, str) else f'{value:.4g}'}" for key, value in row.details.items())
+        lines += [f"- {row.part}, {row.what}: {'; '.join(values)}"] if row.details else []
+    return "\n".join(lines)
 
 
 def machine(device: torch.device) -> dict[str, str]:
     """Where and with what the figures were measured."""
+    load = os.getloadavg()
     rows = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", *module_and_arguments()]),
         "processor": f"{cpu_name()}, {available_cores()} cores, {torch.get_num_threads()} threads",
-        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+        "load": " ".join(f"{value:.1f}" for value in load),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
     }
     if device.type == "cuda":
         rows["device"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    if load[0] > available_cores() + 1:
+        rows["note"] = "this machine is busy with other work: expect noise"
     return rows
 
 
@@ -143,31 +114,29 @@ def available_cores() -> int:
 
 
 def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def publish(results: list[Result], device: torch.device, json_path: Path | None) -> None:
-    """Print the machine and the table; write both as JSON where a path is given."""
-    if not is_main():
+    """Print the machine and the table; write both as JSON where a path is given. Of several ranks the first does."""
+    if os.environ.get("RANK", "0") != "0":
         return
     about = machine(device)
-    if os.getloadavg()[0] > available_cores() + 1:
-        about["note"] = "this machine is busy with other work: expect noise"
     print("\n" + "\n".join(f"{key}: {value}" for key, value in about.items()) + "\n\n" + table(results))
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({"machine": about, "results": [row.as_dict() for row in results]}, indent=1))
+        rows = [asdict(row) | {"ratio": row.ratio} for row in results]
+        json_path.write_text(json.dumps({"machine": about, "results": rows}, indent=1))
         print(f"\nwritten: {json_path}")
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
+def parser(doc: str, repeats: int | None = None) -> argparse.ArgumentParser:
     """The options that all of these commands have."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--repeats", type=positive, help="timed repetitions of each way")
+    options.add_argument("--repeats", type=positive, default=repeats, help="timed repetitions of each way")
     options.add_argument("--toy", action="store_true", help="small enough for a test: shows that it runs, no more")
     options.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     options.add_argument("--json", type=Path, help="also write the results here")

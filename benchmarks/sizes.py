@@ -1,31 +1,39 @@
 """The sizes that are measured, and made-up data for them: random tokens (time does not depend on what they say)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
-from benchmarks.build import ROOT
 from dataset.format import PuzzleDatasetMetadata, SplitWriter, write_identifiers
+from models.act import tensors_of
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
+from training.command_line import hydra_error
 from training.config import PretrainConfig, from_hydra
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_layers=2", "arch.L_layers=2", "arch.halt_max_steps=8")
 TOY = ("arch.hidden_size=32", "arch.num_heads=2", "arch.H_layers=1", "arch.L_layers=1", "arch.halt_max_steps=4")
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     experiment: str
     seq_len: int
     vocab_size: int
     puzzles: int  # identifiers, the blank included
     batches: tuple[int, ...]  # global batch sizes that are measured
     overrides: tuple[str, ...] = ()
+
+    @property
+    def metadata(self) -> PuzzleDatasetMetadata:
+        known = dict(vocab_size=self.vocab_size, seq_len=self.seq_len, num_puzzle_identifiers=self.puzzles)
+        made_up = dict(pad_id=0, ignore_label_id=0, blank_identifier_id=0, total_groups=1000, mean_puzzle_examples=1.0)
+        return PuzzleDatasetMetadata(**known, **made_up, sets=["all"])
 
 
 SIZES = {
@@ -37,34 +45,28 @@ SIZES = {
 }
 
 
+def default_size(toy: bool, device: torch.device) -> str:
+    return "toy" if toy else "sudoku" if device.type == "cuda" else "small"
+
+
 def config_of(size: Size, batch: int, *overrides: str) -> PretrainConfig:
+    """The experiment's config with this global batch, and further `key=value` as pretrain.py reads them."""
     values = [f"+experiment={size.experiment}", f"global_batch_size={batch}", *size.overrides, *overrides]
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        return from_hydra(compose("cfg_pretrain", overrides=values))
+    try:
+        with initialize_config_dir(str(ROOT / "config"), version_base=None):
+            return from_hydra(compose("cfg_pretrain", overrides=values))
+    except HydraException as error:
+        raise hydra_error(error) from None
 
 
-def metadata_of(size: Size) -> PuzzleDatasetMetadata:
-    return PuzzleDatasetMetadata(
-        pad_id=0,
-        ignore_label_id=0,
-        blank_identifier_id=0,
-        vocab_size=size.vocab_size,
-        seq_len=size.seq_len,
-        num_puzzle_identifiers=size.puzzles,
-        total_groups=1000,
-        mean_puzzle_examples=1.0,
-        sets=["all"],
-    )
+def build_head(size: Size, batch: int, device: torch.device, *overrides: str) -> ACTLossHead:
+    return config_of(size, batch, *overrides).arch.build_for(size.metadata, batch_size=batch, device=device)
 
 
-def build_head(size: Size, batch: int) -> ACTLossHead:
-    """On the current default device."""
-    return config_of(size, batch).arch.build(
-        batch_size=batch,
-        seq_len=size.seq_len,
-        vocab_size=size.vocab_size,
-        num_puzzle_identifiers=size.puzzles,
-    )
+def forward_dtype(head: ACTLossHead) -> torch.dtype:
+    """Of the network's state, and so of its activations."""
+    state = tensors_of(head.model.inner.initial_state(1))
+    return next(tensor.dtype for tensor in state if tensor.is_floating_point())
 
 
 def random_batches(size: Size, batch: int, device: torch.device, seed: int = 0) -> Iterator[Batch]:
@@ -86,13 +88,11 @@ def write_dataset(
     """A dataset of random tokens, every puzzle with an identifier of its own where the size has identifiers."""
     rng = np.random.default_rng(0)
     writer = SplitWriter(folder, split, seq_len=size.seq_len)
+    sizes = dict(puzzle_sizes=np.full(puzzles_a_group, examples_a_puzzle), group_sizes=np.array([puzzles_a_group]))
     for group in range(groups):
-        examples = puzzles_a_group * examples_a_puzzle
-        inputs, labels = rng.integers(1, size.vocab_size, (2, examples, size.seq_len), dtype=np.uint8)
+        shape = (2, puzzles_a_group * examples_a_puzzle, size.seq_len)
+        inputs, labels = rng.integers(1, size.vocab_size, shape, dtype=np.uint8)
         ids = (group * puzzles_a_group + np.arange(puzzles_a_group)) % size.puzzles
-        sizes = np.full(puzzles_a_group, examples_a_puzzle)
-        writer.append(
-            inputs, labels, puzzle_identifiers=ids, puzzle_sizes=sizes, group_sizes=np.array([puzzles_a_group])
-        )
+        writer.append(inputs, labels, puzzle_identifiers=ids, **sizes)
     writer.finish(vocab_size=size.vocab_size, num_puzzle_identifiers=size.puzzles)
     write_identifiers(folder, [f"p{number}" for number in range(1, size.puzzles)])

@@ -1,12 +1,13 @@
-"""Time of one training step: python -m benchmarks.step [--size small|sudoku|arc|maze] [--batch N] [options]
+"""Time of one training step: python -m benchmarks.step [--size small|sudoku|arc|maze] [--batch N] [key=value …]
 
-Ours is what pretrain.py does for a batch: eager, with its blocks compiled, and on CUDA as a graph too. The baseline
-(benchmarks/baseline.py) starts from the same weights on the same batches in the same process; it is eager, and on CUDA,
-or with --compile-baseline, compiled as a whole too. Before timing, the losses of the first steps are compared: in
-float32 eager ones must agree to 1e-5. See benchmarks/ways.py.
+Ours is what pretrain.py does for a batch (train_step, the metrics reduced and fetched): eager, with its blocks
+compiled, and on CUDA as a graph too. The baseline (benchmarks/baseline.py) starts from the same weights on the same
+batches in the same process; it is eager, and on CUDA, or with --compile-baseline, compiled as a whole too. Before
+timing, the losses of the first steps are compared: in float32 eager ones must agree to 1e-5.
 
-With --loader the batches of the timed steps come from a made-up dataset (Sudoku: 162 MB of temporary disk) as each side
-loads them: on CUDA with one worker, the baseline's a process, ours a thread; elsewhere without.
+`key=value` are settings of pretrain.py, such as arch.forward_dtype=float32 or log_interval=10. With --loader the
+batches of the timed steps come from a made-up dataset (Sudoku: 162 MB of temporary disk) as each side loads them: on
+CUDA with one worker, the baseline's a process, ours a thread; elsewhere without.
 
 Prints the time a step, first steps with an empty and with a filled compiler cache (`cold`, `warm`), operations a second
 and the share of the roofline (benchmarks/flops.py), on CUDA the peak memory. Under torchrun with several ranks too. The
@@ -16,26 +17,40 @@ Cost on 2 cores: a minute and a half for the default size, a minute more with --
 
 import argparse
 import itertools
+import logging
 import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import loader
-from benchmarks.baseline import PlainDataset, PlainTrainer
-from benchmarks.flops import Device, count_parameters, describe_device, roofline, step_kernels, total
-from benchmarks.report import Result, in_turns, parser, positive, publish
-from benchmarks.sizes import SIZES, config_of, random_batches, write_dataset
-from benchmarks.ways import BASELINES, OURS, WAYS, OurTrainer, Way, build_ways, check_same_losses
-from errors import one_line_errors
-from puzzle_dataset import Batch, PuzzleDataset
+from benchmarks.baseline import PlainTrainer
+from benchmarks.flops import measure_device, roofline, step_kernels
+from benchmarks.report import Result, in_turns, parser, positive, publish, timed
+from benchmarks.sizes import SIZES, Size, config_of, default_size, forward_dtype, random_batches
+from dataset.format import PuzzleDatasetMetadata
+from errors import first_line, one_line_errors
+from puzzle_dataset import Batch
+from training.command_line import accept_plain_overrides
+from training.compilation import compile_blocks
+from training.config import PretrainConfig
+from training.cuda_graph import WARM_UP
 from training.data import BATCHES_AHEAD
 from training.distributed import Ranks, select_device
+from training.metrics import Unread, train_metrics
+from training.step import create_state, train_step
 
+log = logging.getLogger(__name__)
+CHECKED_STEPS = WARM_UP + 3  # a graph is recorded after the warm-up: three of them are replays
+# Relative difference of the losses of the first steps that rounding explains; compiled kernels round otherwise.
+TOLERANCE = {(torch.float32, False): 1e-5, (torch.float32, True): 1e-4}
+HALF_TOLERANCE = 2e-2
 STEPS_A_TURN = 10  # on CUDA: the host runs ahead of the device, as in training
 TARGETS = {  # device, size, global batch size, with the loader
     ("cpu", "small", 64, False): 1.2,
@@ -45,58 +60,197 @@ TARGETS = {  # device, size, global batch size, with the loader
 }
 
 
+class OurTrainer:
+    """The same interface as `PlainTrainer`, on what pretrain.py calls."""
+
+    def __init__(self, config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device):
+        self.config, self.device = config, device
+        self.state = create_state(config, metadata, ranks, device)
+        self.head = self.state.head.train()
+        self.unread, self.log_interval, self.late = Unread(ranks), 1, False
+
+    def compile(self) -> None:
+        if not compile_blocks(self.head.model, "on", self.device, self.state.total_steps):
+            raise RuntimeError("the blocks do not compile here")
+
+    def step(self, batch: Batch) -> dict[str, float] | None:
+        """-> the metrics, where they are looked at: every `log_interval` steps, and `late` as in pretrain.py."""
+        sums, lr = train_step(self.state, batch, self.config)
+        self.unread.add(self.state.step, sums, lr)
+        if self.state.step % self.log_interval:
+            return None
+        read = [train_metrics(v, self.config.global_batch_size, lr) for _, v, lr in self.unread.take(not self.late)]
+        return read[-1] if read else None
+
+    def replays(self, batch: Batch) -> bool:
+        """After the warm-up: whether steps are launched as a graph, or recording one has failed."""
+        graphs = self.state.graphs or {}
+        return bool(graphs) and all(graph.ready(batch) for graph in graphs.values())
+
+
+class Kind(NamedTuple):
+    trainer: type[PlainTrainer | OurTrainer]
+    compilations: int = 0  # first steps that compile; two: with an empty cache and with a full one
+    graph: bool = False
+
+
+# In this order: a way that measures its compile time empties the compiler's memory. After it, blocks are compiled again
+# sooner than a whole model, and a graph must not outlive its kernels.
+WAYS = {
+    "baseline": Kind(PlainTrainer),
+    "eager": Kind(OurTrainer),
+    "blocks compiled": Kind(OurTrainer, compilations=2),
+    "baseline, compiled": Kind(PlainTrainer, compilations=2),
+    "blocks compiled, CUDA graph": Kind(OurTrainer, compilations=1, graph=True),
+}
+BASELINES = [name for name, kind in WAYS.items() if kind.trainer is PlainTrainer]
+OURS = [name for name, kind in WAYS.items() if kind.trainer is OurTrainer]
+
+
+@dataclass
+class Way:
+    """A trainer after its first steps, and what was seen of them."""
+
+    trainer: PlainTrainer | OurTrainer
+    losses: list[dict[str, float]] = field(default_factory=list)
+    first_steps: list[float] = field(default_factory=list)  # seconds
+    peak: float = 0.0  # bytes on a CUDA device, without what other ways keep
+    times: list[float] = field(default_factory=list)  # seconds a step
+
+
+def prepare(
+    name: str, config: PretrainConfig, size: Size, batches: list[Batch], ranks: Ranks, device: torch.device
+) -> Way:
+    """Build it from the seed's weights and take the first steps."""
+    kind, cuda = WAYS[name], device.type == "cuda"
+    config = config.model_copy(update={"cuda_graph": "on" if kind.graph else "off"})
+    before = torch.cuda.memory_allocated(device) if cuda else 0
+    torch.manual_seed(0)
+    way = Way(kind.trainer(config, size.metadata, ranks, device))
+
+    def step(number: int) -> None:
+        if number < kind.compilations:
+            way.trainer.compile()
+        way.losses.append(way.trainer.step(batches[number % len(batches)]))
+
+    for number in range(CHECKED_STEPS):
+        if number < kind.compilations and not kind.graph:
+            torch.compiler.reset()
+        if number == WARM_UP and cuda:  # nothing is compiled any more; recording a graph takes the memory it will have
+            torch.cuda.reset_peak_memory_stats(device)
+        torch.manual_seed(number)  # the same exploration in every way
+        way.first_steps.append(timed(lambda number=number: step(number), device))
+    if cuda:
+        way.peak = torch.cuda.max_memory_allocated(device) - before
+    if kind.graph and not way.trainer.replays(batches[0]):
+        raise RuntimeError("the step could not be recorded")
+    return way
+
+
+def build_ways(
+    config: PretrainConfig,
+    size: Size,
+    batches: list[Batch],
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    compiled: bool,
+    compiled_baseline: bool | None = None,
+    among: Collection[str] = tuple(WAYS),
+) -> dict[str, Way]:
+    """All that run here, and with a compiler those that are asked for; None: on CUDA."""
+    cuda = device.type == "cuda"
+    wanted = {
+        "baseline, compiled": cuda if compiled_baseline is None else compiled_baseline,
+        "blocks compiled": compiled,
+        "blocks compiled, CUDA graph": compiled and cuda,
+    }
+    ways = {}
+    for name in (name for name in WAYS if name in among and wanted.get(name, True)):
+        try:
+            ways[name] = prepare(name, config, size, batches, ranks, device)
+        except Exception as error:
+            if not WAYS[name].compilations:
+                raise
+            log.warning("'%s' is left out: %s", name, first_line(error))  # what torch.compile raises may be anything
+    return ways
+
+
+def compared_steps(name: str) -> int:
+    """How many of the first steps must be the baseline's: a model compiled as a whole draws other random numbers."""
+    return 1 if name == "baseline, compiled" else CHECKED_STEPS
+
+
+def largest_difference(name: str, way: Way, baseline: Way) -> float:
+    """Of the losses of the compared steps, relative to the baseline's."""
+    pairs = list(zip(way.losses, baseline.losses, strict=True))[: compared_steps(name)]
+    return max(
+        abs(ours[key] - plain[key]) / abs(plain[key]) for ours, plain in pairs for key in plain if key.endswith("loss")
+    )
+
+
+def check_same_losses(name: str, way: Way, baseline: Way, dtype: torch.dtype) -> float:
+    """-> the largest relative difference; raises `AssertionError` where it is not rounding."""
+    difference = largest_difference(name, way, baseline)
+    allowed = TOLERANCE.get((dtype, WAYS[name].compilations > 0), HALF_TOLERANCE)
+    assert difference <= allowed, f"the losses of '{name}' differ from the baseline's by {difference:.1e} > {allowed}"
+    return difference
+
+
 def run(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> list[Result]:
-    name = args.size or ("toy" if args.toy else "sudoku" if device.type == "cuda" else "small")
-    results = []
+    name = args.size or default_size(args.toy, device)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", scratch)  # empty, so that `cold` is what it says
-        figures = describe_device(device, args.dtype)
-        for batch in [args.batch] if args.batch else SIZES[name].batches:
-            results += measure(name, batch, args, ranks, device, figures, Path(scratch))
+        batches = [args.batch] if args.batch else SIZES[name].batches
+        results = [row for batch in batches for row in measure(name, batch, args, ranks, device, Path(scratch))]
         if before is None:
             del os.environ["TORCHINDUCTOR_CACHE_DIR"]
     return results
 
 
 def measure(
-    name: str,
-    batch: int,
-    args: argparse.Namespace,
-    ranks: Ranks,
-    device: torch.device,
-    figures: Device,
-    scratch: Path,
+    name: str, batch: int, args: argparse.Namespace, ranks: Ranks, device: torch.device, scratch: Path
 ) -> list[Result]:
     """The rows of one batch size."""
     size = SIZES[name]
-    config = config_of(size, batch, f"arch.forward_dtype={args.dtype}")
+    config = config_of(size, batch, *args.overrides)
     config.check_ranks(ranks.world_size)
     local = batch // ranks.world_size
     made_up = list(itertools.islice(random_batches(size, local, device, seed=ranks.rank), 4))
-    ways = build_ways(config, size, made_up, args, ranks, device)
+    ways = build_ways(
+        config, size, made_up, ranks, device, compiled=args.compile, compiled_baseline=args.compile_baseline
+    )
     head = ways["eager"].trainer.head
-    dtype = head.model.inner.forward_dtype
+    dtype = forward_dtype(head)
+    label = ", ".join([name, f"batch {batch}", str(dtype).removeprefix("torch."), *args.overrides])
     differences = {}
     if ranks.is_main:  # the others do not have the sums
         differences = {w: check_same_losses(w, ways[w], ways["baseline"], dtype) for w in ways if w != "baseline"}
 
+    streams = (itertools.cycle(made_up), itertools.cycle(made_up))
     if args.loader:
-        streams = loaded_batches(name, batch, args, ranks, device, scratch)
-    else:
-        streams = {kind: itertools.cycle(made_up) for kind in (PlainTrainer, OurTrainer)}
-    time_ways(ways, streams, args, device, desc=f"step, {name}, batch {batch}")
+        label += ", real loader"
+        streams = loaded_batches(name, batch, args.toy, ranks, device, scratch)
+    streams = dict(zip((PlainTrainer, OurTrainer), streams, strict=True))
+    time_ways(ways, streams, args, config.log_interval, device)
 
-    count = count_parameters(head)
-    kernels = {f: list(step_kernels(head.model.config, local, count, fused=f, size=dtype.itemsize)) for f in (0, 1)}
-    limits = {bool(fused): roofline(kernels[fused], figures) for fused in kernels}
-    label = f"{name}, batch {batch}, {str(dtype).removeprefix('torch.')}"
-    label += ", real loader" if args.loader else ""
-    label += f", log_interval {args.log_interval}" if args.log_interval > 1 else ""
-    results = rows(label, ways, differences, total(kernels[True]).flops, limits)
+    figures, kernels = measure_device(device, dtype), step_kernels(head, local)
+    results = []
+    for ours, baseline in pairs(ways):
+        against = "eager" if baseline == "baseline" else "compiled as a whole"
+        row = Result("step", f"{label}: {ours} against a plain port, {against}", ways[baseline].times, ways[ours].times)
+        row.details["losses differ by"] = differences.get(ours, math.nan)
+        row.details |= speed(ways[ours], sum(kernel.flops for kernel in kernels), roofline(kernels, head, figures))
+        for whose, way in (("", ours), ("baseline ", baseline)):
+            if WAYS[way].compilations == 2:
+                row.details[f"{whose}first step"] = "{:.1f} s cold, {:.1f} s warm".format(*ways[way].first_steps[:2])
+            if device.type == "cuda":
+                row.details[f"{whose}peak GB"] = ways[way].peak / 2**30
+        if (ours, baseline) == judged_pair(ways, device):
+            row.target = TARGETS.get((device.type, name, batch, args.loader))
+        results.append(row)
     results[0].details["device"] = figures.source
-    target = TARGETS.get((device.type, name, batch, args.loader))
-    results[list(pairs(ways)).index(judged_pair(ways, device))].target = target
     return results
 
 
@@ -104,15 +258,15 @@ def time_ways(
     ways: dict[str, Way],
     streams: dict[type, Iterator[Batch]],
     args: argparse.Namespace,
+    log_interval: int,
     device: torch.device,
-    desc: str,
 ) -> None:
     """Fill in the `times`. What a loader read ahead while another way had its turn is taken off before."""
-    ours = [way.trainer for name, way in ways.items() if name in OURS]
-    for trainer in ours:
-        trainer.log_interval, trainer.late = args.log_interval, True
+    for name in OURS:
+        if name in ways:
+            ways[name].trainer.log_interval, ways[name].trainer.late = log_interval, True
     steps = STEPS_A_TURN if device.type == "cuda" else 1
-    steps = -(-steps // args.log_interval) * args.log_interval
+    steps = -(-steps // log_interval) * log_interval
 
     def turn(name: str) -> None:
         trainer = ways[name].trainer
@@ -124,57 +278,24 @@ def time_ways(
             loader.drain(streams[type(ways[name].trainer)], 2 * BATCHES_AHEAD)
 
     calls = {name: lambda name=name: turn(name) for name in ways}
-    for name, seconds in in_turns(calls, args.repeats, device, before=before, desc=desc).items():
+    for name, seconds in in_turns(calls, args.repeats, device, before).items():
         ways[name].times = [value / steps for value in seconds]
 
 
 def loaded_batches(
-    name: str, batch: int, args: argparse.Namespace, ranks: Ranks, device: torch.device, scratch: Path
-) -> dict[type, Iterator[Batch]]:
-    """Endless streams on the device, of the trainers that they are for; checked to be the same where they must be."""
-    size, folder = SIZES[name], scratch / f"{name}-{batch}"
-    shape = "sudoku" if size.seq_len == 81 else "arc"
-    folder.mkdir()
-    write_dataset(folder, "train", size, *loader.shapes(args.toy)[shape])
-
-    def opened(kind: type[PuzzleDataset]) -> PuzzleDataset:
-        return loader.open_dataset(kind, folder, loader.EPOCHS[shape], batch, ranks)
-
-    if shape == "sudoku":
-        loader.check_same_loading(opened(PuzzleDataset), opened(PlainDataset))
-    workers = 1 if device.type == "cuda" else 0
-    streams = {
-        PlainTrainer: loader.plain_loader(opened(PlainDataset), workers, device),
-        OurTrainer: loader.our_loader(opened(PuzzleDataset), workers, device),
-    }
-    next(streams[PlainTrainer])  # forks its worker before ours has a thread
-    return {kind: moved(stream, device) for kind, stream in streams.items()}
-
-
-def moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    for batch in batches:
-        yield {name: field.to(device) for name, field in batch.items()}
+    name: str, batch: int, toy: bool, ranks: Ranks, device: torch.device, scratch: Path
+) -> list[Iterator[Batch]]:
+    """Endless streams on the device, the baseline's and ours."""
+    shape = "sudoku" if SIZES[name].seq_len == 81 else "arc"
+    folder = loader.write_shape(shape, scratch / f"{name}-{batch}", toy)
+    streams = loader.loader_streams(shape, folder, batch, 1 if device.type == "cuda" else 0, device, ranks)
+    next(streams[0])  # forks its worker before ours has a thread
+    return [({key: field.to(device) for key, field in batch.items()} for batch in stream) for stream in streams]
 
 
 def pairs(ways: dict[str, Way]) -> Iterator[tuple[str, str]]:
     """Each of ours with each baseline."""
     return ((ours, baseline) for ours in OURS for baseline in BASELINES if ours in ways and baseline in ways)
-
-
-def rows(
-    label: str, ways: dict[str, Way], differences: dict[str, float], flops: float, limits: dict[bool, float]
-) -> list[Result]:
-    results = []
-    for ours, baseline in pairs(ways):
-        against = "eager" if baseline == "baseline" else "compiled as a whole"
-        row = Result("step", f"{label}: {ours} against a plain port, {against}", ways[baseline].times, ways[ours].times)
-        row.details["losses differ by"] = differences.get(ours, math.nan)
-        row.details |= speed(ways[ours], flops, limits) | first_steps("", ours, ways[ours])
-        row.details |= first_steps("baseline ", baseline, ways[baseline])
-        if ways[ours].peak:
-            row.details |= {"peak GB": ways[ours].peak / 2**30, "baseline peak GB": ways[baseline].peak / 2**30}
-        results.append(row)
-    return results
 
 
 def judged_pair(ways: dict[str, Way], device: torch.device) -> tuple[str, str]:
@@ -186,38 +307,26 @@ def judged_pair(ways: dict[str, Way], device: torch.device) -> tuple[str, str]:
     return fastest(OURS), fastest(BASELINES) if device.type == "cuda" else "baseline"
 
 
-def speed(way: Way, flops: float, limits: dict[bool, float]) -> dict[str, float | str]:
+def speed(way: Way, flops: float, limit: float) -> dict[str, float | str]:
     seconds = statistics.median(way.times)
-    return {
-        "TFLOP a step": flops / 1e12,
-        "TFLOP/s": flops / seconds / 1e12,
-        "share of the roofline": f"{limits[False] / seconds:.0%} of {1e3 * limits[False]:.3g} ms with separate "
-        f"element-wise kernels, {limits[True] / seconds:.0%} of {1e3 * limits[True]:.3g} ms fully fused",
-    }
-
-
-def first_steps(prefix: str, name: str, way: Way) -> dict[str, str]:
-    if WAYS[name].compilations < 2:
-        return {}
-    cold, warm = way.first_steps[:2]
-    return {f"{prefix}first step": f"{cold:.1f} s cold, {warm:.1f} s warm"}
+    share = f"{limit / seconds:.0%} of {1e3 * limit:.3g} ms"
+    return {"TFLOP a step": flops / 1e12, "TFLOP/s": flops / seconds / 1e12, "share of the roofline": share}
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc)
+    args = parser(doc, repeats=5)
+    args.add_argument("overrides", nargs="*", metavar="key=value", help="settings of pretrain.py")
     args.add_argument("--size", choices=SIZES, help="default: sudoku on CUDA, else small")
     args.add_argument("--batch", type=positive, help="global batch size (default: those of the size)")
     args.add_argument("--loader", action="store_true", help="batches from the real loaders, not from memory")
-    args.add_argument("--log-interval", type=positive, default=1, help="steps between looks at the metrics, ours only")
-    args.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of the forward pass")
     yes_or_no = argparse.BooleanOptionalAction
     args.add_argument("--compile", action=yes_or_no, default=True, help="also ours with compiled blocks")
     args.add_argument("--compile-baseline", action=yes_or_no, help="also the baseline compiled as a whole")
-    args.set_defaults(repeats=5)
     return args
 
 
 def main() -> None:
+    accept_plain_overrides()
     args = options().parse_args()
     with one_line_errors():
         ranks = Ranks.from_environment()

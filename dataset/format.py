@@ -29,6 +29,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from errors import UserError, describe_validation_error
+from files import put_in_place
 from puzzles.kind import Kind
 
 BLANK_IDENTIFIER = "<blank>"
@@ -76,7 +77,6 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
         raise UserError(f"--output-dir {target} is not empty and holds no dataset; name a new folder")
     # Named before it is made: a signal may come between any two lines, and must find what to remove.
     folder = target.with_name(f".{target.name}.building-{os.getpid()}")
-    old = folder.with_name(folder.name + "-old")
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,15 +85,10 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"cannot write beside --output-dir {target}: {error.strerror}") from None
         yield folder
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
+        put_in_place(folder, target)
     except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_identifiers(folder: Path, names: Sequence[str]) -> None:

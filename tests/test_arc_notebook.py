@@ -91,6 +91,7 @@ def test_what_is_drawn(tasks):
         for axis, grid in zip(axes[2:], candidates, strict=False):
             verdict = "right" if grid.tolist() == test.answer.tolist() else "wrong"
             assert verdict in axis.get_title()
+            assert axis.title.get_color() == PALETTE[verdict]
             verdicts.add(verdict)
         for axis in axes[2 + len(candidates) :]:
             assert "none" in axis.get_title() and not axis.images

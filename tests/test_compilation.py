@@ -2,27 +2,21 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from benchmarks.sizes import SIZES, build_head
-from tests.launch import ROOT, run
+from tests.in_memory import TINY, build_head, composed
+from tests.launch import run
 from tests.runs import TRAJECTORY, assert_lines_close, lines_with, read_metrics, reference_overrides
 from training.compilation import EVALUATION, compile_blocks, pays
-from training.config import PretrainConfig, from_hydra
 
 CPU = torch.device("cpu")
 
 
-def demo() -> PretrainConfig:
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        return from_hydra(compose("cfg_pretrain", overrides=["+experiment=sudoku_4x4_demo"]))
-
-
 def test_on_a_cpu_long_runs_and_large_models_are_compiled():
     """The demo (2,560 steps at batch 64), hidden size 128 on 9×9 Sudokus, the full size; measured: see CPU_MIN_WORK."""
-    with torch.device("meta"):
-        small, full = build_head(SIZES["small"], 64), build_head(SIZES["sudoku"], 8)
-        four = demo().arch.build(batch_size=64, seq_len=16, vocab_size=6, num_puzzle_identifiers=1)
+    narrow = ("arch.hidden_size=128", "arch.num_heads=4", "arch.H_layers=2", "arch.L_layers=2")
+    small = build_head(composed("global_batch_size=64", "arch.halt_max_steps=8", *narrow), "meta")
+    full = build_head(composed("global_batch_size=8"), "meta")
+    four = build_head(composed(experiment="sudoku_4x4_demo"), "meta", seq_len=16, vocab_size=6)
     for head, too_few, enough in ((four, 1000, 2560), (small, 50, 150), (full, 5, 50)):
         rows = head.model.data.batch_size
         assert not pays(head.model, CPU, too_few * rows)
@@ -35,7 +29,7 @@ def test_on_a_cpu_long_runs_and_large_models_are_compiled():
 @pytest.mark.parametrize(("mode", "disabled"), [("off", ""), ("on", "1"), ("auto", "")])
 def test_a_short_run_is_not_compiled(monkeypatch, mode, disabled):
     monkeypatch.setenv("DISABLE_COMPILE", disabled)
-    assert not compile_blocks(build_head(SIZES["toy"], 8).model, mode, CPU, steps=20)
+    assert not compile_blocks(build_head(composed(*TINY)).model, mode, CPU, steps=20)
 
 
 @pytest.mark.slow

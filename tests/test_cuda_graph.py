@@ -8,8 +8,8 @@ import logging
 import pytest
 import torch
 
-from benchmarks.sizes import SIZES, config_of, metadata_of, random_batches
 from errors import UserError
+from tests.in_memory import METADATA, TINY, composed, random_batches
 from tests.recording import record
 from training import step
 from training.config import PretrainConfig
@@ -18,21 +18,21 @@ from training.distributed import Ranks
 from training.step import TrainState, create_state, train_step
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
-SIZE, BATCH = SIZES["toy"], 8
+BATCH = 8
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(*overrides: str) -> PretrainConfig:
     """With halting at different steps, exploration, warm-up and decay of the learning rate."""
-    return config_of(
-        SIZE, BATCH, "lr=1e-2", "lr_warmup_steps=5", "lr_min_ratio=0.1", "arch.halt_exploration_prob=0.5",
+    return composed(
+        *TINY, "lr=1e-2", "lr_warmup_steps=5", "lr_min_ratio=0.1", "arch.halt_exploration_prob=0.5",
         "puzzle_emb_lr=1e-2", *overrides,
     )  # fmt: skip
 
 
 def fresh_state(run: PretrainConfig) -> TrainState:
     torch.manual_seed(0)
-    state = create_state(run, metadata_of(SIZE), ONE, CPU)
+    state = create_state(run, METADATA, ONE, CPU)
     with torch.no_grad():  # a Q head for which rows halt at different steps
         state.head.model.inner.q_head.weight.normal_()
         state.head.model.inner.q_head.bias.zero_()
@@ -41,7 +41,7 @@ def fresh_state(run: PretrainConfig) -> TrainState:
 
 
 def steps(state: TrainState, run: PretrainConfig, count: int) -> list[dict[str, float]]:
-    batches = random_batches(SIZE, BATCH, CPU)
+    batches = random_batches(BATCH)
     trace = []
     for _ in range(count):
         metrics, lr = train_step(state, next(batches), run)

@@ -179,6 +179,26 @@ def test_the_command(checkpoint, monkeypatch, capsys):
     assert "upper bound: uses the labels" in rows["oracle: any copy right"]
 
 
+def test_copies_and_rules_are_those_of_the_kind(checkpoint, monkeypatch):
+    made = []
+
+    def recording_vote(*args):
+        made.append((args[3], vote(*args)))
+        return made[-1][1]
+
+    monkeypatch.setattr(ensemble, "vote", recording_vote)
+    config = ensemble.EnsembleConfig(checkpoint=str(checkpoint), seed=5, max_steps=1)
+    report = ensemble.ensemble(config, torch.device("cpu"))
+    expected = find_kind("sudoku")(4, 4).symmetries(32, seed=5)
+    for transforms, choices in made:
+        assert [one.cells.tolist() for one in transforms] == [one.cells.tolist() for one in expected]
+        assert [one.tokens.tolist() for one in transforms] == [one.tokens.tolist() for one in expected]
+        rows = choices.answers.reshape(-1, 4, 4)
+        complete = [all(set(line) == {2, 3, 4, 5} for line in (*board, *board.T)) for board in rows]
+        assert not (choices.valid.ravel() & ~np.array(complete)).any()
+    assert report["copies"] == 32
+
+
 def test_one_copy_is_the_single_pass(checkpoint):
     config = ensemble.EnsembleConfig(checkpoint=str(checkpoint), copies=1, global_batch_size=16)
     report = ensemble.ensemble(config, torch.device("cpu"))

@@ -191,8 +191,12 @@ def test_steps_of_a_run(checkpoint):
     """All puzzles, against the loop that training uses."""
     data = checkpoint.parents[1] / "data"
     inputs, labels = split_inputs(data), np.load(data / "test/all__labels.npy")
+    labels[20, 5] = 0  # does not count
+    np.save(data / "test/all__labels.npy", labels)
     config = figures.FigureConfig(figure="steps", checkpoint=str(checkpoint))
     report = figures.compute_steps(figures.open_subject(config, PUZZLES, 1, torch.device("cpu")))
+    assert report["puzzles"][20]["solution"].tolist() == labels[20].tolist()
+    assert [puzzle["cells"] for puzzle in report["puzzles"]] == [16] * 20 + [15]
     report = json.loads(figures.as_json(report))
 
     def text(tokens):

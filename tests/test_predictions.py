@@ -132,7 +132,7 @@ def test_identifiers_come_from_the_puzzle_of_an_example(tmp_path):
         np.save(split / f"all__{field}.npy", np.asarray(values))
     dataset = open_test_split(tmp_path / "data")
     with writer_for(tmp_path / "step_1", dataset) as writer:
-        for examples in dataset.test_examples():
+        for _, _, examples in dataset.test_batches():
             n = len(examples)
             answers, zeros = np.full((n, SEQ_LEN), 3), np.zeros(n)
             writer.append(

@@ -91,7 +91,7 @@ def test_a_state_written_twice_is_there_at_every_moment(tmp_path, monkeypatch):
     rename = Path.rename
     seen = []
     monkeypatch.setattr(Path, "rename", lambda *args: (rename(*args), seen.append(complete_states(tmp_path))))
-    put_in_place(new, place)
+    put_in_place(new, place, aside=tmp_path / "state_20.old")
     assert [[path.name for path in states] for states in seen] == [["state_20.old"], ["state_20", "state_20.old"]]
     assert [path.name for path in tmp_path.iterdir()] == ["state_20"]
 

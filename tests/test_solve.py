@@ -364,7 +364,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
         solved("checkpoint=nowhere/step_1", "puzzle=" + "." * 16, "--gif", tmp_path / "nope/out.gif")
 
 
-def test_without_the_dataset_the_weights_say_what_fits(tmp_path):
+def test_without_the_dataset_the_weights_say_what_fits(tmp_path, capsys):
     learned = untrained(tmp_path / "a", tmp_path / "gone", vocab_size=6, seq_len=16, pos_encodings="learned")
     config = load_config(str(learned.with_name("all_config.yaml")))
     head = load_model_alone(learned, config, 16, CPU, metadata=None)
@@ -375,11 +375,17 @@ def test_without_the_dataset_the_weights_say_what_fits(tmp_path):
     rope = untrained(tmp_path / "b", tmp_path / "gone", vocab_size=6)
     with pytest.raises(UserError, match="mazes or 4×4 Sudokus, but what it shall solve is a 6×6 Sudoku"):
         solved(f"checkpoint={rope}", "puzzle=" + "." * 36)
+    another = dict(vocab_size=8, seq_len=36) | find_kind("sudoku")(6, 6).describe()
+    metadata = json.loads((PIPELINE / "dataset/test/dataset.json").read_text()) | another
+    (tmp_path / "gone/train").mkdir(parents=True)
+    (tmp_path / "gone/train/dataset.json").write_text(json.dumps(metadata))
+    solved(f"checkpoint={rope}", "puzzle=" + "." * 16, "max_steps=1")  # another dataset lies there now
+    assert capsys.readouterr().err == ""
     weights = load(rope)
     del weights["model.inner.embed_tokens.embedding_weight"]
     torch.save(weights, rope)
     with pytest.raises(UserError, match="embedding_weight to read its vocabulary off"):
-        solved(f"checkpoint={rope}", "puzzle=" + "." * 16)
+        solved(f"checkpoint={rope}", "puzzle=" + "." * 16, f"data_path={tmp_path / 'nowhere'}")
 
 
 def test_json_alone_is_printed(checkpoint, capfd):

@@ -92,7 +92,8 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
             }
             with durably(beside / "manifest.json") as file:
                 file.write(json.dumps(manifest, indent=1).encode())
-            put_in_place(beside, place)  # one of the same step, saved before its evaluation, steps aside
+            # One of the same step, saved before its evaluation, steps aside: at no moment is there none.
+            put_in_place(beside, place, aside=place.with_name(f"{place.name}.old"))
             for old in complete_states(run)[config.keep_last :]:
                 shutil.rmtree(old)
         ranks.barrier()

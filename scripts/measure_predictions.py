@@ -1,28 +1,25 @@
-"""Time and peak memory of saving and reading predictions: python -m benchmarks.predictions [--examples 419000]
+"""Time and memory of saving and reading predictions: python -m scripts.measure_predictions [--examples 419000]
 
 Makes a synthetic ARC-sized dataset (419,000 sequences of 900 tokens: the test split of ARC-AGI-1 with 1,000
 augmentations) in a temporary folder, evaluates a stand-in for a model that answers at random (`evaluate_split` with a
-`PredictionWriter`, as evaluate.py does), and reads everything back (`read_predictions`). Each is a process of its own;
-prints a row of docs/benchmarks.md for each. Peak memory is the resident set, pages of the mapped dataset included.
-
-Cost: about 12 minutes on 2 busy CPU cores, and 1.2 GB of temporary disk.
+`PredictionWriter`, as evaluate.py does), and reads everything back. Each is a process of its own. Peak memory includes
+pages of the mapped dataset. Cost: about 12 minutes on 2 busy CPU cores, and 1.2 GB of temporary disk.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-from benchmarks.build import measure_process
 from dataset.format import SplitWriter, write_identifiers
 from errors import one_line_errors
-from models.hrm.hrm_act_v1 import Carry, InnerCarry
+from models.act import ACTConfig, ACTModel, Data, InnerNetwork, QValues
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from scripts.measure import measure
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
 from training.predictions import PredictionWriter, read_predictions
@@ -30,24 +27,19 @@ from training.predictions import PredictionWriter, read_predictions
 VOCAB, STEPS, BATCH = 12, 2, 768
 
 
-class RandomAnswers(nn.Module):
-    """Takes a step as the model does, and answers at random."""
+class RandomAnswers(InnerNetwork):
+    """Takes a step as a network does, and answers at random."""
 
-    config = SimpleNamespace(halt_max_steps=STEPS)
+    def initial_state(self, batch_size: int) -> None:
+        return None
 
-    def initial_carry(self, batch: dict) -> Carry:
-        size = len(batch["inputs"])
-        state = torch.zeros(size, 1)
-        return Carry(
-            InnerCarry(state, state), torch.zeros(size, dtype=torch.int32), torch.ones(size, dtype=torch.bool), batch
-        )
+    def forward(self, state: None, data: Data) -> tuple[None, Tensor, QValues]:
+        logits = torch.rand(*data["inputs"].shape, VOCAB)
+        return None, logits, tuple(torch.randn(2, len(logits)))
 
-    def forward(self, carry: Carry, batch: dict) -> tuple[Carry, dict]:
-        logits = torch.rand(*batch["inputs"].shape, VOCAB)
-        q_halt, q_continue = torch.randn(2, len(logits))
-        steps = carry.steps + 1
-        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
-        return Carry(carry.inner_carry, steps, steps >= STEPS, batch), outputs
+
+class RandomModel(ACTModel):
+    Config, Inner = ACTConfig, RandomAnswers
 
 
 def build(folder: Path, examples: int, seq_len: int) -> None:
@@ -64,11 +56,13 @@ def build(folder: Path, examples: int, seq_len: int) -> None:
     write_identifiers(folder, [f"p{i}" for i in range(examples)])
 
 
-def evaluate(folder: Path) -> None:
+def save(folder: Path) -> None:
     options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
     config = PuzzleDatasetConfig(dataset_path=str(folder), global_batch_size=BATCH, **options)
     dataset, ranks = PuzzleDataset(config, "test"), Ranks(0, 1, 0)
-    head = ACTLossHead(RandomAnswers(), "softmax_cross_entropy")
+    shape = dict(batch_size=BATCH, seq_len=dataset.metadata.seq_len, vocab_size=VOCAB, num_puzzle_identifiers=1)
+    model = RandomModel(shape | dict(halt_max_steps=STEPS, halt_exploration_prob=0.0))
+    head = ACTLossHead(model, "softmax_cross_entropy")
     with PredictionWriter(folder / "step_1", dataset, ranks, checkpoint="", halt="max", max_steps=STEPS) as writer:
         evaluate_split(head, dataset, ranks, torch.device("cpu"), [], writer=writer, leave_bar=True)
 
@@ -78,25 +72,23 @@ def read(folder: Path) -> None:
     print(f"{right} cells are right")
 
 
-STAGES = {"evaluate, save": evaluate, "read": read}
+STAGES = {"save": save, "read": read}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=419_000)
     parser.add_argument("--seq-len", type=int, default=900)
-    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # what `measure_process` runs
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # what `measure` runs
     args = parser.parse_args()
     if args.stage:
         STAGES[args.stage[0]](Path(args.stage[1]))
         return
     with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        build(folder, args.examples, args.seq_len)
-        command = ["-m", "benchmarks.predictions", "--stage"]
-        results = {stage: measure_process([*command, stage, scratch]) for stage in STAGES}
-        disk = sum(path.stat().st_size for path in (folder / "step_1_preds").iterdir()) / 2**20
-        print(f"\n{args.examples} × {args.seq_len}: {disk:.0f} MB of predictions on disk\n")
+        build(Path(scratch), args.examples, args.seq_len)
+        results = {stage: measure("-m", "scripts.measure_predictions", "--stage", stage, scratch) for stage in STAGES}
+        disk = sum(path.stat().st_size for path in Path(scratch, "step_1_preds").iterdir()) / 2**20
+    print(f"\n{args.examples} × {args.seq_len}: {disk:.0f} MB of predictions on disk\n")
     print("| predictions | seconds | peak memory, MB |\n| --- | --- | --- |")
     for stage, result in results.items():
         print(f"| {stage} | {result['seconds']} | {result['peak_mb']} |")

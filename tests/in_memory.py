@@ -1,0 +1,47 @@
+"""Configs, models and batches of random tokens that need no dataset on disk."""
+
+from collections.abc import Iterator
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from dataset.format import PuzzleDatasetMetadata
+from models.losses import ACTLossHead
+from puzzle_dataset import Batch
+from tests.launch import ROOT
+from training.config import PretrainConfig, from_hydra
+
+SEQ_LEN, VOCAB, PUZZLES = 81, 11, 50
+TINY = (
+    "arch.hidden_size=32", "arch.num_heads=2", "arch.H_layers=1", "arch.L_layers=1", "arch.halt_max_steps=4",
+    "global_batch_size=8",
+)  # fmt: skip
+METADATA = PuzzleDatasetMetadata(
+    pad_id=0, ignore_label_id=0, blank_identifier_id=0, vocab_size=VOCAB, seq_len=SEQ_LEN,
+    num_puzzle_identifiers=PUZZLES, total_groups=1000, mean_puzzle_examples=1.0, sets=["all"],
+)  # fmt: skip
+
+
+def composed(*overrides: str, experiment: str = "sudoku_extreme_1k") -> PretrainConfig:
+    """The config of an experiment, as pretrain.py would have it with these `key=value`."""
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        return from_hydra(compose("cfg_pretrain", overrides=[f"+experiment={experiment}", *overrides]))
+
+
+def build_head(config: PretrainConfig, device: str = "cpu", **changes: int) -> ACTLossHead:
+    """`changes` are those of the data's shape."""
+    metadata = METADATA.model_copy(update=changes)
+    return config.arch.build_for(metadata, batch_size=config.global_batch_size, device=torch.device(device))
+
+
+def random_batches(batch: int) -> Iterator[Batch]:
+    """Without end. Half of the rows share the identifiers of the other half, as examples of one ARC task do."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.int32)
+
+    while True:
+        ids = draw(1, PUZZLES, batch // 2).repeat_interleave(2)
+        inputs, labels = draw(1, VOCAB, 2, batch, SEQ_LEN)
+        yield {"inputs": inputs, "labels": labels, "puzzle_identifiers": ids}

@@ -1,0 +1,24 @@
+"""The scripts that measure: python -m pytest tests/test_measure.py"""
+
+import json
+import re
+
+from tests.launch import error_line, run
+
+
+def test_time_and_memory_of_a_command():
+    code = "import time; x = bytearray(200 << 20); time.sleep(0.3)"
+    measured = json.loads(run("-m", "scripts.measure", "-c", code).stdout)
+    assert 0.3 <= measured["seconds"] < 10
+    assert measured["cpu_seconds"] < measured["seconds"] + 0.1
+    assert 200 <= measured["peak_mb"] < 300
+
+
+def test_a_command_that_fails_is_an_error():
+    assert "this failed: -c raise SystemExit(3)" in error_line("-m", "scripts.measure", "-c", "raise SystemExit(3)")
+
+
+def test_predictions_are_saved_and_read():
+    out = run("-m", "scripts.measure_predictions", "--examples", 40, "--seq-len", 16).stdout
+    assert re.search(r"\d+ cells are right", out)
+    assert re.search(r"\| save \| [\d.]+ \| \d+ \|\n\| read \| [\d.]+ \| \d+ \|", out)
