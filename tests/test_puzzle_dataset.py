@@ -159,7 +159,9 @@ def test_batches_are_widened_to_what_the_model_takes(tmp_path, split, ignored):
     source = dataset(tmp_path / "d", split)
     labels = np.load(path.with_name("all__labels.npy")).astype(np.int64)
     labels = np.where(labels == ignored, -100, labels)
-    known = {tuple(row): tuple(label) for row, label in zip(np.load(path.with_name("all__inputs.npy")), labels)}
+    known = {
+        tuple(row): tuple(label) for row, label in zip(np.load(path.with_name("all__inputs.npy")), labels, strict=True)
+    }
     for _, batch, size in dataset(tmp_path / "d", split):
         assert {field.dtype for field in batch.values()} == {torch.int32}
         for row, label in zip(batch["inputs"][:size].tolist(), batch["labels"][:size].tolist(), strict=True):
