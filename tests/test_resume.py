@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from files import put_in_place
 from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.runs import PIPELINE, pretrain, read_metrics, reference_overrides, refusal
-from training.resume import complete_states
+from training.resume import Schedule, complete_states
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,42 @@ def test_other_data_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
 def test_a_state_that_is_not_there_is_refused(stopped_once, capsys):
     line = refusal(capsys, stopped_once, **CHANGES | {"resume": stopped_once / "nowhere"})
     assert "holds no complete training state" in line
+
+
+def test_states_are_due_by_steps_and_by_the_minutes_since_the_last_one(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("training.resume.time.monotonic", lambda: now)
+    schedule = Schedule(SimpleNamespace(checkpoint_interval=None, checkpoint_minutes=2))
+    due = []
+    for step, now in enumerate((1000, 1119, 1121, 1240, 1242), start=1):  # noqa: B007, read above
+        due.append(schedule.due(step))
+        if due[-1]:
+            schedule.saved()
+    assert due == [False, False, True, False, True]
+    by_steps = Schedule(SimpleNamespace(checkpoint_interval=3, checkpoint_minutes=None))
+    assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
+
+
+def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
+    """Killed before its first one, with the same command."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "train/lr": 0.5}\n')
+    pretrain(folder, **CHANGES | {"max_minutes": 1e-5})
+    assert read_metrics(folder) == read_metrics(uninterrupted)[:1]
+
+
+def test_the_run_of_wandb_goes_on_but_a_branch_is_another(stopped):
+    state = stopped / "state_1/manifest.json"
+    manifest = json.loads(state.read_text())
+    manifest["progress"]["wandb_id"] = "earlier"
+    state.write_text(json.dumps(manifest))
+    stop = CHANGES | {"max_minutes": 1e-5}
+    branch = stopped.parent / "branch"
+    pretrain(branch, **stop | {"resume": stopped})
+    pretrain(stopped, **stop)
+    found = [json.loads((folder / "state_2/manifest.json").read_text()) for folder in (stopped, branch)]
+    assert [manifest["progress"]["wandb_id"] for manifest in found] == ["earlier", None]
 
 
 def test_a_run_may_branch_off_into_another_folder(stopped, uninterrupted):

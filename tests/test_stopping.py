@@ -1,6 +1,7 @@
 """Ending a run before its epochs are used up: python -m pytest tests/test_stopping.py"""
 
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from dataset.format import SplitWriter, write_identifiers
 from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.distributed import Ranks
-from training.stopping import WINDOW, EarlyStopping
+from training.stopping import SIGNALS, WINDOW, EarlyStopping, Stopped, StopRequest
 
 ONE = Ranks(0, 1, 0)
 
@@ -29,6 +30,23 @@ def test_the_training_accuracy_is_that_of_the_sequences_of_the_window():
     for _ in range(WINDOW):
         early.note_step(count=0, exact=0)
     assert early.reason() is None
+
+
+def test_a_signal_is_a_reason_to_stop_until_the_run_is_over_and_then_nothing():
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number in SIGNALS:
+            request = StopRequest(None, ONE)
+            request.check()
+            signal.raise_signal(number)
+            with pytest.raises(Stopped, match=number.name):
+                request.check()
+        StopRequest(None, ONE).done()
+        # Ignored by the process, not by Python: it takes its own handlers down before it ends.
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_patience_counts_evaluations():
