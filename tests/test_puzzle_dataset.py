@@ -127,13 +127,15 @@ def test_every_example_of_a_puzzle_is_drawn_equally(many_examples):
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_evaluation_reads_everything_once_and_pads(many_examples, ranks):
     path, sizes = many_examples
-    size, total = 48, int(sizes.sum())
+    size, total, owner = 48, int(sizes.sum()), np.repeat(np.arange(60), sizes)
     seen, real = [], 0
     for rank in range(ranks):
         for _, batch, count in dataset(path, "test", rank, ranks, global_batch_size=size):
             assert len(batch["inputs"]) == size // ranks
             labelled = batch["labels"][:, 0] != -100
-            seen.extend(example_numbers(batch)[labelled].tolist())
+            numbers = example_numbers(batch)[labelled]
+            seen.extend(numbers.tolist())
+            np.testing.assert_array_equal(batch["puzzle_identifiers"][labelled], owner[numbers] + 1)
             assert (batch["puzzle_identifiers"][~labelled] == 0).all()
             assert (batch["inputs"][~labelled] == 0).all()
             real += count if rank == 0 else 0
@@ -226,6 +228,17 @@ def descend(indices):
     return indices
 
 
+def from_the_second(indices):
+    indices[0] = 1
+    return np.delete(indices, 1)
+
+
+def negative(tokens):
+    tokens = tokens.astype(np.int64)
+    tokens[-1, -1] = -1
+    return tokens
+
+
 BROKEN = {
     "missing split": (lambda d: shutil.rmtree(d / "train"), "splits test"),
     "missing array": (lambda d: (d / "train/all__labels.npy").unlink(), "labels.npy is missing"),
@@ -235,11 +248,16 @@ BROKEN = {
     ),
     "empty file": (lambda d: (d / "train/all__inputs.npy").write_bytes(b""), "truncated"),
     "not ascending": (lambda d: edit(d / "train/all__puzzle_indices.npy", descend), "does not ascend"),
+    "not from the first": (lambda d: edit(d / "train/all__puzzle_indices.npy", from_the_second), "ascend from 0"),
     "groups not ascending": (lambda d: edit(d / "train/all__group_indices.npy", descend), "does not ascend"),
     "wrong end": (lambda d: edit(d / "train/all__puzzle_indices.npy", lambda a: a[:-1]), "ends at"),
     "wrong length": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a[:, :-1]), "seq_len 16"),
     "fewer labels": (lambda d: edit(d / "train/all__labels.npy", lambda a: a[:-1]), "rows"),
     "vocabulary": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a + 4), "outside the vocabulary"),
+    "below the vocabulary": (
+        lambda d: edit(d / "train/all__labels.npy", negative),
+        r"token -1 is outside the vocabulary 0\.\.5",
+    ),
     "label vocabulary": (lambda d: edit(d / "train/all__labels.npy", lambda a: a + 4), "outside the vocabulary"),
     "identifiers": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a + 1), "goes outside 0..0"),
     "floats": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a * 1.0), "not integers"),
