@@ -143,6 +143,40 @@ def test_evaluation_reads_everything_once_and_pads(many_examples, ranks):
     assert real == total
 
 
+def test_padding_is_what_the_description_says(many_examples):
+    path, sizes = many_examples
+    description = path / "test/dataset.json"
+    stated = {"pad_id": 3, "blank_identifier_id": 5, "ignore_label_id": None}
+    description.write_text(json.dumps(json.loads(description.read_text()) | stated))
+    *_, (_, batch, _) = dataset(path, "test", global_batch_size=48)
+    padding = {field: rows[sizes.sum() % 48 :] for field, rows in batch.items()}
+    assert {field: rows.unique().tolist() for field, rows in padding.items()} == {
+        "inputs": [3], "labels": [-100], "puzzle_identifiers": [5],
+    }  # fmt: skip
+
+
+def test_every_set_of_every_pass_has_a_random_stream_of_its_own(tmp_path):
+    """Philox(seed + n) for the n-th of them, as in the original."""
+    for name in "ab":
+        folder = tmp_path / name
+        folder.mkdir()
+        writer = SplitWriter(folder, "train", seq_len=1, set_name=name)
+        rows, ones = np.arange(1, 51)[:, None], np.ones(50, int)
+        writer.append(rows, rows, puzzle_identifiers=0 * ones, puzzle_sizes=ones, group_sizes=ones)
+        metadata = writer.finish(vocab_size=64, num_puzzle_identifiers=1)
+    shutil.copytree(tmp_path / "a/train", tmp_path / "b/train", dirs_exist_ok=True)
+    both = metadata.model_copy(update={"sets": ["a", "b"], "total_groups": 100})
+    (tmp_path / "b/train/dataset.json").write_text(both.as_json())
+    found = dataset(tmp_path / "b", epochs_per_iter=1)
+    for number in (13, 15):  # the seed is 12: sets a and b of the first pass, then of the second
+        expected = [
+            (name, examples.tolist())
+            for name, seed in (("a", number), ("b", number + 1))
+            for examples, _ in sample_batches(np.random.Generator(np.random.Philox(seed)), found.sets[name], 1, 12)
+        ]
+        assert [(name, (batch["inputs"][:, 0] - 1).tolist()) for name, batch, _ in found] == expected
+
+
 def test_max_examples_is_a_seeded_subset_in_order(many_examples):
     path, _ = many_examples
     subset = dataset(path, "test", max_examples=25)
