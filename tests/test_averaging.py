@@ -1,13 +1,12 @@
 """The moving average of the weights: python -m pytest tests/test_averaging.py"""
 
 import json
-import signal
 
 import pytest
 import torch
 
-import pretrain as command
 from tests import warm
+from tests.interrupted import signal_in_evaluation
 from tests.runs import PIPELINE, load, pretrain, read_metrics
 from training.checkpoints import PUZZLE_TABLE
 
@@ -59,15 +58,9 @@ def test_a_stopped_run_goes_on_with_its_average(tmp_path, whole):
     assert_same_weights(tmp_path / "parts", whole, "step_20", "step_20_ema", "state_20/ema.pt")
 
 
-def test_a_signal_within_an_evaluation_saves_the_weights_and_not_their_average(tmp_path, whole, monkeypatch):
-    folder, evaluate = tmp_path / "run", command.evaluate_split
-
-    def interrupted(*args, **options):
-        signal.raise_signal(signal.SIGTERM)
-        return evaluate(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "evaluate_split", interrupted)
+def test_a_signal_within_an_evaluation_saves_the_weights_and_not_their_average(tmp_path, whole):
+    folder = tmp_path / "run"
+    with signal_in_evaluation():
         lines = pretrain(folder, **CHANGES)
     assert lines[-1]["step"] == 20
     assert "eval/accuracy" not in lines[-1]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset.format import SplitWriter, write_identifiers
+from tests.interrupted import signal_in_evaluation
 from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.distributed import Ranks
@@ -118,3 +119,17 @@ def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, e
     for step in range(stopped - 3, stopped + 1):
         resumed = pretrain(tmp_path / str(step), resume=tmp_path / f"clocked/state_{step}", **changes)
         assert resumed == whole
+
+
+def test_a_pass_that_a_rule_has_ended_is_over_for_a_resumed_run_too(tmp_path, easy):
+    """A signal comes between that end and the evaluation that belongs to it."""
+    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
+    changes |= {"eval_interval": 30, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
+    with signal_in_evaluation():
+        lines = pretrain(tmp_path / "run", **changes)
+    stopped = lines[-1]["step"]
+    assert WINDOW <= stopped < 150
+    assert pretrain(tmp_path / "run", **changes)[:-1] == lines
+    evaluation = read_metrics(tmp_path / "run")[-1]
+    assert evaluation["step"] == stopped
+    assert "eval/accuracy" in evaluation
