@@ -7,10 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from models.layers import ATTENTION_KERNELS, sdpa, select_attention
-from models.layers import trunc_normal_init_
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
-from models.layers import SwiGLU
+from models.layers import ATTENTION_KERNELS, SwiGLU, sdpa, select_attention, trunc_normal_init_
 from models.losses import ACTLossHead
 from tests.reference_models import REFERENCE, Variant
 

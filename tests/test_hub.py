@@ -22,8 +22,8 @@ from tests import warm
 from tests.launch import ROOT, error_line
 from tests.runs import PIPELINE, TRAJECTORY, load
 from training import hub
-from training.config import load_config
 from training.checkpoints import load_weights
+from training.config import load_config
 
 REPO = "someone/small-run"
 

@@ -14,8 +14,7 @@ from tests.runs import PIPELINE
 from tests.tiny_model import EXAMPLES, SEQ_LEN, VOCAB, build_model, every_step, in_two_sets, open_test_split
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
-from training.predictions import PredictionWriter, read_manifest, read_predictions
-from training.predictions import save_predictions
+from training.predictions import PredictionWriter, read_manifest, read_predictions, save_predictions
 
 DATA = PIPELINE / "dataset"
 ALL = ["inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits"]

@@ -10,8 +10,8 @@ import torch
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from tests.runs import PIPELINE, TRAJECTORY
-from training.config import arch_config
 from training.checkpoints import load_weights
+from training.config import arch_config
 
 EXAMPLES, SEQ_LEN, VOCAB = 21, 16, 6
 
