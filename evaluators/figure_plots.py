@@ -1,5 +1,6 @@
-"""Draws the reports of evaluators/figures.py. Colours are those of Okabe and Ito (2008), safe for the colour-blind;
-boards look as everywhere (puzzles/draw.py).
+"""Draws the reports of evaluators/figures.py, and what was voted for ARC tasks.
+
+Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards look as everywhere (puzzles/draw.py).
 """
 
 import re
@@ -12,10 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from evaluators.arc_voting import Tasks, VotedInput
+from puzzles.arc import MAX_GRID_SIZE, Arc
 from puzzles.draw import PALETTE, board_image
 from puzzles.kind import Kind
 
 DPI = 150
+ARC = Arc(MAX_GRID_SIZE, MAX_GRID_SIZE)
+PANEL_INCHES = 2.4  # of an ARC grid
 BLUE, ORANGE, GREEN, PURPLE, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
 MAX_COLUMNS = 8  # of steps in one figure
 STATES = ((VERMILLION, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))  # colour and marker of each, in turn
@@ -146,3 +151,43 @@ def _plain_axes(figure: Figure) -> None:
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
+
+
+# ARC: the votes of evaluators/arc.py
+
+
+def draw_tasks(tasks: Tasks, attempts: int = 2) -> Figure:
+    """A row for each test input of the tasks: the input, the right answer, and the `attempts` best candidates."""
+    tests = [(task, number, test) for task, inputs in tasks.items() for number, test in enumerate(inputs, 1)]
+    columns = 2 + attempts
+    figure = Figure(figsize=(PANEL_INCHES * columns, (PANEL_INCHES + 0.5) * max(1, len(tests))), dpi=80)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    rows = figure.subplots(max(1, len(tests)), columns, squeeze=False)
+    for axis in rows.flat:
+        axis.set_axis_off()
+    if not tests:
+        rows[0, 0].text(0, 0.5, "none", fontsize=11)
+    for axes, (task, number, test) in zip(rows, tests, strict=False):
+        _show_grid(axes[0], f"{task}\ninput {number if len(tasks[task]) > 1 else ''}", test.input)
+        _show_grid(axes[1], "\nanswer", test.answer)
+        for place in range(attempts):
+            _draw_attempt(axes[2 + place], test, place)
+    return figure
+
+
+def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
+    heading = f"attempt {place + 1}"
+    if place >= len(test.candidates):
+        axis.set_title(f"{heading}\nnone", fontsize=9)
+        return
+    one = test.candidates[place]
+    votes = f"{one.votes} vote{'s' if one.votes != 1 else ''}, q {one.confidence:.2f}"
+    verdict = "right" if np.array_equal(one.grid, test.answer) else "wrong"
+    _show_grid(axis, f"{heading}: {verdict}\n{votes}", one.grid, PALETTE[verdict])
+
+
+def _show_grid(axis: Axes, title: str, grid: np.ndarray, title_colour: str = PALETTE["ink"]) -> None:
+    """A grid of colours (rows, columns); nothing but the title for an empty one."""
+    tokens = ARC.on_canvas(grid)
+    _show_board(axis, title, ARC, tokens, tokens)
+    axis.title.set_color(title_colour)

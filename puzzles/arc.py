@@ -73,7 +73,8 @@ class Arc(Kind):
             raise UserError(f"{source} is no ARC grid in JSON ({error}); write it as [[0, 1], [2, 0]]") from None
         pair = Pair(*2 * [parse_grid(rows, source)])
         inputs, _ = encode([pair], Augmentations(np.array([0]), _IDENTITY[None]))
-        return Puzzle(cls.of_cells(SEQ_LEN), inputs[0])
+        note = "the model knows a task by its name, and this grid has none: expect no good answer; name it with task=…"
+        return Puzzle(cls.of_cells(SEQ_LEN), inputs[0], notes=(note,))
 
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> Encoded:
         raise UserError("ARC tasks are not read from CSV files; build them with dataset/build_arc_dataset.py")
@@ -85,6 +86,12 @@ class Arc(Kind):
     def colours(self, tokens: np.ndarray) -> np.ndarray:
         """The colours of the grid on a canvas (900,): (rows, columns)."""
         return self.grid(tokens) - FIRST_COLOUR
+
+    def on_canvas(self, colours: np.ndarray) -> np.ndarray:
+        """A grid of colours (rows, columns) in the top left corner of a canvas (900,), without end tokens."""
+        canvas = np.full((self.rows, self.columns), PAD, np.uint8)
+        canvas[: colours.shape[0], : colours.shape[1]] = colours + np.uint8(FIRST_COLOUR)
+        return canvas.ravel()
 
     def extent(self, tokens: np.ndarray) -> tuple[int, int]:
         """Those of its grid, 0×0 where there is none."""

@@ -220,7 +220,7 @@ def board_image(
     for i, (left, top) in cells:  # over the lines, which would cut the frames
         if changed[i] and kind.look.fills[tokens[i]] is not None:
             frame = (left, top, left + cell, top + cell)
-            pen.rectangle(frame, outline=PALETTE["changed"], width=max(2, cell // 10))
+            pen.rectangle(frame, outline=PALETTE["changed"], width=max(2, cell // 16))
     return image
 
 

@@ -147,8 +147,10 @@ def test_the_plain_trainer_computes_the_same():
         with torch.no_grad():  # a Q head for which rows halt at different steps
             trainer.head.model.inner.q_head.weight.normal_()
             trainer.head.model.inner.q_head.bias.zero_()
-        batches = random_batches(size, 8, CPU)
+        batches, begun = random_batches(size, 8, CPU), []
+        trainer.head.model.inner.begin_step = begun.append
         traces.append([trainer.step(next(batches)) for _ in range(12)])
+        assert begun == list(range(1, 13))
         trainers.append(trainer)
     for plain, ours in zip(*traces, strict=True):
         assert plain.keys() == ours.keys()

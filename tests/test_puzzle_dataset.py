@@ -193,11 +193,9 @@ def test_batches_are_widened_to_what_the_model_takes(tmp_path, split, ignored):
     path = tmp_path / "d" / split / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ignore_label_id": ignored}))
     source = dataset(tmp_path / "d", split)
-    labels = np.load(path.with_name("all__labels.npy")).astype(np.int64)
+    inputs, labels = (np.load(path.with_name(f"all__{field}.npy")).astype(np.int64) for field in ("inputs", "labels"))
     labels = np.where(labels == ignored, -100, labels)
-    known = {
-        tuple(row): tuple(label) for row, label in zip(np.load(path.with_name("all__inputs.npy")), labels, strict=True)
-    }
+    known = {tuple(row): tuple(label) for row, label in zip(inputs, labels, strict=True)}
     for _, batch, size in dataset(tmp_path / "d", split):
         assert {field.dtype for field in batch.values()} == {torch.int32}
         for row, label in zip(batch["inputs"][:size].tolist(), batch["labels"][:size].tolist(), strict=True):

@@ -86,7 +86,7 @@ def _is_list(field: Any) -> bool:
 def describe(fields: dict[str, Any], values: dict[str, Any] | None = None) -> str:
     """A line or more for each key: its name, its default or value, and what it means."""
     shown = {key: _default(field, (values or {}).get(key, PydanticUndefined)) for key, field in fields.items()}
-    column = min(38, max(len(key) + len(text) for key, text in shown.items()) + 4)
+    column = min(38, max(len(key) + len(text) for key, text in shown.items()) + 5)
     lines = []
     for key, field in fields.items():
         head = f"    {key}={shown[key]}".ljust(column)

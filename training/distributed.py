@@ -1,6 +1,7 @@
 """The one place that knows about ranks. One process is the same code with a world of size 1."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,9 @@ class Ranks:
         """
         if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        parallel = DistributedDataParallel(module, broadcast_buffers=False)
+        with warnings.catch_warnings():  # what newer versions want in its place sends buffers once; here they stay
+            warnings.simplefilter("ignore", FutureWarning)
+            parallel = DistributedDataParallel(module, broadcast_buffers=False)
         parallel.register_comm_hook(None, _sum_bucket)
         return parallel
 
