@@ -99,11 +99,13 @@ def test_a_state_written_twice_is_there_at_every_moment(tmp_path, monkeypatch):
 
 def test_metrics_that_are_read_late_are_the_same(tmp_path, uninterrupted):
     """Six steps at a time, with evaluations and states in between, and a stop on the way."""
-    late = CHANGES | {"log_interval": 6}
+    late = CHANGES | {"log_interval": 6, "keep_last": 100}
     pretrain(tmp_path / "run", **late | {"max_minutes": 1e-5})
     assert read_metrics(tmp_path / "run")[-1]["step"] == 6
     pretrain(tmp_path / "run", **late)
     assert_same_run(tmp_path / "run", uninterrupted)
+    states = {int(path.name.removeprefix("state_")) for path in (tmp_path / "run").glob("state_*")}
+    assert states == {6, *range(7, 60, 7), 20, 40, 60}
 
 
 def test_the_clock_stops_a_run(tmp_path, capsys):
