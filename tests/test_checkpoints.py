@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from errors import UserError
 from tests import warm
-from tests.runs import PIPELINE, lines_with, load, pretrain, read_metrics, refusal
+from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, refusal
+from training.checkpoints import load_weights
+from training.config import arch_config
 
 TABLE = "model.inner.puzzle_emb.weights"
 
@@ -100,6 +103,23 @@ def test_weights_for_other_puzzles(tmp_path, capsys, how):
     table = load(tmp_path / "run/step_20")[TABLE]
     assert torch.equal(table[0], torch.full((32,), 7.0 if how == "mean" else 0.0))
     assert torch.equal(table[1:], torch.full((2, 32), 2.0 if how == "mean" else 0.0))
+
+
+@pytest.mark.parametrize("how", ["mean", "zero"])
+def test_the_same_puzzles_keep_their_embeddings_and_another_width_is_refused(tmp_path, how):
+    """Of as many puzzles the model may know them; numbers of another width mean nothing to it."""
+    arch = arch_config(TRAJECTORY["config"]["arch"])
+    head = arch.build(batch_size=8, seq_len=16, vocab_size=6, num_puzzle_identifiers=5)
+    weights = load(PIPELINE / "init_checkpoint.pt")
+    for width in (32, 16):
+        weights[TABLE] = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+        torch.save(weights, tmp_path / str(width))
+    load_weights(head, tmp_path / "32", other_puzzles=how)
+    saved = load(tmp_path / "32")[TABLE]
+    assert torch.equal(head.state_dict()[TABLE], saved)
+    with pytest.raises(UserError, match="5 × 16, the dataset and config need 5 × 32"):
+        load_weights(head, tmp_path / "16", other_puzzles=how)
+    assert torch.equal(head.state_dict()[TABLE], saved)
 
 
 def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path, capsys):
