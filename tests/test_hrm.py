@@ -181,6 +181,8 @@ def test_the_target_forward_has_the_q_values_of_the_whole_one(changes):
         for value, whole in zip(values, expected, strict=True):
             assert whole.std() > 0.1
             torch.testing.assert_close(value, whole, rtol=0, atol=1e-5)
+    _, z = inner.think(carry, torch.zeros_like(carry.z_H), None, first_only=True)
+    assert z.shape == (6, 1, 32)  # no more is computed of the last block than is looked at
 
 
 def test_gradient_stops_at_the_last_cycle():

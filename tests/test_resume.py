@@ -15,6 +15,7 @@ from files import put_in_place
 from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.runs import PIPELINE, pretrain, read_metrics, reference_overrides, refusal
+from training.config import RETIRED_ARCH_KEYS
 from training.resume import Schedule, complete_states
 
 
@@ -139,6 +140,39 @@ def test_an_incomplete_state_is_passed_over(stopped, caplog):
     assert read_metrics(stopped)[-1]["step"] == 2
 
 
+def edit_manifest(state: Path, change) -> None:
+    manifest = json.loads((state / "manifest.json").read_text())
+    change(manifest)
+    (state / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_state_of_an_earlier_version_goes_on(stopped):
+    """With a hyper-parameter that is no more and did nothing, and without one that had its default of today."""
+    retired = {f"arch.{key}": 4 for key in RETIRED_ARCH_KEYS}
+
+    def earlier(manifest):
+        del manifest["fixed"]["arch.q_target"]
+        manifest["fixed"] |= retired
+
+    edit_manifest(stopped / "state_1", earlier)
+    pretrain(stopped, **CHANGES | {"max_minutes": 1e-5})
+    assert read_metrics(stopped)[-1]["step"] == 2
+    assert not retired.keys() & json.loads((stopped / "state_2/manifest.json").read_text())["fixed"].keys()
+
+
+def test_a_named_state_that_is_damaged_is_refused(stopped, capsys):
+    state = stopped / "state_1"
+    model = state / "model.pt"
+    model.write_bytes(model.read_bytes()[:1000])
+    for resume in ("true", state):
+        line = refusal(capsys, stopped, **CHANGES | {"resume": resume})
+        assert f"{model} is damaged (" in line
+        assert line.endswith("remove its folder to resume from an older state")
+    model.unlink()
+    line = refusal(capsys, stopped, **CHANGES | {"resume": state})
+    assert line == f"error: resume={state} is not a complete state; name another, or the run folder for its newest"
+
+
 FIXED = {
     "arch.halt_max_steps (was 4, is 5)": {"arch.halt_max_steps": 5},
     "ema_decay (was None, is 0.5)": {"ema_decay": 0.5},
@@ -195,10 +229,7 @@ def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
 
 
 def test_the_run_of_wandb_goes_on_but_a_branch_is_another(stopped):
-    state = stopped / "state_1/manifest.json"
-    manifest = json.loads(state.read_text())
-    manifest["progress"]["wandb_id"] = "earlier"
-    state.write_text(json.dumps(manifest))
+    edit_manifest(stopped / "state_1", lambda manifest: manifest["progress"].update(wandb_id="earlier"))
     stop = CHANGES | {"max_minutes": 1e-5}
     branch = stopped.parent / "branch"
     pretrain(branch, **stop | {"resume": stopped})
