@@ -33,21 +33,36 @@ def test_the_training_accuracy_is_that_of_the_sequences_of_the_window():
     assert early.reason() is None
 
 
-def test_a_signal_is_a_reason_to_stop_until_the_run_is_over_and_then_nothing():
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        for number in SIGNALS:
-            request = StopRequest(None, ONE)
+@pytest.fixture
+def handlers():
+    """Of signals, put back after the test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_is_a_reason_to_stop_until_the_run_is_over_and_then_nothing(handlers):
+    for number in SIGNALS:
+        request = StopRequest(None, ONE)
+        request.check()
+        signal.raise_signal(number)
+        with pytest.raises(Stopped, match=number.name):
             request.check()
-            signal.raise_signal(number)
-            with pytest.raises(Stopped, match=number.name):
-                request.check()
-        StopRequest(None, ONE).done()
-        # Ignored by the process, not by Python: it takes its own handlers down before it ends.
-        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    StopRequest(None, ONE).done()
+    # Ignored by the process, not by Python: it takes its own handlers down before it ends.
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
+
+
+def test_a_run_stops_after_so_many_minutes(handlers, monkeypatch):
+    now = 500.0
+    monkeypatch.setattr("training.stopping.time.monotonic", lambda: now)
+    request = StopRequest(2.5, ONE)
+    now += 149
+    request.check()
+    now += 2
+    with pytest.raises(Stopped, match=r"^max_minutes=2\.5$"):
+        request.check()
 
 
 def test_patience_counts_evaluations():
