@@ -1,6 +1,6 @@
 """Draws the reports of evaluators/figures.py, and the votes for ARC tasks.
 
-Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards look as they do elsewhere (puzzles/draw.py).
+Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards look as elsewhere (puzzles/draw.py).
 """
 
 import re
