@@ -124,9 +124,7 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     if saved is not None:
         resume.load_state(saved, manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
-    folder = (
-        run_folder.create(config, saved) if ranks.is_main else None
-    )  # only now: a mistake must leave nothing behind
+    folder = run_folder.create(config, saved) if ranks.is_main else None  # only now: a mistake leaves nothing behind
     if ranks.is_main:
         run_folder.record_environment(folder, ranks, device)
     num_params = sum(p.numel() for p in state.head.parameters())
