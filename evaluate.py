@@ -51,7 +51,7 @@ class EvalConfig(StrictModel):
     )
     save_format: Literal["compact", "torch", "none"] | None = Field(
         default=None,
-        description="format of predictions; compact (default): step_<n>_preds/, see training/predictions.py; torch: the "
+        description="of predictions; compact (the default): step_<n>_preds/, see training/predictions.py; torch: the "
         "original's dictionaries, step_<n>_all_preds.<rank>; none: nothing is saved",
     )
     save_logits: bool = Field(default=False, description="with compact: the logits too")
