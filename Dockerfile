@@ -3,7 +3,7 @@
 #   docker run --gpus all --ipc host -v $PWD:/workspace/hrm hrm torchrun --nproc-per-node 8 pretrain.py +experiment=arc_1
 FROM nvcr.io/nvidia/pytorch:24.07-py3
 
-# A100, H100; the extensions are compiled without a GPU at hand, so the architectures must be named.
+# A100 and H100: the extensions are compiled without a GPU, so the architectures must be named.
 ARG CUDA_ARCHITECTURES="8.0;9.0"
 ENV TORCH_CUDA_ARCH_LIST=${CUDA_ARCHITECTURES} MAX_JOBS=8
 

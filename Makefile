@@ -14,13 +14,13 @@ help:  ## this list
 demo: $(READY)  ## train a small HRM on 4×4 Sudokus, on any machine, and watch it think
 	$(PY) scripts/demo.py
 
-test: $(READY)  ## every test but for one
+test: $(READY)  ## every test but test-apart's
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not apart"
 
-test-fast: $(READY)  ## the tests that take less than a few seconds each
+test-fast: $(READY)  ## the tests that take no more than a few seconds each
 	$(PY) -m pytest -m "not slow and not apart"
 
-test-apart: $(READY)  ## that one: benchmarks/gpu.sh from end to end at toy size, two minutes
+test-apart: $(READY)  ## benchmarks/gpu.sh from end to end at toy size, two minutes
 	$(PY) -m pytest -m apart tests/test_gpu_script.py
 
 bench: $(READY)  ## time the step, the loader and evaluation against a plain port; minutes on 2 cores
@@ -30,7 +30,7 @@ lint: $(READY)  ## ruff, style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(READY)  ## let ruff mend what it can
+format: $(READY)  ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

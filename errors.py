@@ -1,4 +1,4 @@
-"""Errors that the person at the keyboard can mend, shown as one line."""
+"""Errors that the user can put right, shown as one line."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ class UserError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into `error: …` on stderr and exit code 2, Ctrl-C into 130.
+    """Turn a `UserError` into `error: …` on stderr and exit code 2, and Ctrl-C into exit code 130.
 
-    Anything else keeps its traceback.
+    Any other exception keeps its traceback.
     """
     try:
         yield
@@ -40,5 +40,5 @@ def describe_validation_error(error: "ValidationError", option: Callable[[str], 
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's exception says, in one line; its type where it says nothing."""
+    """The first line of another library's exception, or its type if it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

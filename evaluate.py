@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=<run>/step_<n> [key=value …], or under torchrun.
 
-Reads `all_config.yaml` beside the checkpoint; prints a table: the metrics, of which `eval/steps` is the mean number of
-steps, and the puzzles per second over all ranks, after one untimed step. Checkpoints of the original load too.
+Reads `all_config.yaml` beside the checkpoint and prints a table: the metrics, of which `eval/steps` is the mean number
+of steps, and the puzzles per second over all ranks, timed after one warm-up step. Checkpoints of the original load too.
 """
 
 import training.threads  # noqa: F401, before torch loads
@@ -36,18 +36,18 @@ from training.reasoning import HALTING
 
 class EvalConfig(StrictModel):
     checkpoint: str = Field(description="a step_<n> in its run folder")
-    data_path: str | None = Field(default=None, description="another dataset than the run's")
-    split: str = Field(default="test", description="of the dataset")
-    max_examples: int | None = Field(default=None, ge=1, description="a seeded subset of so many")
+    data_path: str | None = Field(default=None, description="a dataset other than the run's")
+    split: str = Field(default="test", description="split of the dataset")
+    max_examples: int | None = Field(default=None, ge=1, description="size of a seeded subset")
     global_batch_size: int | None = Field(
-        default=None, ge=1, description="sequences at a time over all ranks; null: the run's, on CUDA more"
+        default=None, ge=1, description="sequences at a time, over all ranks; null: the run's, on CUDA more"
     )
     halt: Literal[HALTING] = Field(
         default="max",
-        description="max: all sequences take all steps, as in the original; q: each stops when Q(halt) > Q(continue)",
+        description="max: all sequences take all steps, as in the original; q: each stops when the model wants to halt",
     )
     max_steps: int | None = Field(
-        default=None, ge=1, le=MAX_STEPS, description="reasoning steps, also more than trained; null: as in training"
+        default=None, ge=1, le=MAX_STEPS, description="reasoning steps, even more than trained; null: as in training"
     )
     save_format: Literal["compact", "torch", "none"] | None = Field(
         default=None,
@@ -58,12 +58,12 @@ class EvalConfig(StrictModel):
     save_steps: bool = Field(default=False, description="with compact: the answer of every step too")
     save_outputs: list[Literal[SAVABLE_OUTPUTS]] | None = Field(
         default=None,
-        description=f"for torch, and chooses it: some of {', '.join(SAVABLE_OUTPUTS)}; null: all",
+        description=f"which outputs torch saves (and implies it): some of {', '.join(SAVABLE_OUTPUTS)}; null: all",
     )
-    output_dir: str | None = Field(default=None, description="folder of predictions; null: the run's")
+    output_dir: str | None = Field(default=None, description="folder for predictions; null: the run's")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; off with halt=q")
-    cuda_graph: Literal["auto", "on", "off"] = Field(default="auto", description="a reasoning step as a CUDA graph")
+    cuda_graph: Literal["auto", "on", "off"] = Field(default="auto", description="launch a step as one CUDA graph")
 
     @model_validator(mode="after")
     def _keys_fit_together(self):
@@ -80,7 +80,7 @@ class EvalConfig(StrictModel):
         return self
 
     def torch_outputs(self) -> list[str]:
-        """What is kept in memory for save_format=torch."""
+        """The outputs that are kept in memory for save_format=torch."""
         return (self.save_outputs or list(SAVABLE_OUTPUTS)) if self.save_format == "torch" else []
 
 
@@ -146,11 +146,11 @@ def save_torch(prefix: Path, saved: dict[str, torch.Tensor], ranks: Ranks) -> No
     if ranks.is_main:
         for rank, path in torch_paths(prefix).items():
             if rank >= ranks.world_size:
-                path.unlink()  # of an evaluation by more ranks: it would be read as a part of this one
+                path.unlink()  # from an evaluation by more ranks: it would be read as a part of this one
 
 
 def warm_up(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> None:
-    """One step of the first batch, so that what is set up on first use is not timed."""
+    """Run one step of the first batch, so that what is set up on first use is not timed."""
     head.eval()
     with torch.inference_mode():
         for _, batch, _ in islice(dataset, 1):

@@ -1,7 +1,7 @@
 """Architectures and kinds of puzzle are found by name: a module below `models/` or `puzzles/`.
 
-The folders of that name in every directory on Python's path are searched too, after the repository's own. So somebody
-else's `<folder>/models/<module>.py` needs nothing but `PYTHONPATH=<folder>`.
+Folders of that name in any directory on Python's path are searched too, after the repository's own. So your own
+`<folder>/models/<module>.py` needs nothing but `PYTHONPATH=<folder>`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ _MODULE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 
 
 def import_below(package: str, module: str) -> ModuleType | None:
-    """`<package>.<module>`, or None where there is no such module. Raises `UserError` for what is no module's name."""
+    """Import `<package>.<module>`; None if there is no such module. Raises `UserError` for an impossible name."""
     if not _MODULE.fullmatch(module):
         raise UserError(f"'{module}' is not the name of a module below {package}/")
     _search_path(package)
@@ -34,7 +34,7 @@ def modules_below(package: str) -> list[str]:
 
 
 def _search_path(package: str) -> list[str]:
-    """Look again: a directory may have joined Python's path since the package was imported."""
+    """The package's folders, looked up anew: a directory may have joined Python's path since it was imported."""
     loaded = importlib.import_module(package)
     loaded.__path__ = pkgutil.extend_path(loaded.__path__, package)
     return loaded.__path__

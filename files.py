@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their place and renamed when complete."""
+"""Files and folders that are whole or not there: written under another name and renamed when complete."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from errors import UserError, first_line
 
 @contextmanager
 def durably(path: Path) -> Iterator[BinaryIO]:
-    """A new file that is on the disk when the block ends. Raises OSError where the disk is full, for torch.save too."""
+    """A new file that is on disk when the block ends. Raises OSError if the disk is full, even under torch.save."""
     with open(path, "wb") as file:
         try:
             yield file
@@ -27,7 +27,7 @@ def durably(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> None:
-    """`save(file)` into a sibling that takes its place when complete. Raises `UserError` where it cannot be written."""
+    """`save(file)` under another name, and rename it when complete. Raises `UserError` if it cannot be written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with durably(beside) as file:
@@ -40,10 +40,10 @@ def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> None:
 
 
 def put_in_place(folder: Path, place: Path, aside: Path | None = None) -> None:
-    """Rename `folder` to `place`. A folder that is there steps aside, comes back on an error, and is removed at last.
+    """Rename `folder` to `place`. A folder that is there is moved aside, moved back on an error, and removed at last.
 
-    All lie in the same folder. Between the two renames the older one is at `aside`, by default `<folder>-old`: whoever
-    wants to find it after a kill chooses the name.
+    All are in the same folder. Between the two renames the older one is at `aside`, by default `<folder>-old`; give
+    `aside` to find it again after a kill.
     """
     aside = aside or folder.with_name(f"{folder.name}-old")
     try:
@@ -52,7 +52,7 @@ def put_in_place(folder: Path, place: Path, aside: Path | None = None) -> None:
             place.rename(aside)
         folder.rename(place)
         _sync(place.parent)
-    finally:  # also where a signal comes between any two lines
+    finally:  # also if a signal comes between any two lines
         if place.exists():
             shutil.rmtree(aside, ignore_errors=True)
         elif aside.exists():
@@ -60,7 +60,7 @@ def put_in_place(folder: Path, place: Path, aside: Path | None = None) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Put the names in it on the disk."""
+    """Put the names in the folder on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -69,9 +69,9 @@ def _sync(folder: Path) -> None:
 
 
 def check_writable(folder: Path, what: str, remedy: str, create: bool = False) -> None:
-    """Refuse a folder that cannot be written before the work begins, not after it.
+    """Raise `UserError` for a folder that cannot be written, before the work begins and not after it.
 
-    `what` names the thing that would be written, `remedy` says what to do instead. With `create` the folder is made.
+    `what` names what would be written, `remedy` says what to do instead. With `create` the folder is made.
     """
     try:
         if create:

@@ -1,7 +1,7 @@
 """Train a model: python pretrain.py [+experiment=NAME] [key=value …], or torchrun --nproc-per-node N pretrain.py …
 
-Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.py says what is in it). Every experiment
-with its cost and expected result stands in README.md; `--help` lists every key.
+Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.py says what is in it). README.md has
+every experiment, its cost and its expected result; `--help` lists every key.
 """
 
 import training.threads  # noqa: F401, before torch loads
@@ -66,17 +66,17 @@ class Run:
 
     @property
     def evaluated_name(self) -> str:
-        """The checkpoint that an evaluation at this step is of."""
+        """The name of the checkpoint that is evaluated at this step."""
         return f"step_{self.state.step}" + ("" if self.state.ema is None else "_ema")
 
     def finished(self) -> bool:
-        """Whether the epochs are used up, or a rule of `early_stop` holds; the last weights are evaluated then."""
+        """Whether the epochs are used up or a rule of `early_stop` holds; then the last weights are evaluated."""
         state = self.state
         return state.passes == self.passes or (state.evaluated == state.step and state.early.holds())
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
-    """The whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
+    """Do the whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
     run = start(config, ranks, device, train_data)
     state = run.state
@@ -101,7 +101,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
             farewell += f" checkpoint_path='{config.checkpoint_path}'"
     except BaseException:
         if ranks.world_size == 1:  # else it would need the others; after a resume the same metrics come again
-            with suppress(RuntimeError, UserError):  # of a device or a disk that is gone: the first error counts
+            with suppress(RuntimeError, UserError):  # of a device or disk that is gone: the first error counts
                 read_metrics(run, complete=True)
         raise
     finally:
@@ -113,7 +113,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
 
 
 def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data: PuzzleDataset) -> Run:
-    """A fresh run, or the one that `resume` names, where it stood."""
+    """A fresh run, or the one that `resume` names, restored to where it was."""
     stop = StopRequest(config.max_minutes, ranks)
     saved = ranks.broadcast_object(resume.find_state(config) if ranks.is_main else None)
     manifest = {} if saved is None else resume.read_manifest(saved, config)
@@ -138,7 +138,7 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
 
 
 def train_pass(run: Run, train_data: PuzzleDataset) -> None:
-    """The steps of one pass, or what is left of it; `early_stop` may end it before its time."""
+    """Take the steps of one pass, or what is left of it; `early_stop` may end it early."""
     state = run.state
     if state.early.ended_pass and state.early.holds():  # stopped by a signal between that end and its evaluation
         return
@@ -149,7 +149,7 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
             break
         sums, lr = train_step(state, batch, run.config)
         run.unread.add(state.step, sums, lr)
-        # Fixed steps, so that a resumed run looks where the whole one does.
+        # At fixed steps, so that a resumed run looks where an uninterrupted one does.
         if state.step % run.config.log_interval == 0 or run.schedule.falls_on(state.step):
             look(run)
         if state.early.ended_pass:
@@ -159,11 +159,11 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
 
 
 def look(run: Run) -> None:
-    """Look at the metrics that have arrived, notice where the pass ends early, save a state where one is due.
+    """Look at the metrics that have arrived, note whether the pass ends early, save a state if one is due.
 
-    Raises `Stopped` where the run should stop. All ranks agree on all of it. The metrics of the newest steps are still
-    on their way, so that the device does not wait for the host. Early stopping is first seen without them, at every
-    look: a state that was saved in between, by the clock, must not change the decision.
+    Raises `Stopped` if the run should stop. All ranks agree on all of it. The metrics of the newest steps are still on
+    their way, so that the device does not wait for the host. Every look decides on early stopping without them, before
+    any state is saved: a save by the clock must not change the decision.
     """
     bad = read_metrics(run)
     diverged, stopping, due, early = run.ranks.any(
@@ -192,7 +192,7 @@ def settle(run: Run) -> None:
 
 
 def stop_diverged(run: Run, bad: tuple[str, int] | None) -> NoReturn:
-    """A loss that is not finite ends the run at once: what it made since the last state is not saved."""
+    """End the run at once after a loss that is not finite; nothing since the last state is saved."""
     states = resume.complete_states(run.folder)
     kept = f"the last good state is {states[0]}" if states else "no state was saved before"
     what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
@@ -200,13 +200,13 @@ def stop_diverged(run: Run, bad: tuple[str, int] | None) -> NoReturn:
 
 
 def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
-    """Record the metrics that have arrived, with `complete` of every step; -> what is not finite, on rank 0, and its
-    step."""
+    """Record the metrics that have arrived (with `complete`, of every step); -> on rank 0, what is not finite and at
+    which step."""
     for step, values, lr in run.unread.take(complete):
         metrics = train_metrics(values, run.config.global_batch_size, lr)
         bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if bad and run.ranks.is_main:
-            run.unread.clear()  # nothing after it is worth a line
+            run.unread.clear()  # nothing after this is worth a line
             return bad[0], step
         run.state.early.note_step(values["count"], values["exact_accuracy"])
         run.metrics_log.write(step, metrics)
@@ -223,13 +223,13 @@ def save_state(run: Run) -> None:
 
 
 def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
-    """Evaluate what the pass has made, end the pass, and save it where that is asked for."""
+    """Evaluate what the pass has made, end the pass, and save if that is asked for."""
     state = run.state
     metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
     run.metrics_log.write(state.step, metrics)
     if run.ranks.is_main:
         run.bar.write(summary(state.step, metrics))
-    if not state.early.holds():  # else the pass is not over: it would go on where early_stop is lifted
+    if not state.early.holds():  # else the pass is not over: it would go on if early_stop is lifted
         state.passes, state.batches = state.passes + 1, 0
     state.evaluated = state.step
     (improved,) = run.ranks.any(
@@ -244,9 +244,9 @@ def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
 
 
 def evaluate_weights(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) -> tuple[dict[str, float], dict]:
-    """-> metrics and saved outputs, see `evaluate_split`, of the averaged weights where there are any.
+    """-> metrics and saved outputs (see `evaluate_split`), of the averaged weights if there are any.
 
-    A long evaluation stops too; it is done again after the resume.
+    A stop request interrupts a long evaluation too; it is repeated after the resume.
     """
     with run.state.averaged():
         return evaluate_split(
@@ -256,7 +256,7 @@ def evaluate_weights(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) 
 
 
 def save_checkpoints(run: Run, improved: bool) -> None:
-    """`step_<n>`, beside it the averaged `step_<n>_ema`, and `best.json` where this is it."""
+    """Save `step_<n>`, the averaged `step_<n>_ema` if there is one, and `best.json` if this is the best."""
     state = run.state
     if state.ema is not None:
         with state.averaged():
@@ -267,7 +267,7 @@ def save_checkpoints(run: Run, improved: bool) -> None:
 
 
 def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
-    """The whole test split, where training looked at something else; its metrics are called `test/…`."""
+    """Evaluate the whole test split, if training looked at something else; its metrics are called `test/…`."""
     metrics, _ = evaluate_weights(run, test_data, [])
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
@@ -283,7 +283,7 @@ def summary(step: int, metrics: dict[str, float]) -> str:
 
 @hydra.main(config_path=CONFIG_DIR, config_name="cfg_pretrain", version_base=None)
 def launch(cfg: DictConfig) -> None:
-    with one_line_errors():  # here too: what passes through Hydra gets a line of Hydra's added
+    with one_line_errors():  # here too: Hydra adds a line to errors that pass through it
         ranks = Ranks.from_environment()
         config = from_hydra(cfg)
         config.check_ranks(ranks.world_size)

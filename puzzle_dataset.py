@@ -1,10 +1,10 @@
 """Shards on disk -> batches of tensors. The format is described in dataset/format.py.
 
-Training visits every group `epochs_per_iter` times a pass and takes one of its puzzles each time; evaluation reads the
-examples in order and pads the last batch. All ranks make the same draws and cut their own slice out of each batch.
+Training visits every group `epochs_per_iter` times per pass and takes one of its puzzles each time; evaluation reads
+the examples in order and pads the last batch. All ranks make the same draws and cut their own slice out of each batch.
 
-Batches of training are narrow, as on disk, until `widen` makes them what the model takes: a quarter of the bytes on the
-way to a device. Iterating over the dataset gives them wide.
+Training batches are narrow, as on disk, until `widen` turns them into what the model takes: that is a quarter of the
+bytes on the way to a device. Iterating over the dataset gives wide batches.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ from puzzles.kind import Kind, kind_of
 # inputs, labels (B, seq_len) and puzzle_identifiers (B,): int32 with -100 for labels that do not count, or as on disk
 Batch = dict[str, Tensor]
 
-# Puzzles are picked this many groups at a time. The number is part of the sampling: with several examples a puzzle,
-# another one would give other (equally good) batches.
+# Puzzles are picked for this many groups at a time. The number is part of the sampling: with several examples per
+# puzzle, another number would give other (equally good) batches.
 _GROUPS_A_DRAW = 65_536
 
 
@@ -63,7 +63,7 @@ class PuzzleDataset:
         self.metadata = load_metadata(folder)
         self.sets = {name: load_set(folder, name, self.metadata) for name in self.metadata.sets}
         check_totals(self.sets.values(), folder, self.metadata)
-        self._passes_begun = 0  # by `iter`
+        self._passes_begun = 0  # how often `iter` was called
 
     @cached_property
     def kind(self) -> Kind:
@@ -72,7 +72,7 @@ class PuzzleDataset:
         return kind_of(self.metadata.model_dump(), samples, self.config.dataset_path)
 
     def set_batch_size(self, global_batch_size: int) -> None:
-        """For the batches from the next iteration on."""
+        """Set the batch size from the next iteration on."""
         if global_batch_size % self.config.num_replicas:
             raise UserError(
                 f"global_batch_size={global_batch_size} is not divisible by the {self.config.num_replicas} ranks; "
@@ -91,7 +91,7 @@ class PuzzleDataset:
             yield name, widen(rows, self.metadata), self.config.global_batch_size
 
     def train_batches(self, passes: int, skip: int = 0) -> Iterator[tuple[str, Batch]]:
-        """(set, narrow batch) of the pass after `passes` others, without its first `skip` batches."""
+        """Yield (set, narrow batch) of the pass after `passes` others, without its first `skip` batches."""
         size = self.config.global_batch_size
         mine = slice(self.config.rank * self.local_batch_size, (self.config.rank + 1) * self.local_batch_size)
         for number, (name, puzzles) in enumerate(self.sets.items(), start=passes * len(self.sets) + 1):
@@ -103,19 +103,19 @@ class PuzzleDataset:
                 yield name, self._collate(puzzles, examples[mine], puzzle_ids[mine])
 
     def test_batches(self) -> Iterator[tuple[str, Batch, np.ndarray]]:
-        """(set, batch, which examples its real rows are) in order; the rows after them are padding.
+        """Yield (set, batch, which examples its real rows are) in order, for this rank; the other rows are padding.
 
-        Examples are positions in the split, its sets one after another; those of this rank alone.
+        Examples are positions in the split, with its sets one after another.
         """
         for name, examples, _, rows in self._narrow_test_batches():
             yield name, widen(rows, self.metadata), examples
 
     def num_examples(self) -> int:
-        """Over all sets and ranks, after `max_examples`."""
+        """How many examples all sets and ranks have together, after `max_examples`."""
         return sum(len(self._test_examples(puzzles)) for puzzles in self.sets.values())
 
     def num_own_examples(self) -> int:
-        """Those of them that this rank evaluates."""
+        """How many of them this rank evaluates."""
         return sum(len(mine) for _, mine, _ in self._test_parts())
 
     def num_test_batches(self) -> int:
@@ -128,7 +128,7 @@ class PuzzleDataset:
             yield name, mine + starts[name], whole, self._collate(puzzles, mine, puzzles.puzzles_of(mine))
 
     def _test_parts(self) -> Iterator[tuple[str, np.ndarray, int]]:
-        """(set, this rank's examples of it, number of examples over all ranks) of each test batch."""
+        """Yield (set, this rank's examples in it, number of examples over all ranks) for each test batch."""
         size = self.config.global_batch_size
         for name, puzzles in self.sets.items():
             examples = self._test_examples(puzzles)
@@ -143,7 +143,7 @@ class PuzzleDataset:
         return np.sort(np.random.default_rng(self.config.seed).choice(total, limit, replace=False))
 
     def _collate(self, puzzles: PuzzleSet, examples: np.ndarray, puzzle_ids: np.ndarray) -> Batch:
-        """Gather the rows, narrow, and pad them up to this rank's batch size."""
+        """Gather the rows, narrow, and pad them to this rank's batch size."""
         meta = self.metadata
         inputs, labels = puzzles.inputs.take(examples, 0), puzzles.labels.take(examples, 0)
         identifiers = puzzles.puzzle_identifiers[puzzle_ids]
@@ -176,7 +176,7 @@ def widen(batch: Batch, metadata: PuzzleDatasetMetadata) -> Batch:
 
 
 def mark_ignored(labels: Tensor, metadata: PuzzleDatasetMetadata) -> Tensor:
-    """Labels as they stand on disk -> int32, ignored ones -100."""
+    """Labels as they are on disk -> int32, with -100 for ignored ones."""
     wide = labels.to(torch.int32)
     if metadata.ignore_label_id is None:
         return wide
@@ -188,8 +188,8 @@ def sample_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (example indices, puzzle indices), each (batch_size,), for one training pass.
 
-    Groups come in the order of `epochs` permutations; each gives one puzzle, whose examples are shuffled and fill the
-    batch, cut off at its end. A last batch that is not full is dropped.
+    Groups come in the order of `epochs` permutations; each gives one puzzle, whose examples are shuffled and added to
+    the batch, until it is full; the rest are cut off. A last batch that is not full is dropped.
     """
     num_groups = len(puzzles.group_indices) - 1
     order = np.concatenate([rng.permutation(num_groups).astype(np.int32) for _ in range(epochs)])
@@ -211,7 +211,7 @@ def sample_batches(
         groups = order[drawn : drawn + _GROUPS_A_DRAW]
         if not len(groups):
             return
-        # An array call draws the same stream as one call a group, as the original made them.
+        # One array call draws the same stream as one call per group, which the original made.
         fresh = rng.integers(puzzles.group_indices[groups], puzzles.group_indices[groups + 1])
         picked = np.concatenate([picked[used:], fresh])
         drawn += len(groups)

@@ -4,14 +4,14 @@
     python solve.py checkpoint=<run>/step_<n> file=maze.txt --gif maze.gif
     python solve.py checkpoint=<run>/step_<n> task=2c0b0aff --json
 
-A Sudoku of 81, 36 or 16 cells is written in digits, with `.` or `0` for a blank, also as a drawn grid; a maze in lines
-of `#`, blanks (or `.`), one S and one G; another kind of puzzle as its file in puzzles/ says. The text is read as a
-puzzle of the kind that the model was trained on.
+Write a Sudoku of 81, 36 or 16 cells in digits, with `.` or `0` for a blank, or as a drawn grid; a maze in lines of `#`,
+blanks (or `.`), one S and one G; another kind of puzzle as its file in puzzles/ says. The text is read as a puzzle of
+the kind that the model was trained on.
 
 Cells that changed since the step before are marked; the percentage is the model's own estimate that the whole answer
-is right (sigmoid of q_halt). Below the boards stands whether the answer obeys the rules, which are checked without
-knowing the solution; ARC has no rules: there it is whether the answer is the output that the task states.
-The exit code is 0 for a wrong answer too, and 2 for a mistake in the input. Reads `all_config.yaml` beside the
+is right (sigmoid of q_halt). The line below the boards says whether the answer obeys the rules, which are checked
+without knowing the solution; ARC has no rules, so there it says whether the answer is the output that the task states.
+The exit code is 0 even for a wrong answer, and 2 for a mistake in the input. `all_config.yaml` is read from beside the
 checkpoint. Checkpoints of the original load too.
 """
 
@@ -46,19 +46,19 @@ from training.metrics import progress_bar
 
 
 class SolveConfig(StrictModel):
-    checkpoint: str = Field(description="beside its all_config.yaml")
+    checkpoint: str = Field(description="a step_<n> in its run folder")
     puzzle: str | None = Field(default=None, description="the puzzle itself")
-    file: str | None = Field(default=None, description="a text file with it")
+    file: str | None = Field(default=None, description="a text file that holds the puzzle")
     task: str | None = Field(
         default=None, description="an ARC task: its id, or its JSON file (named as in the run's dataset)"
     )
     query: int = Field(default=1, ge=1, description="which test input of the ARC task")
     max_steps: int | None = Field(default=None, ge=1, description="reasoning steps; default: as in training")
-    data_path: str | None = Field(default=None, description="the run's dataset, where it has moved")
+    data_path: str | None = Field(default=None, description="the run's dataset, if it has moved")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
-    gif: str | None = Field(default=None, description="a file for the steps as an animation")
+    gif: str | None = Field(default=None, description="a file to write the steps to, as an animation")
     as_json: bool = Field(
-        default=False, alias="json", description="print one JSON object instead, see evaluators/solution.py"
+        default=False, alias="json", description="print one JSON object instead (see evaluators/solution.py)"
     )
 
     @model_validator(mode="after")
@@ -90,7 +90,7 @@ def solve(config: SolveConfig) -> None:
     for note in puzzle.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
 
-    watched = sys.stderr.isatty()  # a log has no use for the bar of a command that takes seconds
+    watched = sys.stderr.isatty()  # a log has no use for a progress bar that lasts seconds
     total = config.max_steps or model.config.halt_max_steps
     steps = think(puzzle, model, config.max_steps)
     found = list(progress_bar(steps, total=total, desc="reasoning", unit="step", enabled=watched, leave=False))
@@ -108,18 +108,18 @@ def solve(config: SolveConfig) -> None:
 
 
 def typed(config: SolveConfig) -> tuple[str, str]:
-    """What the person typed, and what to call it in a message."""
+    """-> what the person typed, and what to call it in a message."""
     if config.puzzle is not None:
         return config.puzzle, "puzzle"
     try:
-        # What is no UTF-8 becomes an unknown character, which is reported with its place.
+        # Bytes that are not UTF-8 become an unknown character, which is reported with its place.
         return Path(config.file).read_text(encoding="utf-8", errors="replace"), config.file
     except OSError as error:
         raise UserError(f"cannot read file={config.file}: {error.strerror}") from None
 
 
 def writable_file(name: str) -> Path:
-    """Refused before the work, not after it."""
+    """The path of this name. Raises `UserError` before the work, not after it, if it cannot be written."""
     path = Path(name)
     if path.is_dir():
         raise UserError(f"cannot write --gif {path}: it is a folder; name a file")
@@ -151,7 +151,7 @@ def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoi
 
 
 def kinds_with(vocab_size: int) -> str:
-    """The square puzzles with so many tokens, in words."""
+    """The square puzzles with this many tokens, in words."""
     names = []
     for kind in all_kinds():
         sizes = [board for board in boards_of(kind) if board.vocab_size == vocab_size]
@@ -161,14 +161,14 @@ def kinds_with(vocab_size: int) -> str:
 
 
 def boards_of(kind: type[Kind]) -> Iterator[Kind]:
-    """Of 2×2 up to 30×30, as many as there are."""
+    """Yield the kind's square boards of 2×2 up to 30×30, as far as they exist."""
     for side in range(2, 31):
         with suppress(ValueError):
             yield kind.of_cells(side * side)
 
 
 def picture(puzzle: Puzzle, found: Sequence[Answer]) -> str:
-    """The puzzle and the answer after each step, in rows; steps that changed nothing go with the one before."""
+    """The puzzle and the answer after each step, in rows; steps that changed nothing join the one before."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     board = partial(board_lines, puzzle.kind, colour=colour)
     columns = [("input" if puzzle.kind.separate_answer else "puzzle", board(puzzle.inputs))]
@@ -178,7 +178,7 @@ def picture(puzzle: Puzzle, found: Sequence[Answer]) -> str:
         sure = [f"{100 * answer.confidence:.0f}" for answer in (found[first], found[end - 1])]
         lines = board(found[first].tokens, found[first].changed)
         columns.append((heading, [*lines, f"{'–'.join(dict.fromkeys(sure))}% sure"]))
-    if puzzle.kind.look.marks:  # which hide what the cells have become
+    if puzzle.kind.look.marks:  # marks hide what the cells have become
         columns.append(("answer", board(found[-1].tokens)))
     return in_rows(columns, width=shutil.get_terminal_size((100, 24)).columns)
 

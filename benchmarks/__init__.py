@@ -1,1 +1,1 @@
-import training.threads  # noqa: F401, before torch loads: both sides have the threads that training has
+import training.threads  # noqa: F401, before torch loads: both sides get training's thread settings

@@ -1,10 +1,10 @@
 """The benchmarks that need no source data, in one run: python -m benchmarks [--toy] [--device auto] (`make bench`)
 
-loader, step and evaluate with their defaults, each against the baseline in the same process. Prints one table with the
-machine, and writes benchmarks/results/<date and time>.json. Cost on 2 cores: three minutes; more where the compiler is
-slow.
+Runs loader, step and evaluate with their defaults, each against the baseline in the same process. Prints the machine
+and one table, and writes benchmarks/results/<date and time>.json. Cost on 2 cores: three minutes; more if the compiler
+is slow.
 
-Apart: benchmarks.flops and profile, and benchmarks/gpu.sh for what only a GPU can show.
+Not included: benchmarks.agreement, flops and profile, and benchmarks/gpu.sh for what only a GPU can show.
 """
 
 import sys

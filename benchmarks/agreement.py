@@ -8,10 +8,10 @@ resume      pretrain.py for 40 steps on --data-path, and again from its state af
 attention   outputs, gradients and time of each attention kernel that runs here, against float64
 compile     losses of the first steps: eager, blocks compiled, the baseline compiled as a whole (not with --toy)
 nccl        gradients through a process group of one rank: DistributedDataParallel's sums, as training has them, and one
-            call a parameter, equal and timed
+            call per parameter, which must be equal; both are timed
 
-Prints a table each, and fails where what must agree does not; --out is a folder for files. Runs on a CPU too (no graph,
-gloo for NCCL). `--toy`: a model for a test. In float32, TF32 is off.
+Each part prints a table, and fails if what must agree does not; --out is a folder for files. Runs on a CPU too (without
+a graph, and with gloo for NCCL). `--toy`: a model for a test. In float32, TF32 is off.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from training.step import train_step
 
 ONE = Ranks(0, 1, 0)
 LOSSES = ("lm_loss", "q_halt_loss", "q_continue_loss")
-# Relative difference of a loss that kernels explain whose additions have no fixed order; a CPU's have one.
+# Relative difference of a loss that is due to kernels whose additions have no fixed order; on a CPU the order is fixed.
 NOISE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -93,7 +93,7 @@ def trace(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def print_traces(traces: dict[str, list[float]]) -> None:
-    """Single steps, the mean of the last tenth, and how far each trace is from the float32 baseline there."""
+    """Print single steps, the mean of the last tenth, and how far each trace is from the float32 baseline there."""
     steps = len(next(iter(traces.values())))
     shown = sorted({1, min(10, steps), max(1, steps // 4), max(1, steps // 2), steps})
     tail = max(1, steps // 10)
@@ -130,7 +130,7 @@ class Step(NamedTuple):
 
 
 def graph(args: argparse.Namespace, device: torch.device) -> None:
-    """Raises `AssertionError` where a graph computes something else than the kernels one by one."""
+    """Raises `AssertionError` if a graph computes something else than the kernels one by one."""
     size, rows = size_of(args)
     graphed = uses_graph("auto", device)
     if not graphed:
@@ -159,7 +159,7 @@ def graph(args: argparse.Namespace, device: torch.device) -> None:
 def steps_of(
     config: PretrainConfig, size: Size, batches: list[Batch], device: torch.device, compiled: bool
 ) -> tuple[list[Step], ACTLossHead]:
-    """Training steps of a fresh model, whose rows halt at different steps."""
+    """Take training steps of a fresh model, whose rows halt at different steps."""
     torch.manual_seed(0)
     trainer = OurTrainer(config, size.metadata, ONE, device)
     q_head = trainer.head.model.inner.q_head
@@ -179,7 +179,7 @@ def steps_of(
 
 
 def compare(label: str, plain: list[Step], other: list[Step], allowed: float) -> bool:
-    """Print a row; -> whether they differ by more than `allowed` in a loss, or halt differently."""
+    """Print a row; -> whether the runs differ by more than `allowed` in a loss, or halt differently."""
     pairs = list(zip(plain, other, strict=True))
     off = [max(abs(b.sums[key] / a.sums[key] - 1) for a, b in pairs) for key in LOSSES]
     same = sum(a.halted == b.halted and all(a.sums[key] == b.sums[key] for key in ("count", "steps")) for a, b in pairs)
@@ -200,7 +200,7 @@ def compare_answers(label: str, head: ACTLossHead, batches: list[Batch], recorde
 
 
 def resume(args: argparse.Namespace, device: torch.device) -> None:
-    """Raises `AssertionError` where a resumed run is not the run that went on; on a CPU to the byte."""
+    """Raises `AssertionError` if a resumed run differs from one that went on; on a CPU, byte for byte."""
     table_head("dtype", "steps, resumed after", "metrics.jsonl", "largest difference of a loss", "of any metric")
     for dtype in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
         with tempfile.TemporaryDirectory() as scratch:
@@ -209,7 +209,7 @@ def resume(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def compare_runs(dtype: str, whole: bytes, resumed: bytes, steps: int, allowed: float) -> None:
-    """Print a row, of two metrics.jsonl. Without an allowed difference they must be equal to the byte."""
+    """Print a row that compares two metrics.jsonl. With no allowed difference they must be equal byte for byte."""
     first, second = ([json.loads(line) for line in text.splitlines()] for text in (whole, resumed))
     assert [line.keys() for line in first] == [line.keys() for line in second], "other lines were logged"
     apart = [
@@ -271,7 +271,7 @@ def attention(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
-    """PyTorch's backends one by one, what `auto` takes, and FlashAttention where it is installed."""
+    """PyTorch's backends one by one, the kernel that `auto` takes, and FlashAttention if it is installed."""
 
     def backend(which: SDPBackend) -> Callable:
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
 
 
 def with_gradients(call: Callable, inputs: list[Tensor]) -> list[Tensor]:
-    """-> the output for q, k, v, and their gradients for the fourth input as the output's."""
+    """-> the output for q, k, v, and their gradients if the fourth input is that of the output."""
     q, k, v = (tensor.detach().requires_grad_() for tensor in inputs[:3])
     out = call(q, k, v)
     return [out.detach(), *torch.autograd.grad(out, (q, k, v), inputs[3])]
@@ -327,7 +327,7 @@ def nccl(args: argparse.Namespace, device: torch.device) -> None:
         noting = [
             p.register_post_accumulate_grad_hook(lambda p: came.update({p: p.grad.clone()})) for p in head.parameters()
         ]
-        told_two = Ranks(0, 2, 0)  # so that it does not skip the sum; the group has one rank, which changes nothing
+        told_two = Ranks(0, 2, 0)  # so that it does not skip the sum; the group has one rank, so nothing changes
         summed = told_two.sum_gradients_of(head)
 
         def backward(module: torch.nn.Module = head) -> None:

@@ -1,14 +1,14 @@
-"""The baseline of every ratio: the same work, written as a straightforward port of the original would be.
+"""The baseline of every ratio: the same work, written like a straightforward port of the original.
 
-    model        the Q target by a whole forward, logits included; torch.compile of the whole model where asked for
+    model        the Q target by a whole forward pass, logits included; torch.compile of the whole model if asked for
     optimisers   AdamATan2 as training has it without a graph: the CUDA extension where it is installed, else over all
                  tensors at once; sign-SGD on the rows that `unique` finds
-    ranks        one all-reduce a parameter
+    ranks        one all-reduce per parameter
     metrics      stacked, reduced and fetched every step, which waits for the device
-    sampler      one Python step and one scalar draw a group
-    evaluation   the whole loss and a question to the device after every reasoning step; torch.compile as above
+    sampler      one Python step and one scalar draw per group
+    evaluation   the whole loss, and a wait for the device, after every reasoning step; torch.compile as above
 
-What it computes is the same: benchmarks/step.py, loader.py and evaluate.py check that before they time anything.
+It computes the same as ours: benchmarks/step.py, loader.py and evaluate.py check that before they time anything.
 """
 
 from collections.abc import Callable, Iterator
@@ -101,7 +101,7 @@ class PlainDataset(PuzzleDataset, IterableDataset):
     def __iter__(self) -> Iterator[tuple[str, Batch, int]]:
         config = self.config
         for name, puzzles in self.sets.items():
-            self._passes_begun += 1  # one set a pass: more have seeds of their own
+            self._passes_begun += 1  # one set per pass: more would have seeds of their own
             rng = np.random.Generator(np.random.Philox(seed=config.seed + self._passes_begun))
             for examples, puzzle_ids in plain_batches(rng, puzzles, config.epochs_per_iter, config.global_batch_size):
                 mine = slice(config.rank * self.local_batch_size, (config.rank + 1) * self.local_batch_size)
@@ -121,10 +121,10 @@ class PlainDataset(PuzzleDataset, IterableDataset):
 def plain_batches(
     rng: np.random.Generator, puzzles: PuzzleSet, epochs: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As puzzle_dataset.sample_batches, group by group; equal to it where every puzzle has one example.
+    """As puzzle_dataset.sample_batches, group by group; the results are equal if every puzzle has one example.
 
-    With several, the original drew their order from another generator, and so does this: the puzzles are the same, the
-    order of their examples is not.
+    With several, the original drew their order from another generator, and so does this: the puzzles are the same, but
+    not the order of their examples.
     """
     num_groups = len(puzzles.group_indices) - 1
     order = np.concatenate([rng.permutation(num_groups) for _ in range(epochs)])

@@ -1,4 +1,4 @@
-"""Puzzles a second in evaluation: python -m benchmarks.evaluate [options]
+"""Puzzles per second in evaluation: python -m benchmarks.evaluate [options]
 
 halt=max    training.evaluation against a loop that asks for the whole loss after every step, on CUDA with the model
             compiled as a whole where that works; same metrics, checked
@@ -6,9 +6,9 @@ halt=max    training.evaluation against a loop that asks for the whole loss afte
 halt=q      the same baseline, where a puzzle leaves the batch when the model prefers to halt; the ratio of the mean
             numbers of steps is what it can gain, and on a CPU the target
 
-The model is untrained, and has a Q head made for the purpose: a random direction of the state, with a bias for which
-puzzles halt at different steps, about a third of the maximum on average. The time of a step does not depend on what the
-weights say; its share of steps saved is not that of a trained model.
+The model is untrained, and has a Q head made for the purpose: a random direction of the state, with a bias that makes
+puzzles halt at different steps, after about a third of the maximum on average. The time of a step does not depend on
+the weights, but the share of steps that is saved does: a trained model has another.
 Cost on 2 cores: a minute, half of it the compiler's.
 """
 
@@ -35,10 +35,10 @@ from training.evaluation import choose_batch_size, evaluate_split
 
 log = logging.getLogger(__name__)
 ONE = Ranks(0, 1, 0)
-MEAN_SHARE = 1 / 3  # of the steps that the made Q head takes
+MEAN_SHARE = 1 / 3  # of the steps, which the made-up Q head takes
 CUDA_TARGET = 1.5  # of halt=max
-BATCHES_ON_CUDA = 32  # of the baseline: a graph is recorded anew for each split
-# How far the metrics may differ: relative, absolute. A share of puzzles may change by a few where logits are rounded.
+BATCHES_ON_CUDA = 32  # of the baseline's size: a graph is recorded anew for each split
+# How far the metrics may differ: relative, absolute. Shares of puzzles may change by a few puzzles through rounding.
 TOLERANCE = {torch.float32: (1e-4, 1e-6)}
 HALF_TOLERANCE = (2e-2, 2e-3)
 
@@ -55,7 +55,7 @@ def make_q_head(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device)
     for _ in range(max_steps):
         carry, outputs = head.model(carry=carry, batch=batch)
         values.append(outputs["q_halt_logits"])
-    highest = torch.stack(values).cummax(0).values  # (steps, B): halted at a step where it is above a threshold
+    highest = torch.stack(values).cummax(0).values  # (steps, B): a row halts once this is above a threshold
     thresholds = highest.flatten().sort().values
     mean_steps = torch.stack([1 + (highest[:-1] <= threshold).sum(0).float().mean() for threshold in thresholds])
     q_head.bias[0] = -thresholds[(mean_steps < MEAN_SHARE * max_steps).sum().clamp(max=len(thresholds) - 1)]
@@ -82,7 +82,7 @@ def made_up(args: argparse.Namespace, scratch: Path, device: torch.device) -> tu
 def check_same_metrics(
     plain: dict[str, float], ours: dict[str, float], dtype: torch.dtype, same_padding: bool = True
 ) -> None:
-    """Raises `AssertionError` where the metrics differ by more than rounding; of one, padding is a part."""
+    """Raises `AssertionError` if the metrics differ by more than rounding; one of them includes padding."""
     relative, absolute = TOLERANCE.get(dtype, HALF_TOLERANCE)
     for key, value in ours.items():
         if key == "eval/q_halt_loss" and not same_padding:
@@ -93,7 +93,7 @@ def check_same_metrics(
 
 
 def compiled_as_a_whole(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> Callable:
-    """For the baseline on CUDA; the head itself elsewhere, and where the compiler fails."""
+    """The compiled head, for the baseline on CUDA; the head itself elsewhere, or if the compiler fails."""
     if device.type != "cuda":
         return head
     model, batch = torch.compile(head, dynamic=False), first_batch(dataset, device)
@@ -107,7 +107,7 @@ def compiled_as_a_whole(head: ACTLossHead, dataset: PuzzleDataset, device: torch
 
 
 def compiled_max(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> Callable[[], dict] | None:
-    """halt=max as evaluate.py runs it for a long split: -> what evaluates it, to metrics; None without a compiler."""
+    """halt=max as evaluate.py runs it on a long split: -> a function that returns metrics; None without a compiler."""
     head, dataset = copy.deepcopy(head), copy.copy(dataset)
     choose_batch_size(None, dataset, head, ONE, device)
     if not compile_blocks(head.model, "on", device, 1, dataset.local_batch_size):

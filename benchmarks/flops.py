@@ -3,13 +3,13 @@
     python -m benchmarks.flops                        the published sizes, as this code and as the original compute them
     python -m benchmarks.flops arch.hidden_size=256   the same with other settings of pretrain.py, `arch=…` included
 
-The step runs on the meta device, which computes shapes and nothing else: counting takes a moment and no memory. Counted
-are matrix products, convolutions and attention, forward and backward, 2 m n k for a product; attention is one fused
-kernel, whose backward pass computes the scores again (FlashAttention, and PyTorch's counter). Left out, together less
-than 1 %: embeddings, norms, activations, the softmax of attention, the loss, the optimisers.
+The step runs on the meta device, which computes only shapes: counting takes a moment and no memory. It counts matrix
+products, convolutions and attention, forward and backward, with 2 m n k for a product; attention is one fused kernel,
+whose backward pass computes the scores again (as FlashAttention does and PyTorch's counter assumes). Left out, together
+less than 1 %: embeddings, norms, activations, the softmax of attention, the loss, the optimisers.
 
-`roofline` is the least time that a device needs: each of these kernels takes at least its operations / peak and the
-bytes of its operands and results / bandwidth, all else is fused into them, and the optimiser moves its states once.
+`roofline` is the least time that a device needs: each of these kernels takes at least operations / peak, and at least
+the bytes of its operands and results / bandwidth; all else is fused into them; the optimiser moves its states once.
 """
 
 import copy
@@ -40,8 +40,8 @@ class Kernel(NamedTuple):
 class Device(NamedTuple):
     """What a device can do at most."""
 
-    flops: float  # operations a second, of matrix products in the forward dtype
-    bandwidth: float  # bytes a second
+    flops: float  # operations per second, in matrix products in the forward dtype
+    bandwidth: float  # bytes per second
     source: str
 
 
@@ -50,9 +50,9 @@ H100 = Device(790e12, 3.0e12, "H100, measured: 790 TFLOP/s in bfloat16, 3.0 TB/s
 
 
 def flops_per_step(head: ACTLossHead, batch: int, training: bool = True) -> float:
-    """Of one training step, or one reasoning step of evaluation, on `batch` sequences.
+    """Operations of one training step, or one reasoning step of evaluation, on `batch` sequences.
 
-    Exactly linear in the batch. The head may be on any device and compiled; it is left as it is.
+    They are exactly linear in the batch. The head may be on any device, and compiled; it is not changed.
     """
     return sum(kernel.flops for kernel in step_kernels(head, batch, training))
 
@@ -61,7 +61,7 @@ def step_kernels(head: ACTLossHead, batch: int, training: bool = True) -> list[K
     """The kernels that are counted, in the order in which they run; see `flops_per_step`."""
     head = on_meta(head).train(training)
     data = head.model.data
-    rows = data.batch_size  # of the training batches that the model was built for: some buffers have that size
+    rows = data.batch_size  # of the training batches that the model was built for: some buffers have this size
     tokens = torch.zeros(rows, data.seq_len, dtype=torch.int32, device=META)
     fields = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
     with FusedAttention(), KernelCounter() as counter:
@@ -101,7 +101,7 @@ class KernelCounter(FlopCounterMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """PyTorch's attention as one kernel, which the counter knows: a CPU's it does not count at all."""
+    """Turns PyTorch's attention into one kernel that the counter knows; a CPU's kernels it does not count."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -9,20 +9,20 @@
 #   resume     pretrain.py for 40 steps, and again from its state after 20: metrics line by line
 #   attention  PyTorch's attention backends and FlashAttention: errors against float64, times
 #   compile    eager, compiled blocks, compiled whole: losses of the first steps, compile times
-#   nccl       gradients through NCCL with one rank
+#   nccl       gradients through NCCL, with one rank
 #   loader     sampler and loader at batch 768
 #   sudoku     one training step at batch 96 and 768: time, TFLOP/s, share of the roofline, peak memory; at 96 with the
 #              real loader too
 #   long       the same for ARC and mazes, 901 positions, at batch 96
-#   profile    the kernels of a step, Sudoku at batch 96 and 768 and ARC at 96; what waits for the host; traces
-#   evaluate   puzzles a second, halt=max and halt=q
+#   profile    the kernels of a step, Sudoku at batch 96 and 768 and ARC at 96; the wait for the host; traces
+#   evaluate   puzzles per second, halt=max and halt=q
 #   train      sudoku_extreme_1k for MINUTES more minutes; give the part again, as a new command, to go on
 #   score      the newest checkpoint of that run, by both rules of halting
 #
-# Without a part: all, once. Every part is a command of under 10 minutes on an H100 (LIMIT seconds, then it is an error)
-# and leaves <part>.md, and JSON where there is any, in OUT (default: benchmarks/results/gpu). PYTHON is the interpreter.
-# Without CUDA, or with TOY=1, everything runs at toy size on the CPU, in three minutes, with DISABLE_COMPILE=1 in two:
-# that it runs is all this shows.
+# Without a part: all of them, once. Every command in a part should take under 10 minutes on an H100 (it fails after
+# LIMIT seconds) and leaves a .md file, and JSON if there is any, in OUT (default: benchmarks/results/gpu). PYTHON is the
+# interpreter. Without CUDA, or with TOY=1, everything runs at toy size on the CPU, in three minutes, or two with
+# DISABLE_COMPILE=1: this shows only that it runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -68,7 +68,7 @@ data() {
 
 reference() {
     local device=cuda tests=(tests/test_{reference_models,losses,adam_atan2,sparse_embedding}.py)
-    [ -n "$TOY" ] && device=cpu tests=(tests/test_losses.py) # the others are no news on a CPU
+    [ -n "$TOY" ] && device=cpu tests=(tests/test_losses.py) # `make test` runs the others on a CPU anyway
     HRM_TEST_DEVICE=$device keep reference -m pytest -p no:cacheprovider -m "not slow" "${tests[@]}"
 }
 

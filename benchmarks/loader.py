@@ -1,13 +1,13 @@
 """Time to draw and load training batches: python -m benchmarks.loader [--batch 768] [options]
 
-sampler   which examples a batch holds: puzzle_dataset.sample_batches against one scalar draw a group
+sampler   which examples a batch holds: puzzle_dataset.sample_batches against one scalar draw per group
 loader    batches on their way to a device: with one worker, as training on CUDA reads them (the baseline's is a
           DataLoader's process, ours a thread; on CUDA until they are there, elsewhere until they could be sent), and
           without, as training on a CPU
 
-on made-up data of the shape of sudoku-extreme-1k-aug-1000 (one example a puzzle) and of an ARC dataset (several).
-Checks first that both give the same batches; of ARC, whose examples the baseline shuffles by another generator, the
-same puzzles. Cost: half a minute and 170 MB of temporary disk.
+Both are timed on made-up data of the shape of sudoku-extreme-1k-aug-1000 (one example per puzzle) and of an ARC dataset
+(several). First they are checked to give the same batches; for ARC, whose examples the baseline shuffles with another
+generator, the same puzzles. Cost: half a minute and 170 MB of temporary disk.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training.data import BATCHES_AHEAD, open_split, read_ahead, train_batches_o
 from training.distributed import Ranks, select_device
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
-EPOCHS = {"sudoku": 2000, "arc": 5000}  # of a pass, whose groups' order is drawn at its start
+EPOCHS = {"sudoku": 2000, "arc": 5000}  # in a pass, for which the order of groups is drawn at its start
 TARGETS = {"sampler": 100.0, "loader, one worker": 20.0}
 CHECKED_BATCHES = 5
 
@@ -40,7 +40,7 @@ def sampler_rng() -> np.random.Generator:
 
 
 def check_same_batches(puzzles: PuzzleSet, batch_size: int, epochs: int = 20) -> None:
-    """Raises `AssertionError` where ours and the baseline draw differently."""
+    """Raises `AssertionError` if ours and the baseline draw differently."""
     ours, plain = (draw(sampler_rng(), puzzles, epochs, batch_size) for draw in (sample_batches, plain_batches))
     one_example = len(puzzles.inputs) == len(puzzles.puzzle_identifiers)
     compared = list(itertools.islice(zip(ours, plain, strict=False), CHECKED_BATCHES))
@@ -56,7 +56,7 @@ def check_same_loading(plain: PlainDataset, ours: PuzzleDataset) -> None:
 
 
 def sampler_streams(name: str, puzzles: PuzzleSet, batch_size: int) -> tuple[Iterator, Iterator]:
-    """The baseline's and ours, without end; the order of the groups of a pass is drawn with its first batch."""
+    """Endless streams, the baseline's and ours; the order of the groups of a pass is drawn with its first batch."""
 
     def endless(sampler: Callable) -> Iterator:
         while True:
@@ -68,7 +68,7 @@ def sampler_streams(name: str, puzzles: PuzzleSet, batch_size: int) -> tuple[Ite
 def loader_streams(
     name: str, folder: Path, batch_size: int, workers: int, device: torch.device, ranks: Ranks = ONE
 ) -> tuple[Iterator[Batch], Iterator[Batch]]:
-    """The baseline's and ours, without end; on CUDA with a worker they are on the device."""
+    """Endless streams, the baseline's and ours; on CUDA with a worker, their batches are on the device."""
     if name == "sudoku":
         check_same_loading(*open_both(name, folder, batch_size, ranks))
     plain, ours = open_both(name, folder, batch_size, ranks)
@@ -108,7 +108,7 @@ def drain(stream: Iterator, count: int) -> None:
 def measure(
     part: str, name: str, streams: tuple[Iterator, Iterator], args: argparse.Namespace, device: torch.device
 ) -> Result:
-    """Each repetition takes `count` batches; before it, those that a worker had read ahead in the meantime."""
+    """Time repetitions of `count` batches; before each, batches that a worker had read ahead are taken off."""
     both = dict(zip(("baseline", "ours"), streams, strict=True))
     ways = {way: lambda stream=stream: drain(stream, args.count) for way, stream in both.items()}
     ahead = 2 * BATCHES_AHEAD if part == "loader, one worker" else 0
@@ -119,7 +119,7 @@ def measure(
 
 
 def write_shape(name: str, folder: Path, toy: bool) -> Path:
-    """Made-up training data: groups, puzzles a group, examples a puzzle of a Sudoku or an ARC dataset."""
+    """Write made-up training data with the groups, puzzles per group and examples per puzzle of Sudoku or ARC."""
     shapes = {"sudoku": (100, 20, 1), "arc": (40, 5, 3)} if toy else {"sudoku": (1000, 1001, 1), "arc": (400, 20, 3)}
     folder.mkdir()
     write_dataset(folder, "train", SIZES[name], *shapes[name])

@@ -2,9 +2,9 @@
 
 Profiles 5 steps of ours, in the last of the ways of benchmarks/step.py that works here: on CUDA compiled blocks as a
 CUDA graph, on a CPU eager, or compiled with --compile. Prints the 15 kernels (on a CPU: operators, each without those
-that it calls) that take the most time, and on CUDA the share of a step in which the device has nothing to do because
-the host has not launched it: of a step that is timed without the profiler, which slows the host down. Leaves
-profile-<size>-<batch>.json.gz in --out for a trace viewer such as Perfetto.
+that it calls) that take the most time, and on CUDA the share of a step in which the device waits for the host to launch
+work; that step is timed without the profiler, which slows the host down. Leaves profile-<size>-<batch>.json.gz in --out
+for a trace viewer such as Perfetto.
 
 Cost: on 2 cores a minute; on an H100 the compile time, about half a minute for each batch size.
 """
@@ -38,7 +38,7 @@ class Spent(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Something that the device did, in microseconds."""
+    """Something that the device did; times are in microseconds."""
 
     name: str
     start: float
@@ -46,13 +46,13 @@ class Slice(NamedTuple):
 
 
 def device_slices(trace: dict) -> list[Slice]:
-    """What ran on the device, out of a trace in Chrome's format."""
+    """What ran on the device, from a trace in Chrome's format."""
     events = (event for event in trace["traceEvents"] if event.get("cat") in ON_THE_DEVICE)
     return [Slice(event["name"], event["ts"], event["ts"] + event["dur"]) for event in events]
 
 
 def busy(slices: Iterable[Slice]) -> float:
-    """Microseconds in which anything ran: streams overlap."""
+    """Microseconds in which anything ran; streams may overlap."""
     total, until = 0.0, float("-inf")
     for piece in sorted(slices, key=lambda piece: piece.start):
         total += max(0.0, piece.end - max(piece.start, until))
@@ -116,7 +116,7 @@ def idle_line(busy_seconds: float, step_seconds: float) -> str:
 
 
 def table(spent: dict[str, Spent]) -> str:
-    """Of what `STEPS` steps took."""
+    """A table of the time that `STEPS` steps took."""
     longest = sorted(spent.items(), key=lambda item: -item[1].microseconds)
     others = [value for _, value in longest[SHOWN:]]
     rest = Spent(sum(value.calls for value in others), sum(value.microseconds for value in others))

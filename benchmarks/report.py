@@ -1,7 +1,7 @@
 """Timing two or more ways to do the same, and what a benchmark prints and writes: a Markdown table and JSON.
 
-The ways are timed in turns, A B B A A B …, so that what else a machine does falls on all of them. A figure is the
-median with its quartiles; a ratio is the baseline's median over ours.
+The ways are timed in turn, A B B A A B …, so that other work on the machine affects all of them. A figure is the median
+with its quartiles; a ratio is the baseline's median over ours.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 
 @dataclass
 class Result:
-    """One row: seconds of each repetition, of the baseline and of this code."""
+    """One row: the seconds of each repetition, for the baseline and for this code."""
 
     part: str
     what: str
@@ -43,7 +43,7 @@ def in_turns(
     device: torch.device,
     before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """-> seconds of each call of each way, after one that is not kept; `before` is not timed."""
+    """-> seconds of each call of each way, after one that is not counted; `before` is not timed."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(1 + repeats):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
@@ -55,7 +55,7 @@ def in_turns(
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, to the end of what it put on the device: by its own events on CUDA, else by the clock."""
+    """Seconds of one call, until the device has done its work: by CUDA events on CUDA, else by the clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -88,7 +88,7 @@ def table(results: list[Result]) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Where and with what the figures were measured."""
+    """The machine and software with which the figures were measured."""
     load = os.getloadavg()
     rows = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -121,7 +121,7 @@ def cpu_name() -> str:
 
 
 def publish(results: list[Result], device: torch.device, json_path: Path | None) -> None:
-    """Print the machine and the table; write both as JSON where a path is given. Of several ranks the first does."""
+    """Print the machine and the table, and write both as JSON if a path is given. Only the first rank does anything."""
     if os.environ.get("RANK", "0") != "0":
         return
     about = machine(device)
@@ -134,7 +134,7 @@ def publish(results: list[Result], device: torch.device, json_path: Path | None)
 
 
 def parser(doc: str, repeats: int | None = None) -> argparse.ArgumentParser:
-    """The options that all of these commands have."""
+    """A parser with the options that all these commands have."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=positive, default=repeats, help="timed repetitions of each way")
     options.add_argument("--toy", action="store_true", help="small enough for a test: shows that it runs, no more")

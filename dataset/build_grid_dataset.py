@@ -4,9 +4,9 @@ r"""Puzzles of any kind in CSV files -> a dataset. Reads `source,question,answer
         --output-dir data/latin --num-aug 100
 
 The kind is a file in puzzles/, or in a folder `puzzles` on PYTHONPATH (puzzles/kind.py); it says how a question and its
-answer are written, and checks them. A group of train is a puzzle and its `--num-aug` copies, symmetries that the kind
-draws; test and val are not augmented. No copy has a solution that stands in test or val: the original stands in its
-place. (Sudokus and mazes have builders of their own, which also download and generate.)
+answer are written, and checks them. A group of train is a puzzle and its `--num-aug` copies, made by symmetries that
+the kind draws; test and val are not augmented. No copy has a solution that is in test or val: such a copy is replaced
+by the original. (Sudokus and mazes have builders of their own, which also download and generate.)
 """
 
 import sys
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-if __package__ in (None, ""):  # run as a script: the repository is the import root
+if __package__ in (None, ""):  # run as a script: the repository root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -26,7 +26,7 @@ from dataset.puzzle_csv import PuzzleCsv
 from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, warn, without_copies
 from puzzles.kind import Kind, find_kind
 
-# argdantic 1.3.3 takes `int | None` for text in --help.
+# argdantic 1.3.3 shows `int | None` as text in --help.
 OptionalInt = Optional[int]  # noqa: UP045
 
 
@@ -36,8 +36,8 @@ class GridConfig(BaseModel):
     kind: str = Field(description="kind of puzzle: a module in puzzles/, such as sudoku or one of your own")
     train_file: Path = Field(description="CSV file of the train puzzles")
     test_file: Path = Field(description="CSV file of the test puzzles")
-    output_dir: Path = Field(description="folder of the dataset; one that is there is replaced")
-    num_aug: int = Field(0, ge=0, description="augmented copies per train puzzle, as many as the kind has at most")
+    output_dir: Path = Field(description="folder of the dataset; an existing dataset is replaced")
+    num_aug: int = Field(0, ge=0, description="augmented copies per train puzzle, at most as many as the kind has")
     subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train puzzles at random (default: all)")
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the train puzzles, after --subsample-size, that becomes a split val"
@@ -46,7 +46,7 @@ class GridConfig(BaseModel):
 
 
 class GridAugmenter:
-    """Makes groups: every original with `num_aug` copies after it."""
+    """Makes groups: every original, followed by `num_aug` copies."""
 
     def __init__(self, num_aug: int, seed: np.random.SeedSequence):
         self.num_aug, self.kept_originals = num_aug, 0
@@ -55,9 +55,9 @@ class GridAugmenter:
     def __call__(
         self, kind: Kind, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """inputs, labels: (puzzles, cells) -> the same of whole groups; `held_out`: sorted keys."""
+        """Inputs, labels (puzzles, cells) -> those of whole groups; `held_out` holds sorted keys."""
         for question, answer in zip(inputs, labels, strict=True):
-            # Symmetries of its own for every puzzle, the identity first.
+            # Every puzzle has symmetries of its own, the identity first.
             transforms = kind.symmetries(1 + self.num_aug, seed=int(self._rng.random() * 2**53))
             copies, solutions = (np.stack([one.apply(board) for one in transforms]) for board in (question, answer))
             held = stands_in(kind.keys(copies, solutions), held_out)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-if __package__ in (None, ""):  # run as a script: the repository is the import root
+if __package__ in (None, ""):  # run as a script: the repository root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -25,9 +25,9 @@ from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, check_one_source, o
 from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, without_copies
 from puzzles.maze import Maze, dihedral_copies
 
-SLICE = 512  # mazes multiplied at a time
+SLICE = 512  # mazes augmented at a time
 
-# argdantic 1.3.3 takes `int | None` for text in --help.
+# argdantic 1.3.3 shows `int | None` as text in --help.
 OptionalInt, OptionalPath = Optional[int], Optional[Path]  # noqa: UP045
 
 GENERATE_ONLY = ("size", "num_train", "num_test", "min_path_length")
@@ -48,7 +48,7 @@ class MazeConfig(BaseModel):
     min_path_length: int = Field(
         110, ge=1, description="with --generate: the shortest path takes more steps than this (110 suits size 30)"
     )
-    aug: bool = Field(False, description="add the 8 rotations and reflections of each train maze")
+    aug: bool = Field(False, description="turn each train maze into its 8 rotations and reflections")
     subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train mazes at random (default: all)")
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the train mazes, after --subsample-size, that becomes a split val"
@@ -64,7 +64,7 @@ class MazeConfig(BaseModel):
 def _augment(
     kind: Maze, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Whole groups of 8. A copy has the key of its original, which is not held out for val."""
+    """Yield whole groups of 8. Copies need no check: they have the key of their original, which is not held out."""
     for start in range(0, len(inputs), SLICE):
         group_inputs, group_labels = (dihedral_copies(grids[start : start + SLICE]) for grids in (inputs, labels))
         yield group_inputs.reshape(-1, inputs.shape[1]), group_labels.reshape(-1, inputs.shape[1])

@@ -9,7 +9,7 @@ A question holds `.` (or `0`) for a blank and digits (puzzles/sudoku.py). A grou
 `--num-aug` copies, each a uniform draw from the symmetries of Sudoku: digits relabelled; bands, rows in a band, stacks
 and columns in a stack permuted; rows and columns exchanged (not for 6×6, whose boxes of 2×3 would become 3×2). Test and
 val are not augmented.
-No copy has a solution that stands in test or val: such a draw is repeated up to 32 times, then the original is kept.
+No copy has a solution that is in test or val: such a draw is repeated up to 32 times, then the original is used.
 """
 
 import sys
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Optional
 
-if __package__ in (None, ""):  # run as a script: the repository is the import root
+if __package__ in (None, ""):  # run as a script: the repository root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -33,7 +33,7 @@ from puzzles.sudoku import BOXES, Sudoku, SudokuSymmetries
 SLICE = 8192  # copies made at a time: the index arrays stay in the cache
 REDRAWS = 32
 
-# argdantic 1.3.3 takes `int | None` for text in --help.
+# argdantic 1.3.3 shows `int | None` as text in --help.
 OptionalInt, OptionalPath = Optional[int], Optional[Path]  # noqa: UP045
 
 GENERATE_ONLY = ("size", "num_train", "num_test", "extra_clues")
@@ -50,11 +50,11 @@ class SudokuConfig(BaseModel):
     generate: bool = Field(False, description="make puzzles with one solution each instead of reading them")
     size: Literal[4, 6, 9] = Field(9, description="with --generate: rows of the grid (4: 2×2 boxes, 6: 2×3, 9: 3×3)")
     num_train: int = Field(1000, ge=1, description="with --generate: train puzzles")
-    num_test: int = Field(200, ge=1, description="with --generate: test puzzles, on other solutions than train")
+    num_test: int = Field(200, ge=1, description="with --generate: test puzzles, with other solutions than train")
     extra_clues: OptionalInt = Field(
         None,
         ge=0,
-        description="with --generate: up to this many clues more than needed (default: 4 for size 4, else 0)",
+        description="with --generate: up to this many more clues than needed (default: 4 for size 4, else 0)",
     )
     min_difficulty: OptionalInt = Field(
         None, ge=0, description="keep puzzles rated at least this, in train and in test (the rating counts guesses)"
@@ -73,7 +73,7 @@ class SudokuConfig(BaseModel):
 
 
 class SudokuAugmenter:
-    """Makes groups: every original with `num_aug` copies after it."""
+    """Makes groups: every original, followed by `num_aug` copies."""
 
     def __init__(self, num_aug: int, seed: np.random.SeedSequence):
         self.num_aug, self.kept_originals = num_aug, 0
@@ -82,7 +82,7 @@ class SudokuAugmenter:
     def __call__(
         self, kind: Sudoku, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """inputs, labels: (puzzles, cells) -> the same of whole groups; `held_out`: sorted hashes of solutions."""
+        """Inputs, labels (puzzles, cells) -> those of whole groups; `held_out` holds sorted hashes of solutions."""
         step = max(1, SLICE // (1 + self.num_aug))
         for start in range(0, len(inputs), step):
             part = slice(start, start + step)
@@ -113,7 +113,7 @@ class SudokuAugmenter:
         source: np.ndarray,
         held_out: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the puzzles `source` whose solution is not held out, or else the puzzles themselves."""
+        """Copies of the puzzles `source` whose solutions are not held out; failing that, the puzzles themselves."""
         copies, solutions = inputs[source], labels[source]
         # All numbers of a copy are drawn at once, needed or not, so results do not depend on the slicing.
         numbers = self._redraw_rng.random((len(source), REDRAWS, symmetries.numbers))

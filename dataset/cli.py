@@ -1,6 +1,6 @@
 """The command line of the builders: one pydantic config, `--help` with every default, one-line errors.
 
-Two properties of argdantic 1.3.3 to mind when declaring options: a list option is *merged into* a non-empty default,
+Mind two properties of argdantic 1.3.3 when declaring options: a list option is *merged into* a non-empty default,
 so lists default to `[]` and the builder fills in its own; and help texts go through `%` formatting, so a literal per
 cent sign is written `%%`.
 """
@@ -25,17 +25,17 @@ class _BuilderParser(ArgParser):
 
 
 def run_builder(build: Callable[[Any], None]) -> None:
-    """Run `build(config)` with its config read from the command line; its docstring heads `--help`."""
+    """Run `build(config)`, with its config read from the command line; `--help` begins with its docstring."""
     parser = _BuilderParser()
     parser.command(singleton=True)(build)
     parser.entrypoint = parser._build_entrypoint()
     parser.entrypoint.formatter_class = ArgumentDefaultsHelpFormatter
     parser.entrypoint.error = _refuse
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a build that is ended cleans up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated build cleans up
     with one_line_errors():
         parser()
 
 
 def _refuse(message: str) -> NoReturn:
-    """In place of argparse's error, which prints the whole usage before it."""
+    """Replaces argparse's error, which would print the whole usage first."""
     raise UserError(f"{message} (see --help)")

@@ -11,8 +11,8 @@
 A group is one original puzzle with all its augmentations. Every builder writes one set, `all`.
 
 The keys of dataset.json from `kind` on say what kind of puzzle it holds (`puzzles.kind.Kind.describe`). They may be
-absent, and say nothing about the arrays: `description_digest`, by which a run or saved predictions know their dataset
-again, leaves them out.
+absent, and say nothing about the arrays: `description_digest`, by which a run or saved predictions recognise their
+dataset, leaves them out.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from puzzles.kind import Kind
 
 BLANK_IDENTIFIER = "<blank>"
 IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
-_SCAN_BYTES = 1 << 30  # of each array are checked against the vocabulary before a run starts
+_SCAN_BYTES = 1 << 30  # how much of each array is checked against the vocabulary before a run starts
 
 
 class PuzzleDatasetMetadata(BaseModel):
@@ -57,7 +57,7 @@ class PuzzleDatasetMetadata(BaseModel):
     look: dict[str, Any] | None = None
 
     def as_json(self, *, with_kind: bool = True) -> str:
-        """As it stands on disk; without a kind, or leaving it out, as it stood there before kinds were written."""
+        """The text of the file; without a kind, or with that left out, as it was before kinds were recorded."""
         return self.model_dump_json(exclude=None if with_kind and self.kind is not None else _KIND_KEYS)
 
 
@@ -66,21 +66,21 @@ _KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
 
 @contextmanager
 def atomic_build(output_dir: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `output_dir` that takes its place when the block ends without an error.
+    """Yield a temporary folder beside `output_dir` that takes its place when the block ends without an error.
 
-    An existing dataset is replaced only then. After an error or Ctrl-C the sibling is removed.
+    An existing dataset is replaced only then. After an error or Ctrl-C the temporary folder is removed.
     """
     target = Path(output_dir).resolve()  # a link to a scratch disk stays a link
     if target.exists() and not target.is_dir():
         raise UserError(f"--output-dir {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / "identifiers.json").exists():
         raise UserError(f"--output-dir {target} is not empty and holds no dataset; name a new folder")
-    # Named before it is made: a signal may come between any two lines, and must find what to remove.
+    # Named before it is made: a signal may come between any two lines, and its handler must know what to remove.
     folder = target.with_name(f".{target.name}.building-{os.getpid()}")
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)  # of a killed process that had this number
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with this number
             folder.mkdir()
         except OSError as error:
             raise UserError(f"cannot write beside --output-dir {target}: {error.strerror}") from None
@@ -92,12 +92,12 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
 
 
 def write_identifiers(folder: Path, names: Sequence[str]) -> None:
-    """Write identifiers.json: `names` without the blank, which becomes id 0."""
+    """Write identifiers.json from `names`, which lack the blank; that becomes id 0."""
     (folder / "identifiers.json").write_text(json.dumps([BLANK_IDENTIFIER, *names]))
 
 
 def read_identifiers(folder: Path) -> list[str]:
-    """The puzzles' names by identifier, from identifiers.json of a dataset."""
+    """The puzzles' names by identifier, from a dataset's identifiers.json."""
     path = folder / "identifiers.json"
     try:
         names = json.loads(path.read_bytes())
@@ -111,9 +111,9 @@ def read_identifiers(folder: Path) -> list[str]:
 
 
 class NpyStream:
-    """A `.npy` file written row after row, so that no more than one chunk is ever in memory.
+    """A `.npy` file written chunk by chunk, so that no more than one chunk is ever in memory.
 
-    (Dirty pages of a writable memory map count as the process's own memory, a stream's do not.)
+    (Dirty pages of a writable memory map count as the process's own memory; a stream's do not.)
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype | type):
@@ -133,7 +133,7 @@ class NpyStream:
 
     def close(self) -> None:
         self._file.seek(0)
-        self._write_header()  # numpy pads the header so that a longer first axis keeps its length
+        self._write_header()  # numpy pads the header, so that it keeps its length when the first axis grows
         assert self._file.tell() == self._data_start
         self._file.close()
 
@@ -162,7 +162,7 @@ class SplitWriter:
         puzzle_sizes: np.ndarray,  # (puzzles,): examples of each puzzle
         group_sizes: np.ndarray,  # (groups,): puzzles of each group
     ) -> None:
-        """Append whole groups; the examples stand puzzle after puzzle, the puzzles group after group."""
+        """Append whole groups: the examples puzzle after puzzle, the puzzles group after group."""
         puzzle_sizes, group_sizes = np.asarray(puzzle_sizes), np.asarray(group_sizes)
         assert len(inputs) == len(labels) == puzzle_sizes.sum() and (puzzle_sizes > 0).all()
         assert len(puzzle_identifiers) == len(puzzle_sizes) == group_sizes.sum() and (group_sizes > 0).all()
@@ -242,7 +242,7 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
 
 
 def description_digest(split_folder: Path) -> str:
-    """Of `dataset.json` without the kind: the same for a dataset and for one built before kinds were written."""
+    """Digest of `dataset.json` without the kind, so that it does not depend on whether kinds were recorded yet."""
     path = split_folder / "dataset.json"
     try:
         described = path.read_bytes()
@@ -281,7 +281,7 @@ def _load_array(path: Path, mmap: bool) -> np.ndarray:
         raise UserError(f"{path} is an archive, not a .npy file; build the dataset again")
     if not np.issubdtype(array.dtype, np.integer):
         raise UserError(f"{path} holds {array.dtype}, not integers; build the dataset again")
-    return array.view(np.ndarray)  # over the same map; every slice of a `memmap` costs microseconds more
+    return array.view(np.ndarray)  # on the same map; every slice of a `memmap` costs microseconds more
 
 
 def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> None:
@@ -313,7 +313,7 @@ def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleD
 
 
 def check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleDatasetMetadata) -> None:
-    """The numbers that the length of a run is computed from."""
+    """Check the numbers from which the length of a run is computed."""
     groups = sum(len(puzzles.group_indices) - 1 for puzzles in sets)
     puzzles = sum(len(puzzles.puzzle_identifiers) for puzzles in sets)
     mean = sum(len(puzzles.inputs) for puzzles in sets) / max(1, puzzles)

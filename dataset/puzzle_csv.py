@@ -1,10 +1,11 @@
-"""Puzzles in CSV files: the sources of the Sudoku and the maze builder.
+"""Puzzles in CSV files, which the Sudoku, maze and grid builders read.
 
     source,question,answer,rating
-    <where from>,<size² characters>,<size² characters>,<integer difficulty>
+    <where from>,<one character per cell>,<one character per cell>,<integer difficulty>
 
-`train.csv` and `test.csv` stand in one folder or in a Hugging Face dataset (`sapientinc/sudoku-extreme`,
-`sapientinc/maze-30x30-hard-1k`). Files are read chunk by chunk: Sudoku-Extreme has 3.8 million rows.
+For the first two, `train.csv` and `test.csv` are in one folder or in a Hugging Face dataset
+(`sapientinc/sudoku-extreme`, `sapientinc/maze-30x30-hard-1k`). Files are read chunk by chunk: Sudoku-Extreme has 3.8
+million rows.
 """
 
 import csv
@@ -24,7 +25,7 @@ CHUNK_CHARACTERS = 1 << 21  # of the question column: 26,000 Sudokus or 2,300 ma
 
 
 class PuzzleRows(NamedTuple):
-    """Some rows as they stand in the file; `line` is where each one begins there."""
+    """Some rows as they are in the file; `line` is where each one begins."""
 
     question: np.ndarray  # (rows, width) uint8, ASCII
     answer: np.ndarray  # (rows, width) uint8, ASCII
@@ -39,9 +40,9 @@ class PuzzleCsv:
         self.name = str(path)
 
     def chunks(self) -> Iterator[PuzzleRows]:
-        """All rows in order. All have the width of the first one."""
+        """Yield all rows in order; all have the width of the first one."""
         try:
-            # Bytes that are no UTF-8 become an illegal character, which is reported with its line.
+            # Bytes that are not UTF-8 become an illegal character, which is reported with its line.
             with open(self.name, newline="", encoding="utf-8-sig", errors="replace") as file:
                 yield from self._parse(csv.reader(file, strict=True))
         except OSError as error:
@@ -96,7 +97,7 @@ class PuzzleCsv:
 
 
 class GeneratedPuzzles:
-    """Puzzles out of a generator, read as if they stood in a file."""
+    """Puzzles from a generator, read as if they were in a file."""
 
     def __init__(self, name: str, question: np.ndarray, answer: np.ndarray, rating: np.ndarray):
         self.name, self._rows = name, PuzzleRows(question, answer, rating, np.arange(1, len(question) + 1))
@@ -111,7 +112,7 @@ PuzzleFile = PuzzleCsv | GeneratedPuzzles
 
 
 def _codes(column: Iterable[str], width: int) -> np.ndarray:
-    """Texts of one width -> (rows, width) uint8; what is not ASCII becomes `?`."""
+    """Texts of one width -> (rows, width) uint8; characters outside ASCII become `?`."""
     return np.frombuffer("".join(column).encode("ascii", "replace"), np.uint8).reshape(-1, width)
 
 
@@ -123,7 +124,7 @@ def _is_int64(text: str) -> bool:
 
 
 def check_one_source(config: BaseModel, generate_only: Sequence[str]) -> None:
-    """Raise ValueError where the options of a builder name two sources, or belong to another one than is used."""
+    """Raise ValueError if the options of a builder name two sources, or belong to a source that is not used."""
     given = config.model_fields_set
     if config.generate:
         for name in sorted({"source_dir", "source_repo"} & given):
@@ -141,7 +142,7 @@ def _option(field: str) -> str:
 
 
 def open_source(source_dir: Path | None, source_repo: str) -> dict[str, PuzzleFile]:
-    """train.csv and test.csv of a folder or, without one, of a Hugging Face dataset."""
+    """Open train.csv and test.csv in a folder or, without one, in a Hugging Face dataset."""
     if source_dir is None:
         return _download(source_repo)
     for split in ("train", "test"):
@@ -151,13 +152,13 @@ def open_source(source_dir: Path | None, source_repo: str) -> dict[str, PuzzleFi
 
 
 def _download(repo: str) -> dict[str, PuzzleFile]:
-    """The two files of a Hugging Face dataset, out of its local cache where they are there already."""
+    """Fetch the two files of a Hugging Face dataset, from the local cache if they are there."""
     remedy = (
         f"download train.csv and test.csv from https://huggingface.co/datasets/{repo} on a connected machine and "
         "build with --source-dir FOLDER, or make puzzles with --generate"
     )
     try:
-        # Imported here: the other sources do without it.
+        # Imported here: the other sources do not need it.
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.logging import set_verbosity_error
     except ImportError:
@@ -176,7 +177,7 @@ def _download(repo: str) -> dict[str, PuzzleFile]:
 
 
 def check_rows(name: str, line: np.ndarray, problems: list[tuple[np.ndarray, str]]) -> None:
-    """Raise for the first row that has a problem: (rows,) masks with what each of them means."""
+    """Raise `UserError` for the first row with a problem; `problems` are (rows,) masks and what each means."""
     bad = np.logical_or.reduce([mask for mask, _ in problems])
     if bad.any():
         row = int(bad.argmax())

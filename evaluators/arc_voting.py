@@ -2,9 +2,9 @@
 
 A prediction is a sequence of 900 tokens (puzzles/arc.py). It is cropped, its augmentation is undone, and the
 grid is one vote for a test input of its task: the one that its own input is an augmentation of. Candidates are ordered
-by votes, then by the mean of sigmoid(q_halt); of equal ones, the first seen comes first.
+by votes, then by the mean of sigmoid(q_halt); among equal ones, the first seen comes first.
 
-Knows nothing of files: evaluators/arc.py reads and writes them.
+This module does not touch files: evaluators/arc.py reads and writes them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ TestPairs = dict[str, list[tuple[Key, Key]]]  # task -> (input, answer) of each 
 
 
 class Candidate(NamedTuple):
-    """One answer that was voted for."""
+    """An answer that was voted for."""
 
     key: Key
     votes: int
@@ -56,7 +56,7 @@ class VotedInput(NamedTuple):
 
     @property
     def rank(self) -> float:
-        """The place of the right answer among the candidates, from 1; infinite where it is not among them."""
+        """The place of the right answer among the candidates, from 1; infinite if it is not among them."""
         right = key_of(self.answer)
         return next((place for place, one in enumerate(self.candidates, 1) if one.key == right), float("inf"))
 
@@ -69,19 +69,19 @@ def key_of(grid: np.ndarray) -> Key:
 
 
 def grid_of(key: Key) -> np.ndarray:
-    """(rows, columns) uint8 colours; 0 × 0 where a prediction begins with a special token."""
+    """(rows, columns) uint8 colours; 0 × 0 if a prediction begins with a special token."""
     return np.frombuffer(key, dtype=np.uint8, offset=2).reshape(key[0], key[1])
 
 
-# Whether the top left corner of a canvas stands at the bottom, and at the right, once symmetry `tid` is undone.
+# Whether the top left corner of a canvas is at the bottom, and at the right, once symmetry `tid` is undone.
 _CORNER = np.array([[1, 0], [0, 0]])
 _CORNERS = [np.argwhere(inverse_dihedral_transform(_CORNER, tid))[0].tolist() for tid in range(NUM_SYMMETRIES)]
 
 
 def original_grids(tokens: np.ndarray, augmentations: Augmentations) -> list[Key]:
-    """The grids of (n, 900) sequences, cropped, as they are without their n augmentations.
+    """The grids of (n, 900) sequences, cropped and with their n augmentations undone.
 
-    The same as `undo_augmentation` of one grid after the other, several times as fast.
+    The same as `undo_augmentation` of one grid after another, but several times as fast.
     """
     tids, colour_maps = augmentations
     canvases = tokens.astype(np.uint8).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
@@ -107,7 +107,7 @@ def parse_names(names: Sequence[str]) -> tuple[list[str], Augmentations]:
 
 
 def collect_pairs(pairs: TestPairs, inputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    """Add the pairs of (n, 900) inputs and labels, undone, to those of their tasks; once each."""
+    """Undo the augmentations of (n, 900) inputs and labels, and add each pair to its task, once."""
     if not names:
         return
     tasks, augmentations = parse_names(names)
@@ -118,9 +118,9 @@ def collect_pairs(pairs: TestPairs, inputs: np.ndarray, labels: np.ndarray, name
 
 
 def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) -> tuple[Votes, TestPairs]:
-    """The votes of all rows, and the test pairs of those that are not augmented.
+    """-> the votes of all rows, and the test pairs of the rows that are not augmented.
 
-    `identifiers`: puzzle identifier -> name. Keeps each different answer once, and no rows.
+    `identifiers`: puzzle identifier -> name. Each different answer is kept once, and no rows.
     """
     votes: Votes = {}
     pairs: TestPairs = {}
@@ -130,7 +130,7 @@ def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) ->
         names = puzzle_names(rows, identifiers)
         tasks, augmentations = parse_names(names)
         inputs, answers = original_grids(rows.inputs, augmentations), original_grids(rows.answers, augmentations)
-        # In float32, in which the largest logits become equal: a tie is one where the original sees one.
+        # In float32, in which sigmoids of large logits become equal, so that ties are the same as in the original.
         confidences = torch.from_numpy(rows.q_halt_logits).sigmoid().tolist()
         for task, grid, answer, confidence in zip(tasks, inputs, answers, confidences, strict=True):
             tally = votes.setdefault((task, grid), {}).setdefault(answer, [0, 0.0])
@@ -155,7 +155,7 @@ def puzzle_names(rows: PredictionRows, identifiers: Sequence[str]) -> list[str]:
 
 
 def rank_candidates(votes: Votes, pairs: TestPairs) -> Tasks:
-    """Every test input with its candidates; it has none where nothing was predicted for it."""
+    """Every test input with its candidates; it has none if nothing was predicted for it."""
     known = {(task, grid) for task, tests in pairs.items() for grid, _ in tests}
     strange = next((task for task, grid in votes if (task, grid) not in known), None)
     if strange is not None:
@@ -176,7 +176,7 @@ def _ranked(tallies: dict[Key, list]) -> list[Candidate]:
 
 
 def scores(tasks: Tasks, ks: Iterable[int]) -> dict:
-    """`num_tasks`; `task`: K -> share of the tasks with the right answer among the K best for all test inputs;
+    """`num_tasks`; `task`: K -> share of the tasks whose test inputs all have the right answer among their K best;
     `fractional`: K -> mean over the tasks of the share of such test inputs."""
     ranks = [[test.rank for test in tests] for tests in tasks.values()]
     solved = {str(k): [np.mean([rank <= k for rank in task]) for task in ranks] for k in ks}
@@ -188,6 +188,6 @@ def scores(tasks: Tasks, ks: Iterable[int]) -> dict:
 
 
 def attempts(test: VotedInput) -> list[list[list[int]]]:
-    """The two attempts that ARC Prize allows, as lists. One candidate is given twice; [[0]] stands for no grid."""
+    """The two attempts that ARC Prize allows, as lists. A single candidate is given twice; no grid becomes [[0]]."""
     grids = [one.grid.tolist() if one.grid.size else [[0]] for one in test.candidates[:2]] or [[[0]]]
     return [grids[0], grids[-1]]

@@ -2,11 +2,11 @@
 
     python -m evaluators.ensemble checkpoint=<run>/step_<n> [key=value …]
 
-Every model answers every copy of a puzzle, and the answers are brought back; the copies are made by the symmetries of
-the kind of puzzle. One answer is chosen: by the model's own confidence (q_halt), by majority, or by majority among the
-answers that obey the rules of the puzzle. `vote` does all that and is given no label. `score` gets the labels
-afterwards, to count the right choices, and the puzzles that any copy got right: an upper bound, no method. Runs in one
-process.
+The copies are made by the symmetries of the kind of puzzle. Every model answers every copy, and the answers are
+transformed back. One answer is chosen: by the model's own confidence (q_halt), by majority, or by majority among the
+answers that obey the rules of the puzzle. `vote` does all that without labels. `score` gets the labels afterwards, to
+count the right choices, and the puzzles that any copy got right, which is an upper bound and not a method. This runs in
+one process.
 """
 
 import json
@@ -44,18 +44,18 @@ METHODS = {
 
 
 class EnsembleConfig(StrictModel):
-    checkpoint: list[str] = Field(min_length=1, description="beside its all_config.yaml; several, [a,b], vote together")
+    checkpoint: list[str] = Field(min_length=1, description="step_<n> in its run folder; several, [a,b], vote together")
     copies: int | None = Field(
-        default=None, ge=1, description="of each puzzle, itself included; default: what the kind of puzzle suggests"
+        default=None, ge=1, description="copies of each puzzle, itself included; default: as its kind suggests"
     )
-    split: str = Field(default="test", description="of the dataset")
-    data_path: str | None = Field(default=None, description="another dataset than the run's")
+    split: str = Field(default="test", description="split of the dataset")
+    data_path: str | None = Field(default=None, description="a dataset other than the run's")
     max_examples: int | None = Field(
-        default=None, ge=1, description="a seeded subset of the puzzles, the one that evaluate.py takes"
+        default=None, ge=1, description="size of a seeded subset of the puzzles, the same as in evaluate.py"
     )
     max_steps: int | None = Field(default=None, ge=1, description="reasoning steps; default: as in training")
     global_batch_size: int | None = Field(default=None, ge=1, description="puzzles at a time; default: the run's")
-    seed: int = Field(default=0, ge=0, description="of the copies")
+    seed: int = Field(default=0, ge=0, description="seed of the copies")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
     as_json: bool = Field(default=False, alias="json", description="print JSON instead of a table")
 
@@ -67,9 +67,9 @@ class EnsembleConfig(StrictModel):
 
 @dataclass
 class Choices:
-    """What all copies answered to B puzzles, K copies each over all models, and which answers were chosen."""
+    """The answers of all copies of B puzzles, K per puzzle over all models, and which of them were chosen."""
 
-    answers: np.ndarray  # (B, K, cells) uint8, brought back; K counts the copies of the first model first
+    answers: np.ndarray  # (B, K, cells) uint8, transformed back; the copies of the first model come first
     confidence: np.ndarray  # (B, K) float64: sigmoid(q_halt)
     valid: np.ndarray  # (B, K) bool: obeys the rules
     chosen: dict[str, np.ndarray]  # method -> (B,): the copy whose answer it chose
@@ -98,11 +98,11 @@ def answer_copies(
     max_steps: int | None = None,
     after_pass: Callable[[], object] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-> the answers after the last step, brought back, (B, K, cells) uint8; and sigmoid(q_halt), (B, K) float64."""
+    """-> the answers after the last step, transformed back, (B, K, cells) uint8; sigmoid(q_halt), (B, K) float64."""
     answers, q_halt = [], []
     for model in models:
         device = next(model.parameters()).device
-        spare = max(0, model.data.batch_size - len(inputs))  # compiled blocks are compiled for one shape
+        spare = max(0, model.data.batch_size - len(inputs))  # blocks are compiled for one shape
 
         def padded(rows: np.ndarray, spare: int = spare, device: torch.device = device) -> torch.Tensor:
             widths = [(0, spare)] + [(0, 0)] * (rows.ndim - 1)
@@ -121,7 +121,7 @@ def answer_copies(
 def choose(answers: np.ndarray, confidence: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
     """(B, K, cells), (B, K), (B, K) -> for each method the chosen copy of each puzzle (B,); copy 0 is the single pass.
 
-    Without a valid answer, the majority of the valid ones is that of all.
+    If no answer is valid, the majority of the valid ones is that of all answers.
     """
     majorities, valid_majorities = [], []
     for row, sure, obeys in zip(answers, confidence, valid, strict=True):
@@ -130,7 +130,7 @@ def choose(answers: np.ndarray, confidence: np.ndarray, valid: np.ndarray) -> di
         valid_majorities.append(among[majority(row[among], sure[among])] if len(among) else majorities[-1])
     chosen = {
         "single_pass": np.zeros(len(answers), np.intp),
-        "confidence": confidence.argmax(axis=1),  # of equal ones the first
+        "confidence": confidence.argmax(axis=1),  # the first among equals
         "majority": np.array(majorities, np.intp),
         "majority_valid": np.array(valid_majorities, np.intp),
     }
@@ -139,9 +139,9 @@ def choose(answers: np.ndarray, confidence: np.ndarray, valid: np.ndarray) -> di
 
 
 def majority(answers: np.ndarray, confidence: np.ndarray) -> int:
-    """answers (K, cells), confidence (K,) -> the first copy that gave the most frequent answer.
+    """Answers (K, cells), confidence (K,) -> the first copy that gave the most frequent answer.
 
-    Of equally frequent answers it is the one with the higher mean confidence, then the one seen first.
+    Among equally frequent answers, the one with the higher mean confidence wins, then the one seen first.
     """
     voters: dict[bytes, list[int]] = {}
     for copy, answer in enumerate(answers):
@@ -150,7 +150,7 @@ def majority(answers: np.ndarray, confidence: np.ndarray) -> int:
 
 
 def score(choices: Choices, labels: np.ndarray) -> dict[str, int]:
-    """Labels (B, cells), ignored -100 -> how many puzzles each method has right, and the oracle (any copy right)."""
+    """Labels (B, cells), ignored: -100 -> how many puzzles each method got right, and the oracle (any copy right)."""
     labelled = labels != IGNORE_LABEL_ID
     right = ((choices.answers == labels[:, None]) | ~labelled[:, None]).all(-1) & labelled.any(-1)[:, None]  # (B, K)
     rows = np.arange(len(labels))
@@ -159,7 +159,7 @@ def score(choices: Choices, labels: np.ndarray) -> dict[str, int]:
 
 
 def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
-    """Vote on a split and count -> the report, as it is printed with json=true."""
+    """Vote on a split and count the right answers; -> the report, as json=true prints it."""
     checkpoints = [Path(path) for path in config.checkpoint]
     runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
     dataset = open_to_answer(

@@ -1,6 +1,6 @@
-"""Draws the reports of evaluators/figures.py, and what was voted for ARC tasks.
+"""Draws the reports of evaluators/figures.py, and the votes for ARC tasks.
 
-Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards look as everywhere (puzzles/draw.py).
+Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards look as elsewhere (puzzles/draw.py).
 """
 
 import re
@@ -20,9 +20,9 @@ from puzzles.kind import Kind
 
 DPI = 150
 ARC = Arc(MAX_GRID_SIZE, MAX_GRID_SIZE)
-PANEL_INCHES = 2.4  # of an ARC grid
+PANEL_INCHES = 2.4  # side of an ARC grid
 BLUE, ORANGE, GREEN, PURPLE, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
-MAX_COLUMNS = 8  # of steps in one figure
+MAX_COLUMNS = 8  # most steps in one figure
 STATES = ((VERMILLION, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))  # colour and marker of each, in turn
 MODELS = {"trained": ("trained", "-"), "untrained": ("untrained, same shape", "--")}
 RULES = {
@@ -32,7 +32,7 @@ RULES = {
 
 
 def draw_steps(report: dict[str, Any]) -> Figure:
-    """A row a puzzle: the puzzle, its answer after (at most 8 of) the steps, its solution."""
+    """One row per puzzle: the puzzle, the answer after the steps (at most 8 of them), the solution."""
     kind, puzzles = report["kind"], report["puzzles"]
     shown = spread(report["max_steps"], MAX_COLUMNS)
     columns = len(shown) + 2
@@ -76,7 +76,7 @@ def spread(steps: int, most: int) -> list[int]:
 
 
 def draw_participation(report: dict[str, Any]) -> Figure:
-    """PR against the number of puzzles, and its last values."""
+    """The participation ratio against the number of puzzles, and its last values."""
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     curve, last = figure.subplots(1, 2, width_ratios=(1.7, 1))
     for model, (model_name, line) in MODELS.items():
@@ -105,7 +105,7 @@ def draw_participation(report: dict[str, Any]) -> Figure:
 
 
 def draw_scaling(report: dict[str, Any]) -> Figure:
-    """Exact accuracy, with its 95 % interval, and mean steps against the allowed steps."""
+    """Exact accuracy, with its 95 % interval, and mean steps, against the allowed number of steps."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     accuracy, steps = figure.subplots(1, 2)
     limits = np.array(report["limits"])
@@ -157,7 +157,7 @@ def _plain_axes(figure: Figure) -> None:
 
 
 def draw_tasks(tasks: Tasks, attempts: int = 2) -> Figure:
-    """A row for each test input of the tasks: the input, the right answer, and the `attempts` best candidates."""
+    """One row per test input of the tasks: the input, the right answer, and the `attempts` best candidates."""
     tests = [(task, number, test) for task, inputs in tasks.items() for number, test in enumerate(inputs, 1)]
     columns = 2 + attempts
     figure = Figure(figsize=(PANEL_INCHES * columns, (PANEL_INCHES + 0.5) * max(1, len(tests))), dpi=80)
@@ -187,7 +187,7 @@ def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
 
 
 def _show_grid(axis: Axes, title: str, grid: np.ndarray, title_colour: str = PALETTE["ink"]) -> None:
-    """A grid of colours (rows, columns); nothing but the title for an empty one."""
+    """Show a grid of colours (rows, columns), or only the title if it is empty."""
     tokens = ARC.on_canvas(grid)
     _show_board(axis, title, ARC, tokens, tokens)
     axis.title.set_color(title_colour)

@@ -1,4 +1,4 @@
-"""The figures of the paper, for any checkpoint: each is a PNG and a JSON file with the numbers in it.
+"""The figures of the paper, for any checkpoint: each is a PNG, and a JSON file with its numbers.
 
     python -m evaluators.figures steps checkpoint=<run>/step_<n> [key=value …]
 
@@ -20,7 +20,7 @@ Participation ratio: PR = (Σλ)² / Σλ² over the eigenvalues λ of the state
 "Brain Correspondence"): D where all D directions vary alike, 1 where the states move along one line. The paper compares
 PR(z_H) with PR(z_L), over more and more tasks, in a trained model and in one with random weights. It does not say what
 one sample is. Here it is the state of one cell of one puzzle after one reasoning step, a vector of hidden_size numbers;
-the positions of the puzzle embedding, which are no cells, are left out.
+the positions of the puzzle embedding, which are not cells, are left out.
 """
 
 import json
@@ -51,20 +51,20 @@ from training.distributed import DEVICES, select_device
 from training.metrics import progress_bar, start_logging
 from training.reasoning import Step, reasoning_steps
 
-BATCH_SIZE = 64  # puzzles at a time; less where there are fewer
+BATCH_SIZE = 64  # puzzles at a time, at most
 
 
 class FigureConfig(StrictModel):
-    figure: Literal["steps", "participation", "scaling"] = Field(description="which of them; comes first")
-    checkpoint: str = Field(description="beside its all_config.yaml")
+    figure: Literal["steps", "participation", "scaling"] = Field(description="which figure; comes first")
+    checkpoint: str = Field(description="a step_<n> in its run folder")
     examples: int | None = Field(
-        default=None, ge=1, description="puzzles, a seeded subset; default: 4, 128 and 1000 for the three figures"
+        default=None, ge=1, description="size of a seeded subset of puzzles; default: 4, 128 and 1000 for the three"
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="reasoning steps; default: as in training, for scaling twice as many"
     )
-    split: str = Field(default="test", description="of the dataset")
-    data_path: str | None = Field(default=None, description="another dataset than the run's")
+    split: str = Field(default="test", description="split of the dataset")
+    data_path: str | None = Field(default=None, description="a dataset other than the run's")
     out: str | None = Field(
         default=None,
         description="a folder or a .png file; default: step_<n>_<figure>.png and .json beside the checkpoint",
@@ -74,7 +74,7 @@ class FigureConfig(StrictModel):
 
 @dataclass
 class Subject:
-    """What a figure is of: a model, and N puzzles on its device."""
+    """What a figure shows: a model, and N puzzles on its device."""
 
     run: PretrainConfig
     dataset: PuzzleDataset
@@ -90,7 +90,7 @@ class Subject:
         return progress_bar(total=passes * self.max_steps, desc="run", unit="step", enabled=True, leave=False)
 
     def answers(self) -> Iterator[tuple[slice, int, Step]]:
-        """(which puzzles, step from 0, the step), batch after batch."""
+        """Yield (which puzzles, step from 0, the step), batch after batch."""
         starts = range(0, len(self.examples), BATCH_SIZE)
         with self.bar(len(starts)) as bar:
             for start in starts:
@@ -104,7 +104,7 @@ class Subject:
 
 
 def open_subject(config: FigureConfig, examples: int, step_factor: int, device: torch.device) -> Subject:
-    """`examples` and `step_factor` × the trained steps are what the user did not choose otherwise."""
+    """The defaults are `examples` puzzles, and `step_factor` times the steps of training."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     dataset = open_to_answer(
@@ -132,7 +132,7 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
 def compute_steps(subject: Subject) -> dict[str, Any]:
     """Every puzzle with its answer after each step, its confidence, and how many cells equal the label.
 
-    Boards are tokens (cells,) and the kind is itself: `as_json` writes both.
+    Boards are tokens (cells,), and the kind is a `Kind`: `as_json` can write both.
     """
     labelled = subject.labels != IGNORE_LABEL_ID
     solutions = np.where(labelled, subject.labels, PAD).astype(np.uint8)
@@ -162,7 +162,7 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def compute_participation(subject: Subject) -> dict[str, Any]:
-    """PR against the number of puzzles, of this model and of one with new random weights."""
+    """The participation ratio against the number of puzzles, for this model and for one with new random weights."""
     order = torch.from_numpy(np.random.default_rng(subject.run.seed).permutation(len(subject.examples)))
     inputs, identifiers = (rows[order.to(subject.device)] for rows in (subject.inputs, subject.puzzle_identifiers))
     counts = doubling(len(order))
@@ -175,7 +175,7 @@ def compute_participation(subject: Subject) -> dict[str, Any]:
 
 
 def without_training(subject: Subject) -> ACTLossHead:
-    """A model of the same shape as it is before training; the run's seed, on this device."""
+    """A model of the same shape before training, made with the run's seed on this device."""
     torch.manual_seed(subject.run.seed)
     return subject.run.arch.build_for(subject.dataset.metadata, batch_size=BATCH_SIZE, device=subject.device)
 
@@ -188,8 +188,8 @@ def participation_curve(
     max_steps: int,
     after_step: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, list[float]], int]:
-    """PR of each of the model's states over the first n puzzles, for each n of the ascending `counts`; and of how many
-    numbers the largest state of a cell is."""
+    """-> PR of each of the model's states over the first n puzzles, for each n of the ascending `counts`; and the size
+    of the largest state of a cell."""
     moments: dict[str, Moments] = {}
     ratios: dict[str, list[float]] = {}
     for first, last in batches(counts, BATCH_SIZE):
@@ -204,9 +204,9 @@ def participation_curve(
 
 
 def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
-    """Of each part of a state that has a vector for every position, (B, P + S, D), those of the cells, (B S, D).
+    """For each part of a state with a vector for every position, (B, P + S, D), the vectors of the cells, (B S, D).
 
-    The P positions of the puzzle embedding come first. Raises `UserError` where the model keeps no such state.
+    The P positions of the puzzle embedding come first. Raises `UserError` if the model keeps no such state.
     """
     parts = {field.name: getattr(state, field.name) for field in fields(state)}
     found = {
@@ -223,13 +223,13 @@ def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
 
 
 def participation_ratio(covariance: Tensor) -> float:
-    """Covariance (D, D) -> PR in [1, D]; 0 where nothing varies. Σλ is its trace, Σλ² its squared Frobenius norm."""
+    """Covariance (D, D) -> PR in [1, D]; 0 if nothing varies. Σλ is its trace, Σλ² its squared Frobenius norm."""
     total, squares = covariance.trace().item(), covariance.square().sum().item()
     return total**2 / squares if squares > 0 else 0.0
 
 
 class Moments:
-    """The covariance of samples that come in parts, in float64."""
+    """Accumulates the covariance of samples that come in parts, in float64."""
 
     def __init__(self, dimensions: int):
         self.count = 0
@@ -237,7 +237,7 @@ class Moments:
         self.outer = torch.zeros(dimensions, dimensions, dtype=torch.float64)
 
     def add(self, samples: Tensor) -> None:
-        """(n, D), on any device."""
+        """Add samples (n, D), on any device."""
         samples = samples.cpu().double()  # MPS has no float64
         self.count += len(samples)
         self.sum += samples.sum(0)
@@ -249,7 +249,7 @@ class Moments:
 
 
 def batches(counts: Sequence[int], batch_size: int) -> list[tuple[int, int]]:
-    """Slices of at most `batch_size` puzzles that end at every count."""
+    """Slices (first, end) of at most `batch_size` puzzles; every count is the end of one."""
     slices, start = [], 0
     for count in counts:
         for first in range(start, count, batch_size):
@@ -259,7 +259,7 @@ def batches(counts: Sequence[int], batch_size: int) -> list[tuple[int, int]]:
 
 
 def doubling(largest: int) -> list[int]:
-    """1, 2, 4, … up to `largest`, which is always the last."""
+    """1, 2, 4, … up to `largest`, which is always included."""
     return sorted({*(2 ** np.arange(int(np.log2(largest)) + 1)).tolist(), largest})
 
 
@@ -267,7 +267,7 @@ def doubling(largest: int) -> list[int]:
 
 
 def compute_scaling(subject: Subject) -> dict[str, Any]:
-    """Accuracy and mean steps for every limit, out of one run with the largest."""
+    """Accuracy and mean steps for every limit, from a single run with the largest."""
     shape = (len(subject.examples), subject.max_steps)
     exact, wants_to_halt = np.zeros(shape, bool), np.zeros(shape, bool)
     labelled = subject.labels != IGNORE_LABEL_ID
@@ -284,9 +284,9 @@ def compute_scaling(subject: Subject) -> dict[str, Any]:
 
 
 def halting_curves(exact: np.ndarray, wants_to_halt: np.ndarray, limits: Sequence[int]) -> dict:
-    """What a run with each limit would give: exact, wants_to_halt (N, M) bool, limits <= M.
+    """What a run with each limit would give, from exact and wants_to_halt (N, M) bool; limits <= M.
 
-    `halt_max`: every sequence takes all steps. `halt_q`: it stops at the first one after which the model wants to halt.
+    `halt_max`: every sequence takes all steps. `halt_q`: it stops after the first step where the model wants to halt.
     """
     first = np.where(wants_to_halt.any(1), wants_to_halt.argmax(1) + 1, exact.shape[1])
     curves = {rule: {"exact_accuracy": [], "mean_steps": []} for rule in ("halt_max", "halt_q")}
@@ -303,7 +303,7 @@ def halting_curves(exact: np.ndarray, wants_to_halt: np.ndarray, limits: Sequenc
 class FigureType(NamedTuple):
     compute: Callable[[Subject], dict]
     draw: Callable[[dict], Figure]
-    examples: int  # by default
+    examples: int  # default number
     step_factor: int  # default steps, in multiples of the trained ones
 
 
@@ -333,7 +333,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 
 def picture_path(config: FigureConfig) -> Path:
-    """Where the PNG goes; its folder is made, so that a mistake shows before the work."""
+    """Where the PNG goes; its folder is made now, so that a mistake shows before the work."""
     checkpoint = Path(config.checkpoint)
     path = Path(config.out) if config.out else checkpoint.parent
     if path.suffix.lower() != ".png":

@@ -1,4 +1,4 @@
-"""A model's way to its answer to one puzzle: every step, and what the rules say about the end of it."""
+"""A model's way to its answer to one puzzle: every step, and what the rules say about the final answer."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ class Answer:
     """The model's answer after one step."""
 
     tokens: np.ndarray  # (cells,)
-    changed: np.ndarray  # (cells,) bool: since the step before, in the first one since the puzzle
+    changed: np.ndarray  # (cells,) bool: since the step before or, in the first step, since the puzzle
     confidence: float  # sigmoid of q_halt
 
 
@@ -35,9 +35,9 @@ class Verdict:
 
 
 def dataset_at_hand(data_path: Path) -> tuple[PuzzleDatasetMetadata | None, Kind | None]:
-    """What a run's dataset says of itself, where it is there, and its kind, where that is known.
+    """The metadata of a run's dataset, if it is there, and its kind, if that is known.
 
-    A dataset that does not state its kind and has lost its arrays might be of several.
+    A dataset that does not state its kind and has lost its arrays could be of several kinds.
     """
     for folder in (data_path / split for split in ("train", "test")):
         if (folder / "dataset.json").exists():
@@ -50,9 +50,9 @@ def dataset_at_hand(data_path: Path) -> tuple[PuzzleDatasetMetadata | None, Kind
 
 
 def read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:
-    """A puzzle as a person types it: of the kind that the model was trained on, or of another if it is none.
+    """Read a puzzle as people type it: of the kind that the model was trained on or, failing that, of another.
 
-    Raises `UserError` that begins with `source` for a text that is no puzzle.
+    Raises a `UserError` that begins with `source` if the text is no puzzle.
     """
     if trained_on is None:
         return read_puzzle(text, source)
@@ -67,7 +67,7 @@ def read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:
 
 
 def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None) -> Iterator[Answer]:
-    """The model's answer after each step; `model` is the `model` of a loss head."""
+    """Yield the model's answer after each step; `model` is the `model` of a loss head."""
     device = next(model.parameters()).device
     inputs = torch.from_numpy(puzzle.inputs.astype(np.int32))[None].to(device)
     identifiers = torch.tensor([puzzle.identifier], dtype=torch.int32, device=device)
@@ -75,7 +75,7 @@ def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None) -> Iter
 
 
 def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
-    """The steps of one puzzle (B = 1), with what each of them changed."""
+    """Turn the steps of one puzzle (B = 1) into answers, with what each of them changed."""
     before = puzzle.kind.visible(puzzle.inputs)
     for step in steps:
         tokens = puzzle.kind.visible(step.answer[0].cpu().numpy().astype(np.uint8))
@@ -84,7 +84,7 @@ def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
 
 
 def judge(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
-    """What the puzzle's rules say about an answer; without rules, whether it is the output that the task states."""
+    """What the puzzle's rules say about an answer; if it has none, whether it is the output that the task states."""
     if not puzzle.kind.has_rules:
         return _compare(puzzle, tokens)
     violations = puzzle.kind.violations(puzzle.inputs, tokens)
@@ -109,8 +109,8 @@ def _compare(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
 
 
 def as_json(puzzle: Puzzle, found: Sequence[Answer], verdict: Verdict) -> dict[str, Any]:
-    """What `solve.py --json` prints. Cells are [row, column] from 0; boards are as the kind writes them: a Sudoku is a
-    string, a maze a list of lines, an ARC grid a list of rows of colours."""
+    """What `solve.py --json` prints. Cells are [row, column] from 0. Boards are written as their kind writes them: a
+    Sudoku is a string, a maze a list of lines, an ARC grid a list of rows of colours."""
     kind = puzzle.kind
     size = {"size": kind.rows} if kind.rows == kind.columns else {"rows": kind.rows, "columns": kind.columns}
     task = {}

@@ -1,6 +1,6 @@
 """Adaptive computation time (ACT) around a network, and what an architecture of this family is.
 
-An architecture is one file below `models/`, which says what is its own:
+An architecture is one file below `models/`, which defines what is its own:
 
     class Config(ACTConfig)            what a user chooses about it
     class Network(InnerNetwork)        the initial state, and one reasoning step; or derived from
@@ -8,8 +8,8 @@ An architecture is one file below `models/`, which says what is its own:
     class Model(ACTModel)              the two together: `Config = Config`, `Inner = Network`
 
 `arch.name=<module>@<class>` names the last one (docs/extending.md has an example from end to end). Training, resuming,
-evaluation, compilation, CUDA graphs, voting and figures know an architecture by this file alone. Shapes: B sequences,
-S tokens.
+evaluation, compilation, CUDA graphs, voting and figures know an architecture only through this file. Shapes: B
+sequences, S tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -25,28 +25,28 @@ from errors import UserError
 from extension import import_below
 from models.sparse_embedding import SparseEmbedding
 
-Data = dict[str, Tensor]  # `inputs` (B, S) and `puzzle_identifiers` (B,), int32; in training and scoring `labels` too
+Data = dict[str, Tensor]  # `inputs` (B, S), `puzzle_identifiers` (B,), int32; for training and scoring `labels` too
 QValues = tuple[Tensor, Tensor]  # Q(halt), Q(continue): logits, (B,) float32 each
 
 
 class ACTConfig(BaseModel):
-    """What a user chooses about any architecture. `Config` of an architecture adds its own."""
+    """What a user chooses about any architecture. An architecture's `Config` adds keys of its own."""
 
     model_config = ConfigDict(extra="forbid")
 
-    halt_max_steps: int = Field(ge=1, description="reasoning steps at most; 1 switches ACT off")
+    halt_max_steps: int = Field(ge=1, description="most reasoning steps; 1 switches ACT off")
     halt_exploration_prob: float = Field(
-        ge=0, le=1, description="in training, share of the steps that must not halt before a drawn number of steps"
+        ge=0, le=1, description="in training, probability that a step must not halt before a drawn number of steps"
     )
     q_target: Literal["every_step", "off"] = Field(
         default="every_step",
-        description="the target of Q(continue), which costs a second forward pass; off: none, and a sequence halts "
-        "where Q(halt) > 0",
+        description="when Q(continue) gets a target, which costs a second forward pass; off: never, and a sequence "
+        "halts where Q(halt) > 0",
     )
 
 
 class DataShape(BaseModel):
-    """What comes with the data."""
+    """What the data determine."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,7 +60,7 @@ class InnerNetwork(nn.Module, ABC):
     """The recurrent network inside ACT. Its state is a dataclass of tensors whose first axis is the batch."""
 
     puzzle_emb: SparseEmbedding | None  # trained by its own optimiser; None: puzzles are not told apart
-    positions: int  # that a reasoning step computes for a sequence: S, and those of a puzzle embedding
+    positions: int  # computed for a sequence in a reasoning step: S, plus those of a puzzle embedding
 
     def __init__(self, config: ACTConfig, data: DataShape):
         super().__init__()
@@ -80,15 +80,15 @@ class InnerNetwork(nn.Module, ABC):
         """
 
     def q_values(self, state: Any, data: Data) -> QValues:
-        """As `forward`, for the Q values alone; worth its own code where it can be cheaper."""
+        """The Q values that `forward` gives; worth code of its own if they can be had more cheaply."""
         return self(state, data)[2]
 
     def compiled_modules(self) -> list[nn.Module]:
-        """What `torch.compile` is applied to, module by module; such as every Transformer block."""
+        """What `torch.compile` is applied to, module by module, such as every Transformer block."""
         return []
 
     def begin_step(self, step: int) -> Hashable:
-        """Called on the host before training step `step`, counted from 1, so that a network may change with it.
+        """Called on the host before training step `step`, counted from 1, for a network that changes during training.
 
         -> what the operations of the step depend on: steps with equal values share one CUDA graph.
         """
@@ -116,12 +116,12 @@ class Carry:
 
     @torch.no_grad()
     def copy_(self, other: "Carry") -> None:
-        """Take over the values of a carry of the same shapes; the tensors stay where they are."""
+        """Copy in the values of a carry of the same shapes; the tensors stay where they are."""
         torch._foreach_copy_(list(tensors_of(self)), list(tensors_of(other)))
 
     @torch.no_grad()
     def load(self, saved: dict) -> None:
-        """The same out of `asdict` of a carry."""
+        """Copy in the values of a carry that `asdict` turned into dictionaries."""
         map_tensors(lambda mine, theirs: mine.copy_(theirs), self, saved)
 
 
@@ -144,7 +144,7 @@ class ACTModel(nn.Module):
         return self.inner.puzzle_emb
 
     def initial_carry(self, batch: Data) -> Carry:
-        """All halted, so that the first call takes every row of its batch."""
+        """A carry in which all rows have halted, so that the first call takes every row of its batch."""
         size, device = batch["inputs"].shape[0], batch["inputs"].device
         return Carry(
             inner_carry=self.inner.empty_carry(size, device),
@@ -154,8 +154,8 @@ class ACTModel(nn.Module):
         )
 
     def forward(self, carry: Carry, batch: Data) -> tuple[Carry, dict[str, Tensor]]:
-        """One step. Outputs: `logits` (B, S, vocab), `q_halt_logits`, `q_continue_logits` (B,), and in training with
-        ACT and a Q target `target_q_continue` (B,)."""
+        """Take one step. Outputs: `logits` (B, S, vocab), `q_halt_logits`, `q_continue_logits` (B,) and, in training
+        with ACT and a Q target, `target_q_continue` (B,)."""
         # A halted row is replaced: initial state, step 0, and the new batch's data.
         state = self.inner.reset_carry(carry.halted, carry.inner_carry)
         steps = torch.where(carry.halted, 0, carry.steps)
@@ -177,7 +177,7 @@ class ACTModel(nn.Module):
         return q_halt > (0 if self.config.q_target == "off" else q_continue)
 
     def _halt(self, last_step: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
-        """Halt where Q says so, but explore: with some probability not before a minimum drawn from 2..max."""
+        """Halt where Q says so, but explore: with some probability, not before a minimum drawn from 2..max."""
         explore = torch.rand_like(q_halt) < self.config.halt_exploration_prob
         min_steps = explore * torch.randint_like(steps, low=2, high=self.config.halt_max_steps + 1)
         return (last_step | self.wants_to_halt(q_halt, q_continue)) & (steps >= min_steps)
@@ -192,7 +192,7 @@ class ACTModel(nn.Module):
 
 
 def find_architecture(name: str) -> type[ACTModel]:
-    """The class that `arch.name=<module>@<class>` names, below models/. Raises `UserError` where there is none."""
+    """The class below models/ that `arch.name=<module>@<class>` names. Raises `UserError` if there is none."""
     module_name, _, class_name = name.partition("@")
     module = import_below("models", module_name)
     found = getattr(module, class_name, None)
@@ -209,7 +209,7 @@ def find_architecture(name: str) -> type[ACTModel]:
 
 
 def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """A tree of the same shape, of what `function` makes of the tensors that stand in the same place of each tree."""
+    """A tree of the same shape, in which `function` is applied to the tensors at the same place of all trees."""
     if tree is None:
         return None
     if isinstance(tree, Tensor):

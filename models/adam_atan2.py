@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class AdamATan2(torch.optim.Optimizer):
     """`p = p (1 - lr wd) - lr / (1 - b1^t) * atan2(m, sqrt(v / (1 - b2^t)))`, t counting from 1.
 
-    `step` is `prepare`, which counts and sends this step's three factors to the device, and `apply`, which computes on
-    the device alone: a CUDA graph holds the second and is replayed after the first.
+    `step` is `prepare`, which counts the step and sends its three factors to the device, then `apply`, which works on
+    the device alone: a CUDA graph holds `apply` and is replayed after `prepare`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class AdamATan2(torch.optim.Optimizer):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
         self._work: list[tuple[list[nn.Parameter], tuple[float, float], Tensor]] = []  # parameters, betas, factors
-        self._factors: list[Tensor] = []  # in the same place every step
+        self._factors: list[Tensor] = []  # at the same address in every step
 
     def step(self, closure=None) -> None:
         assert closure is None
@@ -43,7 +43,7 @@ class AdamATan2(torch.optim.Optimizer):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Of the parameters that have a gradient now; most often all, so that there is one set of factors."""
+        """Count the step of the parameters that have a gradient now (mostly all: one set of factors), and send it."""
         self._work = []
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
@@ -55,7 +55,7 @@ class AdamATan2(torch.optim.Optimizer):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """The update that was prepared, with the gradients as they are now."""
+        """Apply the prepared update, with the gradients as they are now."""
         for params, betas, factors in self._work:
             self._update(params, *betas, *factors.unbind())
 
@@ -96,9 +96,9 @@ class AdamATan2(torch.optim.Optimizer):
 
 
 def adam_atan2(params: Iterable[nn.Parameter], graphed: bool = False, **options) -> torch.optim.Optimizer:
-    """The CUDA extension where it imports and the parameters are on CUDA, else `AdamATan2`; options as for it.
+    """The CUDA extension if it imports and the parameters are on CUDA, else `AdamATan2`, whose options both take.
 
-    `graphed`: for a CUDA graph, which cannot hold the extension's counting.
+    `graphed`: for use in a CUDA graph, which cannot hold the extension's counting; then it is `AdamATan2`.
     """
     params = list(params)
     if not graphed and params and all(p.is_cuda for p in params):

@@ -1,8 +1,8 @@
 """The parts of a Transformer block: attention with rotary positions, SwiGLU, RMSNorm, and weights cast on use.
 
 Weights stay in float32 and are cast to the activations' dtype where they are used, so that the optimiser sees full
-precision. State-dict names follow the published checkpoints. Attention has no mask, and one function with several
-kernels behind it: FlashAttention 3 (`flash_attn_interface`), FlashAttention 2 (`flash_attn`), or PyTorch's own `sdpa`.
+precision. State-dict names follow the published checkpoints. Attention has no mask, and is one function in
+front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_attn`), or PyTorch's own `sdpa`.
 """
 
 import importlib
@@ -27,7 +27,7 @@ _STD_AFTER_CUT = math.sqrt(
 
 
 def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
-    """Fill in place with a normal cut at 2 of its own standard deviations, whose variance after the cut is `std`².
+    """Fill in place from a normal distribution cut at ±2 of its standard deviations, scaled to variance `std`².
 
     `nn.init.trunc_normal_` alone leaves 0.774 of the variance; JAX's LeCun initialisers correct for it, as HRM does.
     """
@@ -35,7 +35,7 @@ def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
         return nn.init.zeros_(tensor)
     uncut = std / _STD_AFTER_CUT
     with torch.no_grad():
-        # Drawn in fp32: a bfloat16 uniform has only 256 steps below 1, and the tails of erfinv show it.
+        # Drawn in fp32: a bfloat16 uniform has only 256 steps below 1, which show in the tails after erfinv.
         drawn = nn.init.trunc_normal_(tensor.float(), std=uncut, a=-_CUT * uncut, b=_CUT * uncut)
         return tensor.copy_(drawn)
 
@@ -49,7 +49,7 @@ ATTENTION_KERNELS = ("auto", *_FLASH_MODULES, "sdpa")
 
 
 class CastedLinear(nn.Module):
-    """A linear map with truncated LeCun normal weights and, where asked for, a zero bias."""
+    """A linear map with truncated LeCun normal weights and, if asked for, a zero bias."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
@@ -117,7 +117,7 @@ class Attention(nn.Module):
         self.o_proj = CastedLinear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
-        """x (B, S, hidden) -> the same, or with `first_only` (B, 1, hidden): what position 0 takes from all."""
+        """x (B, S, hidden) -> (B, S, hidden); with `first_only` (B, 1, hidden), what position 0 takes from all."""
         batch, length, hidden = x.shape
         queries = 1 if first_only else length
         if first_only:
@@ -153,7 +153,7 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention; runs on every device and in every floating dtype."""
+    """PyTorch's attention, which runs on every device and in every floating-point dtype."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
 
@@ -173,9 +173,9 @@ def _flash(name: str) -> AttentionKernel:
 
 @cache
 def select_attention(name: str, device_type: str, dtype: torch.dtype) -> AttentionKernel:
-    """The kernel for `name`; `auto` takes FA3, then FA2, on CUDA in half precision, else SDPA. Logged once a choice.
+    """The kernel for `name`; `auto` takes FA3, then FA2, on CUDA in half precision, else SDPA. Logs each choice once.
 
-    Raises `UserError` where a kernel is named that is not known or installed, or does not fit device and dtype.
+    Raises `UserError` for a kernel that is not known or installed, or does not fit the device and dtype.
     """
     if name not in ATTENTION_KERNELS:
         raise UserError(f"unknown attention kernel '{name}'; choose one of {', '.join(ATTENTION_KERNELS)}")

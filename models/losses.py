@@ -12,10 +12,10 @@ from dataset.format import IGNORE_LABEL_ID
 def log_stablemax(logits: Tensor) -> Tensor:
     """log(s(x) / Σ s(x)) over the last axis, s(x) = x + 1 for x ≥ 0, 1 / (1 - x) below (Prieto et al. 2025).
 
-    In float64, as the original; MPS, which has none, stays in float32.
+    Computed in float64, as in the original; on MPS, which has none, in float32.
     """
     x = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
-    # Clamped where the other branch is taken: 1 / (1 - 1) there would turn the gradient into NaN.
+    # Clamped where the other branch is taken: there 1 / (1 - 1) would turn the gradient into NaN.
     s = torch.where(x < 0, 1 / (1 - x.clamp(max=0)), x + 1)
     return s.log() - s.sum(-1, keepdim=True).log()
 
@@ -44,7 +44,7 @@ LOSSES = {
 class ACTOutput(NamedTuple):
     carry: Any
     loss: Tensor  # (): summed over the batch
-    metrics: dict[str, Tensor]  # sums over the sequences that halted; `count` says how many, losses are over the batch
+    metrics: dict[str, Tensor]  # sums over the sequences that halted, `count` of them; losses are over the batch
     outputs: dict[str, Tensor]  # the `return_keys` among the model's outputs, detached
     all_finished: Tensor  # () bool: every row has halted
 
@@ -73,7 +73,7 @@ class ACTLossHead(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics, as in `ACTOutput`, of the model's outputs in one step.
 
-        labels (B, S); steps (B,): taken with this one; halted (B,) bool: whether it was a row's last.
+        labels (B, S); steps (B,): taken so far, this one included; halted (B,) bool: whether it was a row's last.
         """
         labelled = (labels != IGNORE_LABEL_ID).sum(-1)  # (B,)
         divisor = labelled.clamp_min(1)

@@ -15,7 +15,7 @@ from models.layers import trunc_normal_init_
 
 
 class SparseEmbedding(nn.Module):
-    """`weights` (num_embeddings, dim) is saved; `local_weights` (batch, dim) and `local_ids` (batch,) are a batch's.
+    """`weights` (num_embeddings, dim) is saved; `local_weights` (batch, dim) and `local_ids` (batch,) hold a batch.
 
     In training a batch must have exactly `batch_size` rows; in evaluation any number will do.
     """
@@ -42,7 +42,7 @@ class SparseEmbedding(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self.local_weights = self.local_weights.detach().requires_grad_()  # a moved leaf would no longer be one
+        self.local_weights = self.local_weights.detach().requires_grad_()  # a leaf that was moved is no longer one
         return self
 
 

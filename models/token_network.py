@@ -33,18 +33,18 @@ class TokenConfig(ACTConfig):
 
     hidden_size: int = Field(ge=1, description="width of the states, D")
     num_heads: int = Field(ge=1, description="attention heads")
-    expansion: float = Field(gt=0, description="width of the SwiGLU relative to hidden_size, before its factor of 2/3")
-    pos_encodings: Literal["rope", "learned"] = Field(description="rotary positions, or one learned vector a position")
+    expansion: float = Field(gt=0, description="width of the SwiGLU relative to hidden_size, before the factor 2/3")
+    pos_encodings: Literal["rope", "learned"] = Field(description="rotary positions, or a learned vector per position")
     puzzle_emb_ndim: int = Field(
-        default=0, ge=0, description="numbers in a puzzle's embedding; 0: none, puzzles are not told apart"
+        default=0, ge=0, description="size of a puzzle's embedding; 0: none, puzzles are not told apart"
     )
     rms_norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of RMSNorm")
     rope_theta: float = Field(default=10000.0, gt=0, description="base of the rotary positions' wavelengths")
     forward_dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="of activations; auto: bfloat16 on CUDA, float32 elsewhere"
+        default="auto", description="dtype of activations; auto: bfloat16 on CUDA, float32 elsewhere"
     )
     attention: Literal[ATTENTION_KERNELS] = Field(
-        default="auto", description="kernel; auto: FlashAttention where it is installed and fits, else PyTorch's (sdpa)"
+        default="auto", description="kernel; auto: FlashAttention if it is installed and fits, else PyTorch's (sdpa)"
     )
 
     @model_validator(mode="after")
@@ -70,9 +70,9 @@ def resolve_dtype(name: str, device_type: str) -> torch.dtype:
 
 
 class TokenNetwork(InnerNetwork):
-    """Embeds the data, leaves the reasoning to `think`, and reads the answer and the Q values off what comes back.
+    """Embeds the data, leaves the reasoning to `think`, and reads the answer and the Q values off its result.
 
-    A derived class builds its own modules after `super().__init__`; their order is that of the random draws.
+    A derived class builds its own modules after `super().__init__`, in the order of their random draws.
     """
 
     def __init__(self, config: TokenConfig, data: DataShape):
@@ -107,7 +107,7 @@ class TokenNetwork(InnerNetwork):
             self.embed_pos = CastedEmbedding(self.positions, hidden, **embedding)
 
     def block(self) -> Block:
-        """A new Transformer block as the config says."""
+        """A new Transformer block, as the config describes it."""
         config = self.config
         return Block(config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps, self.kernel)
 
@@ -117,9 +117,9 @@ class TokenNetwork(InnerNetwork):
     ) -> tuple[Any, Tensor]:
         """One reasoning step on the embedded data x (B, P + S, D).
 
-        -> the next state, with gradient where the recipe has one, and what the answer is read off, (B, P + S, D).
-        `cos_sin` are the tables of the rotary positions. With `first_only` nobody looks at the state, nor at other
-        positions of the second than the first, which may then be all that it has.
+        -> the next state, with gradient where the recipe has one, and z (B, P + S, D), which the answer is read off.
+        `cos_sin` are the tables of the rotary positions. With `first_only` the caller does not use the state, and of z
+        only position 0, so that z may be (B, 1, D).
         """
 
     def forward(self, state: Any, data: Data) -> tuple[Any, Tensor, QValues]:
@@ -132,7 +132,7 @@ class TokenNetwork(InnerNetwork):
         return self._read_q(z)
 
     def _read_q(self, z: Tensor) -> QValues:
-        """From position 0: the first of the puzzle embedding's or, without one, the first token's."""
+        """Q values from position 0: the first of the puzzle embedding or, without one, the first token's."""
         q_halt, q_continue = self.q_head(z[:, 0]).float().unbind(-1)
         return q_halt, q_continue
 

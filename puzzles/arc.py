@@ -1,8 +1,8 @@
-"""ARC grids as canvases of 900 tokens, and the augmentations of their tasks: named, drawn at random, undone.
+"""ARC grids as canvases of 900 tokens, and the augmentations of their tasks: naming, drawing and undoing them.
 
-A grid of up to 30×30 colours stands on a 30×30 canvas of tokens, PAD 0, EOS 1, colour + 2, flattened row by row. EOS
-stands along the row below the grid and the column right of it, where they lie inside the canvas; the corner between
-them is PAD. There are no rules to check an answer by: it is right if it is the one that the task states.
+A grid of up to 30×30 colours lies on a 30×30 canvas of tokens, PAD 0, EOS 1, colour + 2, flattened row by row. EOS
+fills the row below the grid and the column to its right, where they are inside the canvas; the corner between them is
+PAD. There are no rules to check an answer by: it is right if it is the one that the task states.
 
 An augmentation is one of the 8 symmetries of the square (`tid`) and a permutation of the colours 1–9 (`colour_map`,
 old -> new; 0, the background, stays), applied to every grid of a task. A puzzle is called
@@ -66,7 +66,7 @@ class Arc(Kind):
 
     @classmethod
     def parse(cls, text: str, source: str) -> Puzzle:
-        """An input grid in JSON, such as [[0, 1], [2, 0]]; without a task, whose name the model would know it by."""
+        """An input grid in JSON, such as [[0, 1], [2, 0]]. It has no task, by whose name the model would know it."""
         try:
             rows = json.loads(text)
         except ValueError as error:
@@ -80,7 +80,7 @@ class Arc(Kind):
         raise UserError("ARC tasks are not read from CSV files; build them with dataset/build_arc_dataset.py")
 
     def plain(self, tokens: np.ndarray) -> list[list[int]]:
-        """The colours of its grid."""
+        """The colours of the grid on a canvas, as lists."""
         return self.colours(tokens).tolist()
 
     def colours(self, tokens: np.ndarray) -> np.ndarray:
@@ -94,12 +94,12 @@ class Arc(Kind):
         return canvas.ravel()
 
     def extent(self, tokens: np.ndarray) -> tuple[int, int]:
-        """Those of its grid, 0×0 where there is none."""
+        """Rows and columns of the grid on a canvas; 0×0 if there is none."""
         ((rows, columns),) = crop_shapes(tokens[None]).tolist()
         return rows, columns
 
     def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-        """Whether there is a grid on the canvas: more cannot be told without the task."""
+        """Whether there is a grid on the canvas: no more can be told without the task."""
         answers = np.asarray(answers)
         return (crop_shapes(answers.reshape(-1, SEQ_LEN))[:, 0] > 0).reshape(answers.shape[:-1])
 
@@ -125,7 +125,7 @@ class Pair(NamedTuple):
 
 
 def parse_grid(rows: Any, where: str) -> np.ndarray:
-    """A grid from its JSON content, (rows, columns) uint8. Raises `UserError` that begins with `where`."""
+    """A grid from its JSON content, (rows, columns) uint8. Raises a `UserError` that begins with `where`."""
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise UserError(f"{where} is not a list of rows; correct or remove this task")
     widths = {len(row) for row in rows}
@@ -152,7 +152,7 @@ def augmentation_name(task: str, tid: int, colour_map: Sequence[int] | np.ndarra
 
 
 def parse_augmentation(name: str) -> tuple[str, int, np.ndarray]:
-    """Task, tid and colour map of a puzzle's name; a name without their suffix is the task itself."""
+    """Task, tid and colour map of a puzzle's name; a name without such a suffix is the task itself."""
     match = _SUFFIX.fullmatch(name)
     if match and len(set(match["digits"])) == NUM_COLOURS:
         return match["task"], int(match["tid"]), np.array([int(digit) for digit in match["digits"]], dtype=np.uint8)
@@ -170,7 +170,7 @@ def undo_augmentation(grid: np.ndarray, tid: int, colour_map: np.ndarray) -> np.
 
 
 class Augmentations(NamedTuple):
-    """The puzzles of one group, the task as it is first."""
+    """The puzzles of one group; the first is the task as it is."""
 
     tids: np.ndarray  # (puzzles,)
     colour_maps: np.ndarray  # (puzzles, 10) uint8
@@ -179,9 +179,9 @@ class Augmentations(NamedTuple):
 def draw_augmentations(pairs: Sequence[Pair], count: int, rng: np.random.Generator) -> Augmentations:
     """The task and up to `count` random augmentations, all different in content, out of 5 × `count` draws.
 
-    Fewer come back where the task has fewer, by its symmetries and the colours it lacks.
+    Fewer are returned if the task has fewer, because it is symmetric or lacks colours.
     """
-    # Only the raw stream of doubles: unlike that of `rng.permuted`, it has been the same in every numpy.
+    # Only the raw stream of doubles is used: unlike that of `rng.permuted`, it has been the same in every numpy.
     # One row per draw, so that a smaller `count` gives the first of a larger one's augmentations.
     draws = rng.random((TRIES_PER_AUGMENTATION * count, NUM_COLOURS))
     tids = np.append(0, (draws[:, 0] * NUM_SYMMETRIES).astype(np.int64))
@@ -193,17 +193,17 @@ def draw_augmentations(pairs: Sequence[Pair], count: int, rng: np.random.Generat
     return Augmentations(tids[chosen], colour_maps[chosen])
 
 
-# Fixed odd-looking numbers: a seed of their own, and raw 64-bit words, the same in every numpy.
+# Fixed random numbers with keys of their own: raw 64-bit words, the same in every numpy.
 _CELL_WORDS = np.random.Philox(key=0xA2C).random_raw(2 * SEQ_LEN).reshape(2, MAX_GRID_SIZE, MAX_GRID_SIZE)
 _COLOUR_WORDS = np.random.Philox(key=0xC010).random_raw(NUM_COLOURS)
 
 
 def _content_hashes(pairs: Sequence[Pair], tids: np.ndarray, colour_maps: np.ndarray) -> np.ndarray:
-    """(draws,) uint64: what each augmentation makes of the task, whatever the order of its pairs.
+    """(draws,) uint64: a hash of what each augmentation makes of the task, whatever the order of its pairs.
 
     A pair's hash is the sum, over its cells, of word[cell] * word[colour] modulo 2^64. The cells of one colour can be
-    summed before the colours are known, so that no augmented grid is built. Equal contents have equal hashes: no two
-    equal puzzles are ever kept. Different contents meet with a probability of about 2^-64, which costs one draw.
+    summed before the colours are mapped, so that no augmented grid is built. Equal contents have equal hashes, so no
+    two equal puzzles are kept. Different contents collide with probability about 2^-64, which costs one draw.
     """
     sums = np.array([[_colour_sums(pair, tid) for pair in pairs] for tid in range(NUM_SYMMETRIES)])  # (8, pairs, 10)
     hashes = np.zeros(len(tids), dtype=np.uint64)
@@ -232,7 +232,7 @@ def _mix(word: np.ndarray) -> np.ndarray:
 
 
 def draw_offsets(pairs: Sequence[Pair], tids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(puzzles, pairs, 2): row and column of each pair's top left cell, uniform over where both its grids fit.
+    """(puzzles, pairs, 2): row and column of each pair's top left cell, uniform where both its grids fit.
 
     One pair of every puzzle, drawn at random, stays at (0, 0).
     """
@@ -255,7 +255,7 @@ def encode(
         offsets = np.zeros((len(tids), len(pairs), 2), dtype=np.int64)
     specials = np.tile(np.array([PAD, EOS], dtype=np.uint8), (len(tids), 1))
     tokens = np.concatenate([specials, colour_maps + np.uint8(FIRST_COLOUR)], axis=1)  # (puzzles, 12): old -> new
-    # One row and column too many, so that the EOS of a grid at the edge is written where it is cut off.
+    # One extra row and column, so that the EOS of a grid at the edge is written there and cut off.
     size = MAX_GRID_SIZE + 1
     canvas = np.zeros((2, len(tids), len(pairs), size, size), dtype=np.uint8)
     for tid in range(NUM_SYMMETRIES):
@@ -274,7 +274,7 @@ def encode(
 def crop_shapes(tokens: np.ndarray) -> np.ndarray:
     """(n, 900) tokens -> (n, 2): rows and columns of the largest rectangle of colours in the top left corner.
 
-    Of equally large ones it is the one with the fewest rows; 0 × 0 where the first cell is a special token.
+    Among equally large ones it is the one with the fewest rows; 0 × 0 if the first cell is a special token.
     """
     is_colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
     columns = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # colours at the beginning of each row,

@@ -1,4 +1,4 @@
-"""Functions that numba compiles: the machine code is kept for the next start, where there is a place for it."""
+"""Functions that numba compiles; the machine code is kept for the next start, if it can be written anywhere."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
 """Draws boards of any kind of puzzle, from its symbols and its look: as text, and as pictures with one palette.
 
-Text marks what has changed without colours: a `*` behind the cell or, in kinds of one character a cell, the mark that
-the kind has for what the cell has become. In pictures a changed cell is tinted or, where the kind fills its cells,
-framed; a cell that differs from the solution has a tint and a glyph of the colour `wrong` or, on a filled cell, a
-square of it in its middle.
+Text marks changed cells without colours: a `*` after the cell or, in kinds with one character per cell, the kind's mark
+for what the cell has become. In pictures a changed cell is tinted or, if the kind fills its cells, framed; a cell that
+differs from the solution has a tint and a glyph in the colour `wrong` or, on a filled cell, a square of that colour in
+the middle.
 """
 
 import re
@@ -48,7 +48,7 @@ PALETTE = {
     "arc_9": "#870c25",
 }
 
-# What differs in a dark scheme, which only the visualizer has.
+# The colours that differ in the dark scheme, which only the visualizer has.
 DARK = {
     "ink": "#e9e8e5",
     "paper": "#1b1d20",
@@ -66,9 +66,9 @@ DARK = {
     "none": "#4a5058",
 }
 
-BOARD, MARGIN = 480, 20  # pixels: a board's longer side, about, and the space around it in an animation
+BOARD, MARGIN = 480, 20  # pixels: about a board's longer side, and the space around it in an animation
 MIN_CELL, MAX_CELL = 4, 120  # pixels
-TEXT, LINE_HEIGHT = 15, 22  # of the lines below it: one for the step, two for the verdict
+TEXT, LINE_HEIGHT = 15, 22  # of the lines below the board: one for the step, two for the verdict
 STEP_MS, LAST_MS = 900, 3500
 
 _ANSI = re.compile("\x1b\\[[0-9;]*m")
@@ -90,7 +90,7 @@ class Verdict(Protocol):
 
 
 def colour_of(name: str) -> str:
-    """`#rrggbb` of a name in the palette; what is a colour already stays."""
+    """`#rrggbb` for a name in the palette; a colour stays as it is."""
     return PALETTE.get(name, name)
 
 
@@ -100,7 +100,7 @@ def colour_of(name: str) -> str:
 def board_lines(
     kind: Kind, tokens: np.ndarray, changed: np.ndarray | None = None, *, colour: bool = False
 ) -> list[str]:
-    """The lines of a board (cells,), `changed` (cells,) marked; filled cells on ANSI colours on demand."""
+    """The lines of a board (cells,), with `changed` cells (cells,) marked and, on demand, ANSI colours as fills."""
     grid = kind.grid(tokens)
     if not grid.size:
         return ["(no grid)"]
@@ -129,7 +129,7 @@ def _boxed(cells: np.ndarray, boxes: tuple[int, int] | None) -> list[str]:
 
 
 def _painted(kind: Kind, grid: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Each cell on its fill, the nearest in xterm's cube of 6×6×6; cells without one as they are."""
+    """Each cell on its fill, the nearest in xterm's cube of 6×6×6; cells without a fill as they are."""
     codes = ["" if fill is None else _ansi(colour_of(fill)) for fill in kind.look.fills]
     painted = [f"{codes[t]}{cell}\x1b[0m" if codes[t] else cell for t, cell in zip(grid.flat, cells.flat, strict=True)]
     return np.array(painted, object).reshape(cells.shape)
@@ -143,7 +143,7 @@ def _ansi(colour: str) -> str:
 
 
 def _is_bright(colour: str) -> bool:
-    """Whether black stands out on it better than white."""
+    """Whether black stands out better than white on this colour."""
     red, green, blue = bytes.fromhex(colour[1:])
     return 3 * red + 6 * green + blue > 1100
 
@@ -160,7 +160,7 @@ def side_by_side(columns: Sequence[tuple[str, list[str]]], gap: int = 3) -> str:
 
 
 def in_rows(columns: Sequence[tuple[str, list[str]]], width: int, gap: int = 3) -> str:
-    """As `side_by_side`, in as many rows as lines of `width` characters need."""
+    """As `side_by_side`, broken into rows that are at most `width` characters wide."""
     rows, used = [], width
     for heading, lines in columns:
         wide = max(map(_width, [heading, *lines]))
@@ -191,9 +191,9 @@ def board_image(
 ) -> Image.Image:
     """A picture of the board (cells,); `numpy.asarray` of it is (height, width, 3) uint8.
 
-    `puzzle` (cells,): the clues, which are bold, and wrong where the board has changed them. Cells in `changed`
-    (cells,) bool are marked, and so are those that differ from `solution` (cells,), in which PAD counts as nothing.
-    `shape`: draw on so many rows and columns, for boards that differ in size. `pixels`: of the longer side, about.
+    `puzzle` (cells,): its clues are bold, and marked wrong where the board has changed them. Cells in `changed`
+    (cells,) bool are marked, and so are those that differ from `solution` (cells,), except where it is PAD.
+    `shape`: draw on this many rows and columns, for boards that differ in size. `pixels`: about the longer side.
     """
     rows, columns = kind.extent(tokens)
     high, wide = shape or (max(1, rows), max(1, columns))
@@ -246,7 +246,7 @@ def _draw_glyph(
 
 
 def _tint(colour: str, share: float = 0.3) -> str:
-    """So much of a colour on the paper."""
+    """This share of a colour, mixed with the paper's."""
     mixed = (
         round(share * value + (1 - share) * paper)
         for value, paper in zip(bytes.fromhex(colour[1:]), bytes.fromhex(PALETTE["paper"][1:]), strict=True)
@@ -255,7 +255,7 @@ def _tint(colour: str, share: float = 0.3) -> str:
 
 
 def _draw_lines(pen: ImageDraw.ImageDraw, shape: tuple[int, int], cell: int, boxes: tuple[int, int] | None) -> None:
-    """Around and between the cells; heavy ones around the boxes, drawn last."""
+    """Draw lines around and between the cells, and last the heavy ones around the boxes."""
     rows, columns = shape
     if not rows or not columns:
         return
@@ -268,7 +268,7 @@ def _draw_lines(pen: ImageDraw.ImageDraw, shape: tuple[int, int], cell: int, box
 
 
 def puzzle_image(puzzle: Puzzle, answer: Answer | None = None, shape: tuple[int, int] | None = None) -> Image.Image:
-    """The puzzle filled in, or the puzzle and the answer beside it; what the last step has changed is marked."""
+    """The puzzle filled in, or the puzzle with the answer beside it; what the last step changed is marked."""
     kind = puzzle.kind
     if not kind.separate_answer:
         if answer is None:
@@ -319,7 +319,7 @@ def _captioned(board: Image.Image, caption: str, verdict: Verdict | None = None)
 @lru_cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """The font that matplotlib brings, so that a picture is the same on every machine."""
-    import matplotlib  # a good part of a second, which text does without
+    import matplotlib  # takes a good part of a second, which text need not wait for
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf", max(6, size))

@@ -1,11 +1,11 @@
 """What a kind of puzzle is, and which kinds there are. Each kind is one file beside this one.
 
-`puzzles/<name>.py` holds one class derived from `Kind` with that `name`; a folder on Python's path may bring more
-(extension.py). The shortest kind states its `name`, `symbols`, `look` and `of_cells`, says whether answers obey its
-rules (`valid`) and what they break (`violations`); everything else has a default that a kind may refine.
+`puzzles/<name>.py` holds one class derived from `Kind` with that `name`; a folder on Python's path may add more
+(extension.py). The shortest kind states its `name`, `symbols`, `look` and `of_cells`, and says whether answers obey its
+rules (`valid`) and what they break (`violations`); everything else has a default that a kind may override.
 
-`dataset.json` names the kind of a dataset and records what it needs. Datasets that were built before that, or
-elsewhere, say nothing, and their kind is inferred here.
+`dataset.json` names the kind of a dataset and records what that needs. Datasets that were built earlier, or elsewhere,
+do not say it, and their kind is inferred here.
 """
 
 from abc import ABC, abstractmethod
@@ -21,25 +21,25 @@ from extension import import_below, modules_below
 
 PAD = 0  # in every kind: no cell of the puzzle
 
-# Modules of this package that hold no kind. They are not even imported in search of one: two of them load numba.
+# Modules of this package that hold no kind. They are not even imported in search of one: three of them load numba.
 _HELPERS = frozenset({"compiled", "draw", "kind", "maze_generator", "sudoku_generator", "symmetry"})
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the cells of a board look, whoever draws it (puzzles/draw.py, puzzle_visualizer.html)."""
+    """How the cells of a board look, whatever draws it (puzzles/draw.py, puzzle_visualizer.html)."""
 
-    fills: tuple[str | None, ...]  # of each token: a name in draw.PALETTE or "#rrggbb"; None: as the paper
+    fills: tuple[str | None, ...]  # of each token: a name in draw.PALETTE or "#rrggbb"; None: like the paper
     glyphs: tuple[str, ...]  # of each token: what stands in the cell; "": nothing
-    boxes: tuple[int, int] | None = None  # a heavy line after every so many rows and columns
-    # In text a cell takes two characters, the second of which is a `*` where it has changed. With `marks` it takes one:
-    # a cell that has changed shows the mark of what it has become.
+    boxes: tuple[int, int] | None = None  # rows and columns between heavy lines
+    # In text a cell takes two characters, the second of which is a `*` if it has changed. With `marks` it takes one: a
+    # cell that has changed shows the mark of what it has become.
     marks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A symmetry: it moves cells and renames tokens. Both are bijections, so that any board comes back exactly."""
+    """A symmetry, which moves cells and renames tokens. Both are bijections, so that any board can be restored."""
 
     cells: np.ndarray  # (cells,): where cell i of the copy comes from
     tokens: np.ndarray  # (vocab_size,) uint8: what token t becomes
@@ -55,17 +55,17 @@ class Transform:
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """The puzzles of one dataset: boards of `rows` × `columns` cells, row by row, a token in each.
+    """The puzzles of one dataset: boards of `rows` × `columns` cells, row by row, with a token in each.
 
     An instance knows its size. Boards are integer arrays whose last axis is the cells.
     """
 
-    name: ClassVar[str]  # of the module below puzzles/, and `kind` in dataset.json
-    default_copies: ClassVar[int] = 8  # that vote on a puzzle, itself included
-    has_rules: ClassVar[bool] = True  # False: an answer is right only if it is the one that is stated
+    name: ClassVar[str]  # the module's name below puzzles/, and `kind` in dataset.json
+    default_copies: ClassVar[int] = 8  # how many copies vote on a puzzle, itself included
+    has_rules: ClassVar[bool] = True  # False: an answer is right only if it is the stated one
     separate_answer: ClassVar[bool] = False  # the answer is a board of its own, not the puzzle filled in
-    marks_mean: ClassVar[str] = "* changed since the step before"  # of changed cells in text
-    same_key: ClassVar[str] = "share their solution with one of test"  # what it means that `keys` are equal
+    marks_mean: ClassVar[str] = "* changed since the step before"  # how text marks changed cells
+    same_key: ClassVar[str] = "share their solution with one of test"  # what equal `keys` mean
 
     rows: int
     columns: int
@@ -75,7 +75,7 @@ class Kind(ABC):
     @property
     @abstractmethod
     def symbols(self) -> tuple[str, ...]:
-        """How each token is written, PAD first. In text and CSV files that is one character a cell."""
+        """How each token is written, PAD first; in text and CSV files, one character per cell."""
 
     @property
     @abstractmethod
@@ -83,12 +83,12 @@ class Kind(ABC):
 
     @property
     def title(self) -> str:
-        """What a person calls such a puzzle, such as `9×9 Sudoku`."""
+        """What people call such a puzzle, for example `9×9 Sudoku`."""
         return f"{self.rows}×{self.columns} {self.name}"
 
     @property
     def written(self) -> tuple[str, ...]:
-        """What stands for each token in a board as text: its symbol, where the kind does not choose another."""
+        """What is written for each token of a board as text: its symbol, unless the kind chooses something else."""
         return self.symbols
 
     @property
@@ -102,25 +102,25 @@ class Kind(ABC):
     @classmethod
     @abstractmethod
     def of_cells(cls, cells: int) -> "Kind":
-        """The kind with boards of so many cells. Raises `ValueError` that says which numbers there are."""
+        """An instance whose boards have that many cells. Raises a `ValueError` that says which numbers there are."""
 
     @classmethod
     def infer(cls, vocab_size: int, seq_len: int, inputs: np.ndarray) -> "Kind | None":
-        """The kind of a dataset that does not say it, by its numbers and some of its inputs; None: not this one."""
+        """The kind of a dataset that does not state it, by its numbers and some of its inputs; None: not this one."""
         return None
 
     # Text
 
     @classmethod
     def recognises(cls, text: str) -> bool:
-        """Whether a person who typed this means such a puzzle; for `solve.py` without the model's dataset."""
+        """Whether someone who typed this means such a puzzle; for `solve.py` without the model's dataset."""
         return False
 
     @classmethod
     def parse(cls, text: str, source: str) -> "Puzzle":
-        """A puzzle as a person types it. Raises `UserError` that begins with `source` and names the place.
+        """A puzzle as people type it. Raises a `UserError` that begins with `source` and names the place.
 
-        `read_puzzle` has seen to line ends before. The default takes every character that is no white space for a cell.
+        `read_puzzle` has normalised the line ends. By default every character that is not white space is a cell.
         """
         place = Places(text)
         cells = [(offset, character) for offset, character in enumerate(text) if not character.isspace()]
@@ -138,9 +138,9 @@ class Kind(ABC):
         return Puzzle(kind, np.array([tokens[character] for _, character in cells], np.uint8))
 
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> "Encoded":
-        """Rows of a CSV file, (n, cells) ASCII codes, as tokens, with what is wrong with them.
+        """Turn rows of a CSV file, (n, cells) ASCII codes, into tokens, and say what is wrong with them.
 
-        The default takes the symbols as they are, and asks `valid`.
+        The default takes the symbols as they are, and checks answers with `valid`.
         """
         tokens = self.tokens_of_codes()
         inputs, labels = tokens[questions], tokens[answers]
@@ -156,7 +156,7 @@ class Kind(ABC):
         )
 
     def tokens_of_codes(self) -> np.ndarray:
-        """(256,) uint8: the token of each ASCII code; PAD for what is no symbol of a cell."""
+        """(256,) uint8: the token of each ASCII code; PAD for codes that are not a cell's symbol."""
         tokens = np.zeros(256, np.uint8)
         for token, symbol in enumerate(self.symbols):
             if token != PAD:
@@ -166,11 +166,11 @@ class Kind(ABC):
     # Boards
 
     def plain(self, tokens: np.ndarray) -> str | list:
-        """A board (cells,) as it stands in JSON: its characters in one string."""
+        """A board (cells,) as it is written in JSON: by default its characters in one string."""
         return "".join(self.written[token] if token < self.vocab_size else "?" for token in tokens.tolist())
 
     def extent(self, tokens: np.ndarray) -> tuple[int, int]:
-        """How many rows and columns of the board (cells,) count; they stand in its top left corner."""
+        """How many rows and columns of the board (cells,) count, from its top left corner."""
         return self.rows, self.columns
 
     def grid(self, tokens: np.ndarray) -> np.ndarray:
@@ -186,11 +186,11 @@ class Kind(ABC):
         return board.ravel()
 
     def place(self, cell: int) -> str:
-        """Where a cell stands, in words."""
+        """The place of a cell, in words."""
         return f"row {cell // self.columns + 1}, column {cell % self.columns + 1}"
 
     def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(n, cells) twice -> (n,) uint64: puzzles with equal keys must not stand on both sides of a split."""
+        """(n, cells) twice -> (n,) uint64: puzzles with equal keys must not be on both sides of a split."""
         return hash_rows(labels)
 
     # Rules
@@ -210,9 +210,9 @@ class Kind(ABC):
     # Symmetries
 
     def symmetries(self, count: int, seed: int) -> list[Transform]:
-        """`count` different ones, the identity first; a smaller count gives the first ones of a larger.
+        """`count` different symmetries, the identity first; a smaller count gives the first ones of a larger count.
 
-        Raises `UserError` where there are not so many.
+        Raises `UserError` if there are not that many.
         """
         if count > 1:
             raise UserError(f"copies={count}: a {self.title} has no symmetries here; choose 1")
@@ -221,7 +221,7 @@ class Kind(ABC):
     # In dataset.json
 
     def describe(self) -> dict[str, Any]:
-        """What dataset.json says of it; enough for the visualizer to draw any kind."""
+        """What dataset.json says of the kind; enough for the visualizer to draw it."""
         look = self.look
         return {
             "kind": self.name,
@@ -233,7 +233,7 @@ class Kind(ABC):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "Kind":
-        """The kind that `describe` described. Raises `ValueError` where there is none of that size."""
+        """The kind that `describe` described. Raises `ValueError` if there is none of that size."""
         return cls(description["rows"], description["columns"])
 
 
@@ -254,7 +254,7 @@ class Puzzle:
     inputs: np.ndarray  # (cells,) uint8
     identifier: int = 0  # of its puzzle embedding
     task: str | None = None  # ARC: the puzzle's name
-    expected: np.ndarray | None = None  # (cells,), where the right answer is stated
+    expected: np.ndarray | None = None  # (cells,), if the right answer is stated
     notes: tuple[str, ...] = ()  # what the person should know
 
     @property
@@ -263,9 +263,9 @@ class Puzzle:
 
 
 def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzle:
-    """A puzzle of this kind or, without one, of the kind that recognises it.
+    """Read a puzzle of this kind or, without one, of the kind that recognises it.
 
-    `source` heads the message of the `UserError` where it is none.
+    Raises a `UserError` that begins with `source` if the text is no puzzle.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
@@ -277,7 +277,7 @@ def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzl
 
 
 class Places:
-    """Says where a character of a text stands: in one line by its number, in several by line and column."""
+    """Says where a character of a text is: by its number in a single line, else by line and column."""
 
     def __init__(self, text: str):
         self.text, self.one_line = text, "\n" not in text.strip("\n")
@@ -297,14 +297,14 @@ def shown(character: str) -> str:
 
 
 def hash_rows(rows: np.ndarray) -> np.ndarray:
-    """(n, width) small integers -> (n,) uint64; different rows collide with a probability near 2^-64."""
-    random = np.random.Generator(np.random.PCG64(81)).bytes(8 * rows.shape[1])  # the same for one width, always
+    """(n, width) small integers -> (n,) uint64; different rows collide with probability about 2^-64."""
+    random = np.random.Generator(np.random.PCG64(81)).bytes(8 * rows.shape[1])  # always the same for a width
     multipliers = np.frombuffer(random, "<u8").astype(np.uint64) | np.uint64(1)
     return rows.astype(np.uint64) @ multipliers
 
 
 def find_kind(name: str) -> type[Kind]:
-    """The kind of this name. Raises `UserError` where there is none."""
+    """The kind of this name. Raises `UserError` if there is none."""
     found = _kind_in(name)
     if found is None:
         raise UserError(
@@ -331,9 +331,9 @@ def _kind_in(name: str) -> type[Kind] | None:
 
 
 def kind_of(description: Mapping[str, Any], samples: Sequence[np.ndarray], where: str) -> Kind:
-    """The kind of a dataset: what its `dataset.json` says, or what it must be.
+    """The kind of a dataset: the one that its `dataset.json` names or, without one, the one that fits.
 
-    `samples` are inputs (n, cells) of its sets. Raises `UserError` that names `where` for what is no kind known here.
+    `samples` are inputs (n, cells) of its sets. Raises a `UserError` that names `where` if no kind known here fits.
     """
     vocab_size, seq_len = description["vocab_size"], description["seq_len"]
     if description.get("kind") is not None:

@@ -1,12 +1,12 @@
-"""Square mazes with a path to be drawn from a start to a goal.
+"""Square mazes, in which a path is to be drawn from a start to a goal.
 
 Tokens are PAD 0 and the characters of `# SGo` as 1–5, row by row: wall, free, start, goal, path. An answer is right
 when S, G and the path cells form one path, each cell beside only the one before and the one after it, and nothing else
 has changed; the path need not be a shortest one.
 
-A person writes a square of lines: walls `#`, free cells (a blank, or `.`, which editors do not cut off at the end of
-a line), one start `S`, one goal `G`. It may also stand in one line, as in the CSV files. A path drawn in with `o` is
-taken out.
+People write a square of lines: walls `#`, free cells (a blank, or `.`, which editors do not cut off at the end of a
+line), one start `S`, one goal `G`. It may also be a single line, as in the CSV files. A path drawn in with `o` is taken
+out.
 """
 
 from collections import Counter
@@ -50,7 +50,7 @@ class Maze(Kind):
 
     @classmethod
     def infer(cls, vocab_size: int, seq_len: int, inputs: np.ndarray) -> "Maze | None":
-        """4×4 Sudokus have as many tokens; but a maze has one S, one G and no path, every time."""
+        """4×4 Sudokus have as many tokens; but every maze has one S, one G and no path."""
         if vocab_size != len(cls.symbols) or isqrt(seq_len) ** 2 != seq_len:
             return None
         are_mazes = _has_both_ends(inputs) & ~(inputs == PATH).any(-1)
@@ -88,7 +88,7 @@ class Maze(Kind):
         return Puzzle(kind, inputs, notes=tuple(notes))
 
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> Encoded:
-        """An answer may branch here; what it must not do is leave S and G apart."""
+        """An answer in a file may branch, but it must connect S and G."""
         tokens = self.tokens_of_codes()
         inputs, labels = tokens[questions], tokens[answers]
         question_bad = ((inputs == PAD) | (inputs == PATH)).any(1)
@@ -150,24 +150,24 @@ class Maze(Kind):
         return boards.reshape(*boards.shape[:-1], self.rows, self.columns)
 
     def _path_cells(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(…, cells) -> (…, size, size): which cells are S, G or `o`, and how many of the four neighbours are."""
+        """(…, cells) -> (…, size, size) twice: which cells are S, G or `o`, and how many of the four neighbours are."""
         path = self._squares(answers) >= START
         framed = _framed(path).astype(np.int8)
         return path, sum(framed[..., rows, columns] for rows, columns in _NEIGHBOURS)
 
     def _in_one_piece(self, answers: np.ndarray) -> np.ndarray:
-        """(…, cells) -> (…) bool: S reaches G and every `o` cell through them."""
+        """(…, cells) -> (…) bool: whether S reaches G and every `o` cell over such cells."""
         return (self._reached_from_start(answers) == (self._squares(answers) >= START)).all((-2, -1))
 
     def _reached_from_start(self, answers: np.ndarray) -> np.ndarray:
-        """(…, cells) -> (…, size, size): the cells to which S, G and `o` cells lead from S."""
+        """(…, cells) -> (…, size, size): the cells that can be reached from S over S, G and `o` cells."""
         squares = self._squares(answers)
         return _spread(squares == START, squares >= START)[0]
 
     # Symmetries
 
     def symmetries(self, count: int, seed: int) -> list[Transform]:
-        """The first of 16: the 8 rotations and reflections, the identity first; then these with S and G swapped."""
+        """The first `count` of 16: 8 rotations and reflections, the identity first; then these with S and G swapped."""
         as_it_is = np.arange(self.vocab_size, dtype=np.uint8)
         swapped = as_it_is.copy()
         swapped[[START, GOAL]] = GOAL, START
@@ -191,16 +191,16 @@ def dihedral_copies(grids: np.ndarray) -> np.ndarray:
 
 
 def _has_both_ends(boards: np.ndarray) -> np.ndarray:
-    """(…, cells) -> (…) bool: one S and one G."""
+    """(…, cells) -> (…) bool: whether there is exactly one S and one G."""
     return ((boards == START).sum(-1) == 1) & ((boards == GOAL).sum(-1) == 1)
 
 
 def _keeps(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """(…, cells) twice -> (…, cells) bool: the cell is as it was, or a free one that has become path."""
+    """(…, cells) twice -> (…, cells) bool: whether a cell is as it was, or was free and has become path."""
     return (answers == inputs) | ((inputs == FREE) & (answers == PATH))
 
 
-# The four neighbours of every cell, as slices of a board with a frame one cell wide.
+# The four neighbours of every cell, as slices of a board that has a frame one cell wide.
 _NEIGHBOURS = tuple(
     (slice(1 + row, row - 1 or None), slice(1 + column, column - 1 or None))
     for row, column in ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -212,7 +212,7 @@ def _framed(grids: np.ndarray) -> np.ndarray:
 
 
 def _spread(start: np.ndarray, open_cells: np.ndarray, until: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """Breadth-first, in all boards (…, size, size) at once: the cells reached, and after how many rounds."""
+    """Breadth-first search in all boards (…, size, size) at once: the cells reached, and after how many rounds."""
     reached, steps = start & open_cells, 0
     while until is None or not (reached & until).any():
         framed = _framed(reached)
@@ -224,7 +224,7 @@ def _spread(start: np.ndarray, open_cells: np.ndarray, until: np.ndarray | None 
 
 
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers, without empty ones at the beginning and the end."""
+    """The lines with their numbers, without empty ones at the beginning and end."""
     lines = text.split("\n")
     filled = [number for number, line in enumerate(lines) if line]
     for number in range(filled[0], filled[-1] + 1):

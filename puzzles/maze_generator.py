@@ -1,8 +1,8 @@
 """Mazes by the procedure of Searchformer (Lehnert et al. 2024, arXiv:2402.14083), thinned to those with long paths.
 
 One draw of the procedure: a share of walls uniform in 30–50 %, that many cells of the map walled uniformly at random,
-start and goal uniform among the free cells; it is kept when the shortest path has more than `min_path_length` steps
-(moves; the rating of the published files counts the same). At 30×30 and 110 about one draw in 77,000 is kept.
+start and goal uniform among the free cells; it is kept if the shortest path has more than `min_path_length` steps
+(moves; the rating in the published files counts the same). At 30×30 and 110 about one draw in 77,000 is kept.
 
 **Same distribution, fewer draws.** For a map with F free cells and a start, let `far` be the goals more than
 `min_path_length` steps away. The procedure keeps a draw of (map, start) with probability `far / (F - 1)`, and its goal
@@ -11,13 +11,13 @@ accepted with probability `far / (F - 1) / bound` for any constant bound that no
 more frequent by the same factor 1 / bound. The bound that can be proven, 1 - min_path_length / (F - 1), is near 0.8,
 but ratios that large are never seen (30×30, 110: the largest of 20 million was 0.31, and 99.9 % of the mazes come from
 ratios below 0.3), so the bound starts at 0.4 and rises to the largest ratio met. Every candidate has a uniform number
-u of its own and is accepted if `u * bound < ratio` with the *final* bound: where the bound rises, what was accepted
-under the lower one is thinned again, so the accepted ones are what that bound, known from the start, would have chosen.
+u of its own and is accepted if `u * bound < ratio` with the *final* bound: when the bound rises, what was accepted
+under the lower one is thinned again, so that the result is the same as if that bound had been known from the start.
 Each map is used for one maze at most.
 
 The label is one of the shortest paths: walking back from the goal, each step is uniform among the neighbours that are
-one nearer to the start. Candidate i draws from its own counter-based stream, so a result depends on the seed alone and
-not on the number of threads or the machine. Mazes are all different, also under rotation and reflection.
+one nearer to the start. Candidate i draws from its own counter-based stream, so a result depends on the seed alone,
+not on the number of threads or the machine. All mazes are different, even under rotation and reflection.
 """
 
 import os
@@ -37,13 +37,13 @@ from puzzles.symmetry import dihedral_transform
 
 MIN_WALLS, MAX_WALLS = 0.3, 0.5  # share of the cells
 START_BOUND = 0.4
-FIRST_BLOCK, BLOCK_CELLS = 1 << 10, 1 << 27  # candidates searched at a time: so many, doubling up to so many cells
+FIRST_BLOCK, BLOCK_CELLS = 1 << 10, 1 << 27  # candidates at a time at first; doubled up to this many cells
 GIVE_UP_AFTER = 20_000_000  # candidates without a new maze
 WALL, FREE, START, GOAL, PATH = CHARACTERS.encode()  # as in CSV files
 
 
 class Hit(NamedTuple):
-    """A candidate that was accepted so far."""
+    """A candidate that is accepted so far."""
 
     threshold: float  # ratio / u: it is accepted while the bound is below this
     question: np.ndarray  # (size²,) uint8, ASCII
@@ -105,7 +105,7 @@ def _canonical(question: np.ndarray, size: int) -> bytes:
 def _search_blocks(
     key: np.uint64, size: int, min_path_length: int, bound: float, threads: int
 ) -> Iterator[tuple[int, float, list[Hit]]]:
-    """Candidates, largest ratio and hits of one block after the other, in order; other threads search ahead."""
+    """Yield candidates, largest ratio and hits of one block after the other; other threads search ahead."""
 
     def search(first: int, block: int) -> tuple[int, float, list[Hit]]:
         largest, which, thresholds = _search(key, first, block, size, min_path_length, bound)
@@ -117,7 +117,7 @@ def _search_blocks(
 
     pending: deque[Future] = deque()
     first, block = 0, FIRST_BLOCK
-    with ThreadPoolExecutor(threads) as pool:  # the compiled search holds no GIL
+    with ThreadPoolExecutor(threads) as pool:  # the compiled search releases the GIL
         try:
             while True:
                 while len(pending) < threads:
@@ -152,7 +152,7 @@ def _uniform(state):
 
 @compiled
 def _below(state, n):
-    """In 0..n-1; off from uniform by less than n / 2^32."""
+    """A number in 0..n-1; its distribution is off uniform by less than n / 2^32."""
     state[0] += GOLDEN
     return np.int64(((_mix(state[0]) >> SHIFT_32) * np.uint64(n)) >> SHIFT_32)
 
@@ -184,7 +184,7 @@ def _draw(key, candidate, size, state, all_cells, cells, steps):
 
 @compiled
 def _flood(start, size, steps, queue):
-    """Breadth-first search: 1 + steps from `start` into `steps` (was 0 where free); return how many were reached."""
+    """Breadth-first search: write 1 + steps from `start` into `steps` (0 where free); return how many were reached."""
     frame = size + 2
     queue[0], steps[start] = start, 1
     head, tail = 0, 1
@@ -201,7 +201,7 @@ def _flood(start, size, steps, queue):
 
 @compiled
 def _count_far(queue, reached, steps, min_path_length):
-    """The reached cells more than `min_path_length` steps away; they end the queue."""
+    """How many reached cells are more than `min_path_length` steps away; they are the end of the queue."""
     far = 0
     while far < reached and steps[queue[reached - 1 - far]] - 1 > min_path_length:
         far += 1

@@ -3,7 +3,7 @@
 Tokens are PAD 0, blank 1, digit d as d + 1, row by row. An answer is right when every row, column and box holds every
 digit once and the clues are kept: with several solutions, any of them is.
 
-A person writes 16, 36 or 81 cells: digits, and `.` or `0` for a blank. Between them may stand blanks, line breaks and
+People write 16, 36 or 81 cells: digits, and `.` or `0` for a blank. Between them there may be spaces, line breaks and
 the lines of a drawn grid (`|`, `+`, `-` and box-drawing characters).
 """
 
@@ -21,7 +21,7 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 BLANK, FIRST_DIGIT = 1, 2
 SEPARATORS = frozenset("|+-│┃┼╋─━═║╬┬┴├┤┌┐└┘")
 
-_BITS = np.zeros(256, np.uint16)  # of each token: a bit of its own where it is a digit
+_BITS = np.zeros(256, np.uint16)  # of each token: a bit of its own if it is a digit
 _BITS[FIRST_DIGIT : FIRST_DIGIT + 9] = 1 << np.arange(9)
 
 
@@ -120,7 +120,7 @@ class Sudoku(Kind):
         size, (box_rows, box_columns) = self.size, BOXES[self.size]
         bits = _BITS.take(answers).reshape(*answers.shape[:-1], size, size)
         boxes = bits.reshape(*answers.shape[:-1], size // box_rows, box_rows, size // box_columns, box_columns)
-        every = (1 << size) - 1  # as many cells as digits: where none is missing, none is there twice
+        every = (1 << size) - 1  # as many cells as digits: if none is missing, none is there twice
         return (
             (np.bitwise_or.reduce(bits, axis=-1) == every).all(-1)
             & (np.bitwise_or.reduce(bits, axis=-2) == every).all(-1)
@@ -142,7 +142,7 @@ class Sudoku(Kind):
         return "every row, column and box is right, and the clues are kept"
 
     def repeated_digits(self, tokens: np.ndarray) -> list[tuple[str, int, int, np.ndarray]]:
-        """(unit, its index, digit, cells) of each digit that stands twice or more in a unit of the board (cells,)."""
+        """(unit, its index, digit, cells) of each digit that occurs more than once in a unit of the board (cells,)."""
         found = []
         for unit, members in _units(self.size).items():
             for which, cells in enumerate(members):
@@ -158,7 +158,7 @@ class Sudoku(Kind):
         """`count` different ones, the identity first, the others drawn uniformly; the same on every machine.
 
         They relabel the digits (a cyclic shift is one relabelling), permute bands, rows in a band, stacks and columns
-        in a stack, and exchange rows and columns (not in 6×6, whose boxes are no squares).
+        in a stack, and exchange rows and columns (not in 6×6, whose boxes are not square).
         """
         group = SudokuSymmetries(self.size)
         if count > group.order:
@@ -175,7 +175,7 @@ class Sudoku(Kind):
 
 
 class SudokuSymmetries:
-    """The symmetry group of the Sudokus of one size; uniform numbers make uniform draws from it."""
+    """The symmetry group of the Sudokus of one size; uniform numbers give uniform draws from it."""
 
     def __init__(self, size: int):
         box_rows, box_columns = BOXES[size]
@@ -189,7 +189,7 @@ class SudokuSymmetries:
         return factorial(self.size) * len(self.row_orders) * len(self.column_orders) * (2 if self.transposes else 1)
 
     def draw(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, self.numbers) in [0, 1) -> source cell of every cell (n, cells) intp, digit maps (n, size), from 0."""
+        """(n, self.numbers) in [0, 1) -> source cell of every cell (n, cells) intp, digit maps (n, size) from 0."""
         rows = self.row_orders[(numbers[:, 0] * len(self.row_orders)).astype(np.intp)] * self.size
         columns = self.column_orders[(numbers[:, 1] * len(self.column_orders)).astype(np.intp)]
         if self.transposes:
@@ -201,7 +201,7 @@ class SudokuSymmetries:
     def apply(
         self, inputs: np.ndarray, labels: np.ndarray, source: np.ndarray, numbers: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One copy of each puzzle in `source` (n,), an index into `inputs`: -> inputs, labels (n, cells)."""
+        """Make one copy of each puzzle in `source` (n,), indices into `inputs`: -> inputs, labels (n, cells)."""
         cells, digits = self.draw(numbers)
         # A cell's code is its solution digit from 0, plus `size` where it is given: one look-up yields both tokens.
         codes = (labels - FIRST_DIGIT) + self.size * (inputs != BLANK).astype(np.uint8)  # (puzzles, cells)
@@ -246,7 +246,7 @@ def _lengths() -> str:
 
 
 def _odd_lines(cells: list[tuple[int, str]], place: Places) -> str:
-    """Which line of several has another number of cells than most."""
+    """Which of several lines has another number of cells than most."""
     counts = Counter(place.line(offset) for offset, _ in cells)
     usual = Counter(counts.values()).most_common(1)[0][0] if counts else 0
     odd = [line for line, count in counts.items() if count != usual]

@@ -1,13 +1,13 @@
 """Sudokus with one solution each: 4×4 (boxes of 2×2), 6×6 (boxes of 2 rows by 3 columns), 9×9.
 
-A puzzle is a full grid from which clues are removed in random order, each one that the solution's uniqueness can spare;
-then the last 0..`extra_clues` (uniform) removals are taken back. With `extra_clues` 0 every clue is needed.
+A puzzle is a full grid from which every clue that the solution's uniqueness can spare is removed, in random order; then
+the last 0..`extra_clues` (uniform) removals are taken back. With `extra_clues` 0 every clue is needed.
 The rating counts guesses: the cells with more than one candidate left, in a complete search that always fills a cell
-with fewest candidates next. (Sudoku-Extreme's ratings come from a stronger solver, so they are lower.)
+with the fewest candidates next. (Sudoku-Extreme's ratings come from a stronger solver, so they are lower.)
 
-Train and test share no solution. At 4×4 the 288 grids there are get split in proportion to the numbers of puzzles, and
-each serves for several, all different. At 6×6 and 9×9 every puzzle has its own grid, filled by the same search with the
-digits in random order: that reaches every grid, though not all with equal probability.
+Train and test share no solution. At 4×4 the 288 grids that exist are split in proportion to the numbers of
+puzzles, and each serves for several different puzzles. At 6×6 and 9×9 every puzzle has its own grid, filled by the same
+search with the digits in random order: that reaches every grid, though not all with equal probability.
 All random numbers come from numpy, so that the compiled code makes the same puzzles on every machine.
 """
 
@@ -69,7 +69,7 @@ def _collect(
     while len(kept) < count:
         grids = draw(BATCH)
         for question, answer, rating in zip(*carve(box, grids, extra_clues, rng), strict=True):
-            # 4×4 grids are few: there the puzzles, elsewhere their grids have to differ.
+            # 4×4 grids are few: there the puzzles have to differ, elsewhere their grids.
             identity = (question if box == (2, 2) else answer).tobytes()
             if rating < min_rating or identity in used or len(kept) == count:
                 tries_in_vain += 1
@@ -135,7 +135,7 @@ def count_solutions(box: tuple[int, int], puzzle: np.ndarray, limit: int) -> int
 
 # The compiled part. A set of digits is a bit mask, digit d - 1 its bit.
 
-ONE, TWO = np.int64(1), np.int64(2)  # limits; for each literal int numba would compile the search anew
+ONE, TWO = np.int64(1), np.int64(2)  # limits; numba would compile the search anew for each literal int
 BIT_COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.int64)
 
 
@@ -227,7 +227,7 @@ def _fill(box_rows, box_columns, orders):
 
 @compiled
 def _carve(box_rows, box_columns, grids, orders, extras):
-    """Remove the clues of each grid in its order, while the solution stays unique; give the last `extras` back."""
+    """Remove, in each grid's order, the clues that uniqueness can spare; put the last `extras` back."""
     cells, size = grids.shape[1], box_rows * box_columns
     digit_orders = np.empty((cells, size), np.int64)
     digit_orders[:] = np.arange(size)

@@ -2,7 +2,7 @@
 
 Generates 4×4 Sudokus, trains a small HRM on them, evaluates it on puzzles whose solutions it has never seen, draws the
 learning curve, and solves one of these puzzles, showing its answer after each reasoning step. Every command it runs is
-one that a user would type. README.md says what it costs and what comes out.
+one that a user would type. README.md says how long it takes and what comes out.
 """
 
 import os
@@ -42,7 +42,7 @@ def held_out_puzzle(number: int) -> str:
 
 def main(*overrides: str) -> None:
     """`overrides` go to pretrain.py."""
-    shutil.rmtree(RUN, ignore_errors=True)  # a demo starts afresh; its own folder only
+    shutil.rmtree(RUN, ignore_errors=True)  # a demo starts afresh, and deletes only its own folder
     command(
         "dataset/build_sudoku_dataset.py", "--generate", "--size", "4", "--num-train", "8192", "--num-test", "400",
         "--output-dir", DATA,

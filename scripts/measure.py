@@ -1,9 +1,9 @@
-"""Time and peak memory of one of the project's commands: python -m scripts.measure COMMAND…, as one line of JSON.
+"""Time and peak memory of one of the project's commands, as one line of JSON: python -m scripts.measure COMMAND…
 
     python -m scripts.measure dataset/build_sudoku_dataset.py --source-dir … --output-dir …
     python -m scripts.measure -m evaluators.arc dataset=… predictions=…
 
-`seconds` by the clock, `cpu_seconds` of all its threads, `peak_mb` of resident memory, its largest child included.
+`seconds` are by the clock, `cpu_seconds` those of all its threads, `peak_mb` is resident memory; children count too.
 """
 
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def measure(*arguments: object) -> dict[str, float]:
     """Run `python arguments…` in the repository.
 
-    On Linux the peak is at least what the caller holds: prepare large things in another process.
+    On Linux the peak is at least what the caller holds, so prepare large things in another process.
     """
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT) as process:

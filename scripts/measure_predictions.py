@@ -1,8 +1,8 @@
 """Time and memory of saving and reading predictions: python -m scripts.measure_predictions [--examples 419000]
 
-Makes a synthetic ARC-sized dataset (419,000 sequences of 900 tokens: the test split of ARC-AGI-1 with 1,000
-augmentations) in a temporary folder, evaluates a stand-in for a model that answers at random (`evaluate_split` with a
-`PredictionWriter`, as evaluate.py does), and reads everything back. Each is a process of its own. Peak memory includes
+Makes a synthetic dataset as large as the test split of ARC-AGI-1 with 1,000 augmentations (419,000 sequences of 900
+tokens) in a temporary folder, evaluates a stand-in for a model that answers at random (`evaluate_split` with a
+`PredictionWriter`, as in evaluate.py), and reads everything back, each in a process of its own. Peak memory includes
 pages of the mapped dataset. Cost: about 12 minutes on 2 busy CPU cores, and 1.2 GB of temporary disk.
 """
 
@@ -28,7 +28,7 @@ VOCAB, STEPS, BATCH = 12, 2, 768
 
 
 class RandomAnswers(InnerNetwork):
-    """Takes a step as a network does, and answers at random."""
+    """Takes steps like a network, but answers at random."""
 
     def initial_state(self, batch_size: int) -> None:
         return None
@@ -43,7 +43,7 @@ class RandomModel(ACTModel):
 
 
 def build(folder: Path, examples: int, seq_len: int) -> None:
-    """One puzzle an example, random tokens."""
+    """Write a dataset of random tokens, with one puzzle per example."""
     rng = np.random.default_rng(0)
     writer = SplitWriter(folder, "test", seq_len=seq_len)
     for start in range(0, examples, 4096):

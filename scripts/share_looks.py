@@ -1,9 +1,9 @@
-"""Writes the palette and the looks of the built-in kinds into puzzle_visualizer.html, which must be one file:
+"""Writes the palette and the looks of the built-in kinds into puzzle_visualizer.html, which must be a single file:
 
     python scripts/share_looks.py
 
-Run it after a change to a palette in puzzles/draw.py or to a kind in puzzles/. The page draws datasets by what their
-dataset.json says; the looks are for those that do not say it. Each kind is there once, and a Sudoku in each size.
+Run it after changing a palette in puzzles/draw.py or a kind in puzzles/. The page draws a dataset as its dataset.json
+says; these looks are for datasets that do not say it. Each kind is there once, but Sudokus in every size.
 """
 
 import json
@@ -24,7 +24,7 @@ SHARED = [Arc(30, 30), Maze(30, 30), *(Sudoku(size, size) for size in BOXES)]  #
 
 
 def block() -> str:
-    """The JSON, a line for each palette and each kind."""
+    """The JSON, with a line for each palette and each kind."""
     kinds = ",\n".join(json.dumps(kind.describe()) for kind in SHARED)
     text = f'{{"light": {json.dumps(PALETTE)},\n"dark": {json.dumps(PALETTE | DARK)},\n"kinds": [\n{kinds}\n]}}\n'
     return text.replace("<", "\\u003c")  # nothing in it can end the script element

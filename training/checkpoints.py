@@ -15,7 +15,7 @@ from models.losses import ACTLossHead
 from training.config import PretrainConfig
 
 COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
-# Tables of models/token_network.py, whose lengths tell for what a model was made
+# Tables of models/token_network.py, whose lengths tell what data a model was made for
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
 TOKEN_TABLE = "model.inner.embed_tokens.embedding_weight"
 POSITION_TABLE = "model.inner.embed_pos.embedding_weight"  # of models with learned positions
@@ -45,9 +45,10 @@ def load_weights(
 ) -> None:
     """Load a checkpoint, the original's too, into a model on any device.
 
-    `other_puzzles` says what becomes of a puzzle-embedding table with another number of rows: `error`, or all rows of
-    the model's `zero`, or the `mean` of the checkpoint's rows in use. Raises `UserError` where the file is missing or
-    damaged, or does not fit; `belongs_to` is the dataset it was trained on.
+    `other_puzzles` says what to do if the puzzle-embedding table has another number of rows: `error` refuses it, `zero`
+    and `mean` fill the model's table with zeros or with the mean of the rows in use. `belongs_to` names the dataset
+    that the checkpoint was trained on, for messages. Raises `UserError` if the file is missing, damaged or does not
+    fit.
     """
     weights = read_weights(path)
     expected = head.state_dict()
@@ -60,7 +61,7 @@ def load_weights(
 def load_model(
     checkpoint: Path, config: PretrainConfig, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device
 ) -> ACTLossHead:
-    """The model of a checkpoint, for a dataset, on the device; `config` is its run's (`load_config`)."""
+    """Build the checkpoint's model for a dataset, on the device; `config` is that of its run (`load_config`)."""
     if not checkpoint.is_file():
         raise UserError(f"checkpoint {checkpoint} does not exist")
     head = config.arch.build_for(metadata, batch_size=batch_size, device=device)
@@ -71,11 +72,11 @@ def load_model(
 def load_model_alone(
     checkpoint: Path, config: PretrainConfig, seq_len: int, device: torch.device, metadata: PuzzleDatasetMetadata | None
 ) -> ACTLossHead:
-    """The model of a checkpoint for sequences of `seq_len` tokens, of which its dataset may know nothing.
+    """Build the checkpoint's model without a dataset, for sequences of `seq_len` tokens, even of another length.
 
-    Vocabulary and number of puzzles are read off the weights or, where an architecture keeps them elsewhere, off
-    `metadata`, the dataset's where it is at hand. Raises `UserError` as `load_model` does, and where the model has
-    learned positions of another number of tokens.
+    Vocabulary and number of puzzles are read off the weights or, if an architecture keeps them elsewhere, off
+    `metadata`, which is the dataset's if that is at hand. Raises `UserError` as `load_model` does, and if the model
+    has learned positions for another number of tokens.
     """
     weights = read_weights(checkpoint)
     if TOKEN_TABLE in weights:
@@ -100,7 +101,7 @@ def load_model_alone(
 
 
 def _for_other_puzzles(theirs: torch.Tensor, ours: torch.Tensor, how: str) -> torch.Tensor:
-    """A table (rows, dim) for the model's puzzles out of one for others; of the same size it stays as it is."""
+    """Turn a table (rows, dim) for other puzzles into one for the model's; one of the same size stays as it is."""
     if theirs.shape == ours.shape or theirs.shape[1] != ours.shape[1]:
         return theirs
     if how == "zero":

@@ -25,10 +25,10 @@ WIDTH = 120
 
 
 def from_cli(model: type[BaseModel], args: Sequence[str], about: str, positional: Sequence[str] = ()) -> Any:
-    """`model` from arguments of the form `key=value`; without any, and with `--help`, print what there is.
+    """Read `model` from arguments of the form `key=value`; without any, or with `--help`, print the keys and exit.
 
-    `--key value`, `--key=value` and, of a switch, `--key` mean the same. Words without `=` are the values of the keys
-    `positional`, in this order; the last of them takes all that are left, where it is a list.
+    `--key value`, `--key=value` and, for a switch, `--key` mean the same. Words without `=` are the values of the keys
+    `positional`, in this order; if the last of these keys is a list, it takes all the words that are left.
     """
     if not args or {"-h", "--help"} & set(args):
         print(f"{about.strip()}\n\n{describe(keys_of(model, {}))}")
@@ -45,7 +45,7 @@ def from_cli(model: type[BaseModel], args: Sequence[str], about: str, positional
 def _sorted_out(
     args: Sequence[str], fields: dict[str, Any], positional: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """-> values that are taken as they are typed, and `key=value` arguments that YAML reads.
+    """-> values that are taken as typed, and `key=value` arguments for YAML to read.
 
     YAML would read a Sudoku of digits as a number, and what follows a `#` as a comment.
     """
@@ -84,7 +84,7 @@ def _is_list(field: Any) -> bool:
 
 
 def describe(fields: dict[str, Any], values: dict[str, Any] | None = None) -> str:
-    """A line or more for each key: its name, its default or value, and what it means."""
+    """One or more lines for each key: its name, its default or value, and its meaning."""
     shown = {key: _default(field, (values or {}).get(key, PydanticUndefined)) for key, field in fields.items()}
     column = min(38, max(len(key) + len(text) for key, text in shown.items()) + 5)
     lines = []
@@ -110,7 +110,7 @@ def _default(field: Any, value: Any) -> str:
 
 
 def pretrain_help(about: str, config_dir: str, config_name: str, args: Sequence[str]) -> str:
-    """Every key of a training run, with the value that it has under the overrides `args`."""
+    """Describe every key of a training run, with the value that it has under the overrides `args`."""
     with initialize_config_dir(config_dir, version_base=None):
         overrides = [arg for arg in args if "=" in arg]
         values = OmegaConf.to_container(compose(config_name, overrides), resolve=True)
@@ -133,7 +133,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def accept_plain_overrides() -> None:
     """Let `key=value` and `+key=value` both mean "set it": the typed config decides which keys exist.
 
-    Hydra alone would ask for `+` where a key is not in the YAML, and drop no word about misspelt ones given with it.
+    Hydra alone would ask for `+` if a key is not in the YAML, and say nothing about a misspelt key given with `+`.
     Choices from a config group keep Hydra's meaning, with or without the `+` of `+experiment=`.
     """
     for i, arg in enumerate(sys.argv[1:], start=1):

@@ -12,8 +12,8 @@ from models.act import ACTModel
 log = logging.getLogger(__name__)
 
 # On a CPU compiling costs 15 to 30 s and saves a sixth (hidden size 64) to a third (128) of a step. It pays within a
-# run from about this much work on, in steps × rows × positions × weights of the blocks: 1,750 steps of the demo, 90 at
-# hidden size 128 and batch 64. Counted, not timed: the same run must not compile here and there not.
+# run of at least this much work, in steps × rows × positions × weights of the blocks: 1,750 steps of the demo, 90 at
+# hidden size 128 and batch 64. Work is counted, not timed, so that a run makes the same choice on every machine.
 CPU_MIN_WORK = 5e11
 EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step without gradients (benchmarks/flops.py)
 
@@ -21,9 +21,9 @@ EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step with
 def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: float, rows: int | None = None) -> bool:
     """Compile what the architecture names, in place (state-dict keys stay), or say why not; -> whether it was done.
 
-    `mode` is `on`, `off`, or `auto`: on CUDA, and on a CPU where it pays within `steps` training steps, or what takes
-    as long, of batches of `rows` (default: training's). `DISABLE_COMPILE=1` wins. One module is tried out first,
-    forward and backward, so that a toolchain that does not work costs a warning only.
+    `mode` is `on`, `off`, or `auto`: on CUDA, and on a CPU if it pays within `steps` training steps (or as much other
+    work) on batches of `rows` (default: training's). `DISABLE_COMPILE=1` overrides it. One module is tried out first,
+    forward and backward, so that a broken toolchain costs no more than a warning.
     """
     modules = model.inner.compiled_modules()
     if os.environ.get("DISABLE_COMPILE", "0") not in ("", "0") or mode == "off" or not modules:
@@ -31,7 +31,7 @@ def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: floa
     rows = rows or model.data.batch_size
     if mode == "auto" and not pays(model, device, steps * rows):
         return False
-    torch._dynamo.config.optimize_ddp = False  # a block is one graph, also where gradients are summed over ranks
+    torch._dynamo.config.optimize_ddp = False  # a block is one graph, even if gradients are summed over ranks
     try:
         _try_out(modules[0], _call_of(model, modules[0], rows, device))
     except Exception as error:  # whatever the compiler stack raises: it is optional
@@ -45,7 +45,7 @@ def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: floa
 
 
 def pays(model: ACTModel, device: torch.device, sequences: float) -> bool:
-    """Whether compiling saves more time than it takes, for so many sequences of all steps together."""
+    """Whether compiling saves more time than it takes, over `sequences`, those of all steps together."""
     if device.type != "cpu":
         return device.type == "cuda"
     weights = sum(p.numel() for module in model.inner.compiled_modules() for p in module.parameters())
@@ -53,11 +53,11 @@ def pays(model: ACTModel, device: torch.device, sequences: float) -> bool:
 
 
 class _Seen(Exception):
-    """Leaves a forward pass when the arguments have been seen."""
+    """Raised to leave a forward pass once the arguments have been seen."""
 
 
 def _call_of(model: ACTModel, module: nn.Module, rows: int, device: torch.device) -> tuple[tuple, dict]:
-    """The arguments with which a reasoning step calls `module` first. Random draws are the run's: none is spent."""
+    """The arguments with which a reasoning step first calls `module`. No random number of the run is used up."""
     seen: list[tuple[tuple, dict]] = []
 
     def look(_: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -90,6 +90,6 @@ def _try_out(module: nn.Module, call: tuple[tuple, dict]) -> None:
 
 
 def _leaf(value):
-    """With a gradient, where it can have one, as in training."""
+    """The value, requiring a gradient if it can have one, as in training."""
     is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.detach().clone().requires_grad_() if is_float else value

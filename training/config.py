@@ -1,6 +1,6 @@
 """The typed configuration of a run.
 
-Unknown keys are errors at every level. What concerns several keys is checked here too, before anything is built.
+Unknown keys are errors at every level. Whether keys fit together is checked here too, before anything is built.
 """
 
 import difflib
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 HEADS = {"losses@ACTLossHead": ACTLossHead}
 SAVABLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits")
 
-# Keys of `arch` that earlier versions wrote and no longer exist. None of them did anything at its default.
+# Keys of `arch` that earlier versions wrote and that no longer exist. None of them did anything at its default.
 RETIRED_ARCH_KEYS = ("q_target_interval",)
 
 
@@ -59,7 +59,7 @@ class LossConfig(StrictModel):
 
 
 class ArchConfig(StrictModel):
-    """An architecture by its name; `arch_type` adds what its `Config` holds, in the same flat mapping."""
+    """An architecture by its name; `arch_type` adds the keys of its `Config` to the same flat mapping."""
 
     name: str = Field(description="<module>@<class> below models/")
     loss: LossConfig
@@ -80,7 +80,7 @@ class ArchConfig(StrictModel):
         return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
 
     def build_for(self, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device) -> ACTLossHead:
-        """The same for a dataset, on a device."""
+        """Build the model for a dataset, on a device."""
         with torch.device(device):
             return self.build(
                 batch_size=batch_size,
@@ -90,7 +90,7 @@ class ArchConfig(StrictModel):
             )
 
     def __reduce__(self):
-        """Its class is made at run time and found again by name, on other ranks too."""
+        """Pickle by name: the class is made at run time, and other ranks find it again by its name."""
         return arch_config, (self.model_dump(),)
 
 
@@ -101,7 +101,7 @@ def arch_type(name: str) -> type[ArchConfig]:
 
 
 def type_of_arch(values: Any) -> type[ArchConfig]:
-    """Of the `arch` of a config; the plain one where that names no architecture."""
+    """The type for the `arch` of a config; plain `ArchConfig` if it names no architecture."""
     name = values.get("name") if isinstance(values, dict) else None
     return arch_type(name) if isinstance(name, str) else ArchConfig
 
@@ -112,13 +112,13 @@ def arch_config(values: dict[str, Any]) -> ArchConfig:
 
 
 class EarlyStop(StrictModel):
-    """When to end before the epochs are used up, see training/stopping.py; null: never."""
+    """When to end before the epochs are used up (see training/stopping.py); null means never."""
 
     patience: int | None = Field(
-        default=None, ge=1, description="end after so many evaluations in a row without a better eval/exact_accuracy"
+        default=None, ge=1, description="end after this many evaluations in a row without a better eval/exact_accuracy"
     )
     train_exact_accuracy: float | None = Field(
-        default=None, gt=0, le=1, description="end when this share of the last steps' sequences is exactly right"
+        default=None, gt=0, le=1, description="end when this share of the last 100 steps' sequences is exactly right"
     )
 
 
@@ -126,21 +126,21 @@ class PretrainConfig(StrictModel):
     arch: SerializeAsAny[ArchConfig]
     data_path: str = Field(description="a dataset folder, see dataset/format.py")
 
-    global_batch_size: int = Field(ge=1, description="sequences of a step, over all ranks")
-    epochs: int = Field(ge=1, description="visits of every group")
+    global_batch_size: int = Field(ge=1, description="sequences in a step, over all ranks")
+    epochs: int = Field(ge=1, description="how often every group is visited")
     eval_interval: int | None = Field(
-        default=None, ge=1, description="epochs between evaluations; null: one, at the end"
+        default=None, ge=1, description="epochs between evaluations; null: evaluate once, at the end"
     )
 
     lr: float = Field(ge=0, description="learning rate of the weights, after the warm-up")
-    lr_min_ratio: float = Field(ge=0, le=1, description="the cosine ends at this share of lr")
+    lr_min_ratio: float = Field(ge=0, le=1, description="the cosine schedule ends at this share of lr")
     lr_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(ge=0, description="of the weights, decoupled")
-    beta1: float = Field(ge=0, lt=1, description="of AdamATan2")
-    beta2: float = Field(ge=0, lt=1, description="of AdamATan2")
+    weight_decay: float = Field(ge=0, description="decoupled weight decay of the weights")
+    beta1: float = Field(ge=0, lt=1, description="decay of AdamATan2's first moment")
+    beta2: float = Field(ge=0, lt=1, description="decay of AdamATan2's second moment")
 
     puzzle_emb_lr: float = Field(ge=0, description="learning rate of the puzzle embeddings")
-    puzzle_emb_weight_decay: float = Field(ge=0, description="of the puzzle embeddings in use, decoupled")
+    puzzle_emb_weight_decay: float = Field(ge=0, description="decoupled weight decay of the puzzle embeddings in use")
 
     ema_decay: float | None = Field(
         default=None, ge=0, lt=1, description="average the weights with this decay, and evaluate the average"
@@ -148,7 +148,7 @@ class PretrainConfig(StrictModel):
     freeze: Literal["weights"] | None = Field(default=None, description="weights: train the puzzle embeddings only")
     early_stop: EarlyStop = EarlyStop()
 
-    seed: int = Field(default=0, ge=0, description="of weights, sampling and exploration")
+    seed: int = Field(default=0, ge=0, description="seed of weights, sampling and exploration")
     device: Literal[DEVICES] = Field(default="auto", description="auto: CUDA, then MPS, then the CPU")
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile; auto: on CUDA, and on a CPU where it pays within the run"
@@ -156,25 +156,25 @@ class PretrainConfig(StrictModel):
     cuda_graph: Literal["auto", "on", "off"] = Field(
         default="auto", description="launch a step as one CUDA graph; auto: on one GPU"
     )
-    log_interval: int = Field(default=1, ge=1, description="steps between looks at the metrics; all are kept")
+    log_interval: int = Field(default=1, ge=1, description="steps between fetches of the metrics; all are kept")
     checkpoint_every_eval: bool = Field(
-        default=False, description="save a checkpoint at every evaluation; else the best so far and the last"
+        default=False, description="save a checkpoint at every evaluation; false: at the best so far and the last"
     )
     eval_save_outputs: list[Literal[SAVABLE_OUTPUTS]] = Field(
-        default=[], description="save these at every evaluation, in the original's format"
+        default=[], description="save these with every checkpoint, in the original's format"
     )
     eval_split: Literal["test", "val"] = Field(
-        default="test", description="evaluated during training; with val the whole test split follows once, at the end"
+        default="test", description="evaluated during training; with val, the whole test split follows once, at the end"
     )
     eval_batch_size: int | None = Field(
-        default=None, ge=1, description="of evaluation, over all ranks; null: the run's, on CUDA more"
+        default=None, ge=1, description="for evaluation, over all ranks; null: global_batch_size, on CUDA more"
     )
     eval_max_examples: int | None = Field(
-        default=None, ge=1, description="evaluate a seeded subset of so many during training"
+        default=None, ge=1, description="evaluate only a seeded subset of this size during training"
     )
     load_checkpoint: str | None = Field(default=None, description="start from the weights of this file")
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
-        default="error", description="what becomes of its puzzle embeddings where it has another number of them"
+        default="error", description="with another number of puzzle embeddings: refuse it, or start them from this"
     )
 
     resume: bool | str = Field(
@@ -182,14 +182,14 @@ class PretrainConfig(StrictModel):
         description="true: go on from the newest state in checkpoint_path, or start; or a state or run folder",
     )
     checkpoint_interval: int | None = Field(
-        default=None, ge=1, description="steps between training states, beside those at evaluations"
+        default=None, ge=1, description="steps between training states, besides those saved with checkpoints"
     )
-    checkpoint_minutes: float | None = Field(default=None, gt=0, description="the same by the clock")
-    keep_last: int = Field(default=2, ge=1, description="training states; model checkpoints are all kept")
-    max_minutes: float | None = Field(default=None, gt=0, description="save and stop in good order then")
+    checkpoint_minutes: float | None = Field(default=None, gt=0, description="the same in minutes")
+    keep_last: int = Field(default=2, ge=1, description="training states to keep; model checkpoints are all kept")
+    max_minutes: float | None = Field(default=None, gt=0, description="after this time, save and stop as on a signal")
 
-    project_name: str | None = Field(default=None, description="of W&B, and the folder of its runs")
-    run_name: str | None = Field(default=None, description="of W&B, and the run's folder")
+    project_name: str | None = Field(default=None, description="W&B project, and the folder of its runs")
+    run_name: str | None = Field(default=None, description="W&B name of the run, and its folder")
     checkpoint_path: str | None = Field(
         default=None, description="the run folder; null: checkpoints/<project_name>/<run_name>"
     )
@@ -274,7 +274,7 @@ def load_config(path: str) -> PretrainConfig:
 
 
 def without_retired(arch: dict[str, Any]) -> dict[str, Any]:
-    """`arch` as an earlier version wrote it, in today's words; what computes otherwise now is said."""
+    """Translate `arch` as an earlier version wrote it into today's keys; warn of what is computed differently now."""
     arch = {key: value for key, value in arch.items() if key not in RETIRED_ARCH_KEYS}
     if arch.get("q_target") == "every_n":
         arch["q_target"] = "every_step"  # the same rule of halting

@@ -1,8 +1,8 @@
 """A step as a CUDA graph: recorded once, then launched as a whole instead of kernel by kernel.
 
-A graph holds addresses, so that all it reads and writes stays in place: weights, optimiser states, the carry, and the
-batch, which is copied to where the recorded one lay. Random draws go on as they would without it: PyTorch moves the
-generator on with every replay. Where recording fails, the run goes on without, with a warning.
+A graph holds addresses, so all that it reads and writes must stay in place: weights, optimiser states, the carry, and
+the batch, which is copied to where the recorded one lay. Random draws are the same as without a graph: PyTorch advances
+the generator with every replay. If recording fails, the run goes on without a graph, with a warning.
 """
 
 import logging
@@ -22,9 +22,9 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]  # what to record 
 
 
 def uses_graph(mode: str, device: torch.device, ranks: Ranks | None = None) -> bool:
-    """`auto`: on CUDA, but not where `ranks` talk to each other in the step: recording NCCL's calls is left to `on`.
+    """Whether to use a graph. `auto`: on CUDA with one rank; with several, only `on` records NCCL's calls too.
 
-    Raises `UserError` where there can be none.
+    Raises `UserError` if `on` is not possible.
     """
     if mode == "on" and device.type != "cuda":
         raise UserError(f"cuda_graph=on needs a CUDA device, not {device.type}; use auto")
@@ -33,7 +33,7 @@ def uses_graph(mode: str, device: torch.device, ranks: Ranks | None = None) -> b
 
 
 def record_on_cuda(call: Callable[[], None]) -> Callable[[], None]:
-    """Record what `call` launches, without running it. Other threads may go on, such as the one that reads ahead."""
+    """Record what `call` launches, without running it. Other threads, such as the one that reads ahead, may go on."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
@@ -50,7 +50,7 @@ class Graph:
         self._failed = False
 
     def ready(self, call: Callable[[], None]) -> bool:
-        """Whether `replay` does what `call` does. `call` is recorded when the warm-up is over."""
+        """Whether `replay` can stand in for `call`, which is recorded once the warm-up is over."""
         if self._replay is None and not self._failed:
             if self._waited < WARM_UP:
                 self._waited += 1

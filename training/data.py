@@ -18,7 +18,7 @@ BATCHES_AHEAD = 8
 
 
 def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset, PuzzleDataset | None]:
-    """The training split, what is evaluated while training goes on, and the whole test split where that is not it."""
+    """Open the training split, the split evaluated during training, and the whole test split if that is another one."""
     epochs_per_pass = config.eval_interval or config.epochs
     train_data = open_split(config, "train", ranks, epochs_per_iter=epochs_per_pass)
     if total_steps(config, train_data.metadata) * epochs_per_pass < config.epochs:
@@ -41,8 +41,8 @@ def open_split(
     max_examples: int | None = None,
     epochs_per_iter: int | None = None,
 ) -> PuzzleDataset:
-    """A split of the run's dataset, or of another one, as this rank sees it; in order, unless `epochs_per_iter` says
-    for how many epochs a pass draws from it."""
+    """Open a split of the run's dataset, or of another one, as this rank sees it. It is read in order unless
+    `epochs_per_iter` says how many epochs a pass draws from it."""
     return PuzzleDataset(
         PuzzleDatasetConfig(
             seed=run.seed,
@@ -61,8 +61,8 @@ def open_split(
 def open_to_answer(
     run: PretrainConfig, split: str, *, data_path: str | None, batch_size: int, max_examples: int | None
 ) -> PuzzleDataset:
-    """A split in order, in one process, for commands that run the model on it; `max_examples` draws what evaluate.py
-    draws."""
+    """Open a split, in order and in one process, for a command that runs the model on it. `max_examples` chooses the
+    same examples as in evaluate.py."""
     ranks = Ranks.from_environment()
     if ranks.world_size > 1:
         raise UserError("this command runs in one process; start it with python, not torchrun")
@@ -76,7 +76,7 @@ def open_to_answer(
 
 
 def train_batches_on(device: torch.device, dataset: PuzzleDataset, passes: int, skip: int) -> Iterator[Batch]:
-    """The batches of a pass, on the device. On CUDA a thread reads ahead, and bytes travel from pinned memory."""
+    """The batches of a pass, on the device. On CUDA a thread reads ahead, and bytes are copied from pinned memory."""
     batches = (rows for _, rows in dataset.train_batches(passes, skip))
     if device.type == "cuda":
         batches = read_ahead((pinned(rows) for rows in batches), device)
@@ -85,7 +85,7 @@ def train_batches_on(device: torch.device, dataset: PuzzleDataset, passes: int, 
 
 
 def read_ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
-    """The same items, up to BATCHES_AHEAD of them made in a thread before they are asked for.
+    """Yield the same items; a thread makes up to BATCHES_AHEAD of them before they are asked for.
 
     A thread is enough: numpy gathers rows without the interpreter's lock, and nothing has to pass between processes.
     """

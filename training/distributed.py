@@ -51,12 +51,12 @@ class Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if self.world_size > 1:
-            # With two backends, the tensor's device decides; PyTorch takes objects and barriers to the CPU's. So a vote
-            # does not wait for the kernels that the GPU has still to run.
+            # With two backends, the tensor's device decides; PyTorch gives objects and barriers to the CPU's. So a vote
+            # does not wait for the kernels that the GPU still has to run.
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
     def close(self) -> None:
-        """At the end of a run without an error; after one, torchrun ends the other ranks."""
+        """Disconnect at the end of a run without an error; after an error, torchrun ends the other ranks."""
         if self.world_size > 1:
             # gloo's threads drop their last tensors after the call that used them has returned; a process that leaves
             # just then aborts. By the end of a barrier they are done.
@@ -68,7 +68,7 @@ class Ranks:
             dist.barrier()
 
     def any(self, *flags: bool) -> list[bool]:
-        """Whether each flag is set on any rank, the same on all."""
+        """For each flag, whether any rank has set it; the answer is the same on all ranks."""
         if self.world_size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32, device="cpu")
@@ -76,7 +76,7 @@ class Ranks:
         return votes.bool().tolist()
 
     def smallest(self, number: int) -> int:
-        """Of all ranks' numbers."""
+        """The smallest of all ranks' numbers."""
         if self.world_size == 1:
             return number
         numbers = torch.tensor(number, device="cpu")
@@ -84,7 +84,7 @@ class Ranks:
         return numbers.item()
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Give every rank rank 0's value."""
         if self.world_size == 1:
             return value
         box = [value if self.is_main else None]
@@ -93,13 +93,13 @@ class Ranks:
 
     @torch.no_grad()
     def broadcast_module(self, module: nn.Module) -> None:
-        """Rank 0's parameters and saved buffers, on every rank."""
+        """Give every rank rank 0's parameters and saved buffers."""
         if self.world_size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
     def sum_to_main(self, values: Tensor) -> Tensor:
-        """The sum over the ranks, on rank 0; elsewhere the content is undefined."""
+        """The sum over the ranks, on rank 0; on other ranks the content is undefined."""
         if self.world_size > 1:
             dist.reduce(values, dst=0)
         return values
@@ -107,13 +107,13 @@ class Ranks:
     def sum_gradients_of(self, module: nn.Module) -> nn.Module:
         """What to call in place of `module`, so that `backward()` leaves sums over the ranks in its gradients.
 
-        PyTorch's DistributedDataParallel, which sends gradients while the backward pass goes on, but means them: the
-        loss is divided by the global batch already. Puzzle embeddings are not parameters; `SparseSignSGD` gathers
-        their gradients itself.
+        This is PyTorch's DistributedDataParallel, which sends gradients during the backward pass. It would average
+        them, but the loss is already divided by the global batch, so `_sum_bucket` sums them instead. Puzzle embeddings
+        are not parameters; `SparseSignSGD` gathers their gradients itself.
         """
         if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        with warnings.catch_warnings():  # what newer versions want in its place sends buffers once; here they stay
+        with warnings.catch_warnings():  # the option that newer versions want instead would send the buffers once
             warnings.simplefilter("ignore", FutureWarning)
             parallel = DistributedDataParallel(module, broadcast_buffers=False)
         parallel.register_comm_hook(None, _sum_bucket)

@@ -1,4 +1,4 @@
-"""Runs a model over an evaluation split and keeps what was asked for; for halting see training/reasoning.py."""
+"""Runs a model over an evaluation split and keeps what was asked for. For halting, see training/reasoning.py."""
 
 import logging
 from collections import defaultdict
@@ -19,15 +19,15 @@ from training.reasoning import Finished, Reasoner
 
 log = logging.getLogger(__name__)
 
-# Of an evaluation's batch on one GPU: a Sudoku takes 82 of them, a maze or an ARC grid 901. A fixed bound, so that all
-# GPUs compute the same; at the published sizes a step takes about 2 GB with it.
+# In an evaluation batch on one GPU: a Sudoku takes 82 of them, a maze or an ARC grid 901. The bound is fixed, so that
+# all GPUs compute the same; at the published sizes a step then takes about 2 GB.
 TOKENS = 128 * 1024
 
 
 def choose_batch_size(
     wanted: int | None, dataset: PuzzleDataset, head: ACTLossHead, ranks: Ranks, device: torch.device
 ) -> None:
-    """Give an evaluation split its batch size over all ranks: `wanted`, or the run's, on CUDA more."""
+    """Set an evaluation split's batch size over all ranks: `wanted`, else the run's or, on CUDA, a larger one."""
     if wanted is None and device.type == "cuda":
         share = -(-dataset.num_examples() // ranks.world_size)  # more rows would be padding
         wanted = rows_at_a_time(head.model.inner.positions, dataset.local_batch_size, share) * ranks.world_size
@@ -37,7 +37,7 @@ def choose_batch_size(
 
 
 def rows_at_a_time(positions: int, at_least: int, at_most: int) -> int:
-    """Rows of a batch on one GPU; a multiple of 8, but for `at_least`, which training has room for."""
+    """Rows of a batch on one GPU: a multiple of 8, or `at_least`, which training has room for."""
     rows = min(TOKENS // positions, -(-at_most // 8) * 8)
     return max(at_least, rows // 8 * 8)
 
@@ -57,8 +57,8 @@ def evaluate_split(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """-> (`eval/…` metrics, on rank 0 only; this rank's `save_outputs`, on the CPU).
 
-    With halt=max saved outputs and `eval/q_halt_loss` include padding rows, as in the original; with halt=q neither
-    does. `writer` gets the predictions batch after batch. `after_batch` may raise to leave early.
+    With halt=max, saved outputs and `eval/q_halt_loss` include padding rows, as in the original; with halt=q neither
+    does. `writer` gets the predictions batch by batch. `after_batch` may raise an exception to leave early.
     """
     if dataset.num_examples() == 0:
         raise UserError(f"{dataset.config.dataset_path}/{dataset.split} holds no examples to evaluate")
@@ -95,7 +95,7 @@ def evaluate_split(
 
 
 def compact_rows(done: Finished, real: int, fields: Collection[str]) -> dict[str, np.ndarray]:
-    """What predictions.PredictionWriter writes of the first `real` rows; tokens leave the device as bytes."""
+    """What a `PredictionWriter` writes for the first `real` rows; tokens leave the device as bytes."""
     logits = done.outputs["logits"][:real]
     rows = {key: done.outputs[key][:real] for key in ("q_halt_logits", "q_continue_logits")}
     rows |= {"answers": logits.argmax(-1).to(torch.uint8), "steps": done.steps[:real]}

@@ -9,7 +9,7 @@ model.safetensors            its tensors, bit for bit; metadata: `checkpoint`, t
 README.md                    a model card
 all_config.yaml, metrics.jsonl, *.py    as in the run folder, see training/run_folder.py
 
-Training states and predictions stay where they are. Pull also takes repositories in the original's format: a pickled
+Training states and predictions are not uploaded. Pull also takes repositories in the original's format: a pickled
 `checkpoint` or `step_<n>` beside `all_config.yaml`. Nothing that comes with a download is ever executed. Pushing needs
 a login with write permission (`hf auth login`, or HF_TOKEN).
 """
@@ -53,7 +53,7 @@ PREDICTIONS = ("*_all_preds.*", "*_preds/*")
 CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
 
 LOG_IN = "log in (hf auth login, or HF_TOKEN); a push needs write permission"
-REMEDIES = {  # the first that fits, so a kind before what it is a kind of
+REMEDIES = {  # the first that fits counts, so subclasses come before their base classes
     GatedRepoError: f"ask for access on its page, and {LOG_IN}",
     RepositoryNotFoundError: f"check the name, and if it is private, {LOG_IN}",
     RevisionNotFoundError: "choose an existing branch, tag or commit",
@@ -63,7 +63,7 @@ REMEDIES = {  # the first that fits, so a kind before what it is a kind of
 
 
 def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = False) -> str:
-    """Upload a checkpoint (default: the newest) with what describes it, as one commit; -> the repository's full name.
+    """Upload a checkpoint (default: the newest) and what describes it, as one commit; -> the repository's full name.
 
     Everything in the run is read and checked before the repository is made.
     """
@@ -92,15 +92,15 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
                 repo_id=repo,
                 folder_path=folder,
                 commit_message=f"{path.name} of {run.resolve().name}",
-                delete_patterns="metrics.jsonl",  # of another run, where this one has none
+                delete_patterns="metrics.jsonl",  # of another run, if this one has none
             )
     return repo
 
 
 def pull(repo: str, run: Path, revision: str | None = None) -> Path:
-    """Make the run folder of a repository, whole or not at all; -> its checkpoint, for evaluate.py or load_checkpoint.
+    """Make a run folder from a repository, whole or not at all; -> its checkpoint, for evaluate.py or load_checkpoint.
 
-    The download itself goes through the Hub's cache: one that broke off goes on where it stopped.
+    The download goes through the Hub's cache, so that an interrupted one goes on where it stopped.
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists already; name a new folder, or remove it")
@@ -127,7 +127,7 @@ def pull(repo: str, run: Path, revision: str | None = None) -> Path:
 
 
 def choose_checkpoint(folder: Path, name: str | None) -> Path:
-    """A checkpoint by its file name, or as best.json says with `best`, or the newest step_<n>."""
+    """The checkpoint with this file name, the one in best.json for `best`, or by default the newest step_<n>."""
     if name == "best" and (folder / "best.json").exists():
         try:
             name = json.loads((folder / "best.json").read_text())["checkpoint"]
@@ -157,7 +157,7 @@ def step_of(name: str) -> int | None:
 
 
 def write_safetensors(weights: Weights, path: Path, checkpoint: str) -> None:
-    # safetensors takes neither views of one storage nor other than row-major tensors.
+    # safetensors takes neither views of a shared storage nor tensors that are not row-major.
     separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
     step = step_of(checkpoint)
     about = {"checkpoint": checkpoint} if step is None else {"checkpoint": checkpoint, "step": str(step)}
@@ -173,7 +173,7 @@ def read_safetensors(path: Path) -> tuple[str, Weights]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     name = about.get("checkpoint", ORIGINAL_CHECKPOINT)
-    # It becomes a file, so whoever made the repository may not choose freely.
+    # The name becomes a file name here, so the repository may not choose it freely.
     if not is_checkpoint(name):
         raise UserError(f"{path} names its checkpoint {name!r}; it must be step_<n> or {ORIGINAL_CHECKPOINT}")
     if not weights:
@@ -182,7 +182,7 @@ def read_safetensors(path: Path) -> tuple[str, Weights]:
 
 
 def read_snapshot(folder: Path) -> tuple[str, Weights]:
-    """-> (the checkpoint's file name, its tensors) of a download in this format or the original's"""
+    """-> (the checkpoint's file name, its tensors) of a download in this format or the original's."""
     if (folder / "model.safetensors").exists():
         return read_safetensors(folder / "model.safetensors")
     has_original = (folder / ORIGINAL_CHECKPOINT).is_file()
@@ -198,7 +198,7 @@ def copy_records(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 
 def metrics_at(run: Path, step: int | None) -> dict[str, float]:
-    """What the model card says of the checkpoint, where the run measured it."""
+    """The metrics for the checkpoint's model card, as far as the run measured them."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return {}
@@ -249,10 +249,10 @@ python evaluate.py checkpoint={shlex.quote(f"{run}/{checkpoint}")} data_path={sh
 
 @contextmanager
 def hub_errors(action: str, repo: str) -> Iterator[None]:
-    """Whatever a call of the Hub's client raises, as one line with a remedy."""
+    """Turn whatever a call of the Hub's client raises into one line with a remedy."""
     try:
         yield
-    except Exception as error:  # its own errors and those of the HTTP client below it, which changed between versions
+    except Exception as error:  # its own errors, and those of the HTTP client under it, which differ between versions
         status = getattr(getattr(error, "response", None), "status_code", None)
         other = LOG_IN if status in (401, 403) else "check the network, HF_HUB_OFFLINE and the free disk space"
         remedy = next((text for kind, text in REMEDIES.items() if isinstance(error, kind)), other)
@@ -277,7 +277,7 @@ COMMANDS = {"push": (PushConfig, ("run", "repo")), "pull": (PullConfig, ("repo",
 
 def main(args: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if args is None else args) or [""]
-    set_verbosity_error()  # of the Hub's client: its retries would each print a line
+    set_verbosity_error()  # otherwise each retry of the Hub's client would print a line
     with one_line_errors():
         if name not in COMMANDS:
             print(__doc__)

@@ -1,6 +1,6 @@
-"""Sums over a batch -> the numbers that are logged, to metrics.jsonl always and to W&B where it is enabled.
+"""Sums over a batch -> the numbers that are logged, to metrics.jsonl always and to W&B if it is enabled.
 
-And what a run says while it goes: log lines on stdout, and progress bars, live on a terminal, rare in a log file.
+Also what a run prints as it goes: log lines on stdout, and progress bars, live on a terminal, rare in a log file.
 """
 
 import json
@@ -33,11 +33,11 @@ def reduce_metrics(metrics: dict[str, Tensor], ranks: Ranks) -> dict[str, float]
 class Fetch:
     """The metrics of some steps on their way to the host: summed over the ranks, in one call and one transfer.
 
-    The device goes on with what it is given next; `values` waits for these metrics only.
+    The device meanwhile goes on with its next work; `values` waits for these metrics only.
     """
 
     def __init__(self, steps: list[dict[str, Tensor]], ranks: Ranks):
-        """With the same keys in the same steps on every rank."""
+        """Start the transfer. Every rank must pass the same keys for the same steps."""
         self._keys = [sorted(metrics) for metrics in steps]
         tensors = [metrics[key] for metrics, keys in zip(steps, self._keys, strict=True) for key in keys]
         dtype = torch.float32 if any(tensor.device.type == "mps" for tensor in tensors) else torch.float64
@@ -60,7 +60,7 @@ class Fetch:
 class Unread:
     """Metrics of training steps that nobody has looked at yet.
 
-    Each `take` starts the transfer of those that were added, and gives those whose transfer began at the one before.
+    Each `take` starts the transfer of those added since, and returns those whose transfer the previous `take` started.
     """
 
     def __init__(self, ranks: Ranks):
@@ -75,7 +75,7 @@ class Unread:
         self._added.append((step, sums, lr))
 
     def take(self, complete: bool = False) -> list[tuple[int, dict[str, float], float]]:
-        """-> (step, its sums over the ranks, its lr), in order; with `complete` of all steps."""
+        """-> (step, its sums over the ranks, its lr), in order; with `complete`, of all steps."""
         ready, self._sent = self._sent, []
         if self._added:
             steps, sums, lrs = zip(*self._added, strict=True)
@@ -89,14 +89,14 @@ class Unread:
 
 
 def train_metrics(sums: dict[str, float], global_batch_size: int, lr: float) -> dict[str, float]:
-    """Losses over the batch; the others over the sequences that halted with a label."""
+    """Divide losses by the batch size, and other sums by the number of labelled sequences that halted."""
     count = max(sums["count"], 1)
     values = {key: value / (global_batch_size if key.endswith("loss") else count) for key, value in sums.items()}
     return {f"train/{key}": value for key, value in values.items()} | {"train/lr": lr}
 
 
 def eval_metrics(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Everything over the number of sequences; `eval/<set>/…` beside `eval/…` where there are several sets."""
+    """Divide everything by the number of sequences; `eval/<set>/…` besides `eval/…` if there are several sets."""
     pooled = {key: sum(sums[key] for sums in by_set.values()) for key in next(iter(by_set.values()))}
     named = {"eval": pooled}
     if len(by_set) > 1:
@@ -121,7 +121,7 @@ class MetricsLog:
         keep_bytes: int = 0,
         wandb_id: str | None = None,
     ):
-        """A resumed run keeps the first `keep_bytes` of metrics.jsonl, the lines up to its state, and its W&B run."""
+        """A resumed run keeps its W&B run and the first `keep_bytes` of metrics.jsonl: the lines up to its state."""
         self._file = open(folder / "metrics.jsonl", "ab") if ranks.is_main else None
         if self._file is not None:
             self._file.truncate(keep_bytes)
@@ -139,7 +139,7 @@ class MetricsLog:
         self._tell_wandb(lambda run: run.log(values, step=step))
 
     def sync(self) -> int:
-        """Put everything on disk; -> bytes of metrics.jsonl."""
+        """Put everything on disk; -> the size of metrics.jsonl in bytes."""
         if self._file is None:
             return 0
         os.fsync(self._file.fileno())
@@ -151,7 +151,7 @@ class MetricsLog:
         self._tell_wandb(lambda run: run.finish())
 
     def _tell_wandb(self, call: Callable[[Any], None]) -> None:
-        """W&B may fail at any time; training does not stop for it."""
+        """Call W&B, which may fail at any time: training does not stop for it."""
         if self._wandb is None:
             return
         try:
@@ -162,7 +162,7 @@ class MetricsLog:
 
 
 def _wandb_login() -> bool:
-    """Whether a key is in the environment or where `wandb login` puts it; asks nobody."""
+    """Whether there is a key in the environment or where `wandb login` puts it; never prompts."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -173,9 +173,9 @@ def _wandb_login() -> bool:
 
 
 def _start_wandb(folder: Path, config: PretrainConfig, num_params: int, run_id: str | None):
-    """The W&B run, or None. `WANDB_MODE` decides; without it, offline where no login is found. It never stops a run.
+    """The W&B run, or None. `WANDB_MODE` decides; without it, runs without a login are offline. Failures only warn.
 
-    `run_id` goes on with an earlier one. W&B drops the steps that it has already: after a kill they are the same again.
+    `run_id` continues an earlier run. W&B drops the steps that it already has: after a kill they come out the same.
     """
     mode = os.environ.get("WANDB_MODE")
     if mode == "disabled":
@@ -197,7 +197,7 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int, run_id: 
         )
         if run_id is None:
             run.log({"num_params": num_params}, step=0)
-    except Exception as error:  # optional: no failure of it may cost a training run
+    except Exception as error:  # W&B is optional: no failure of it may cost a training run
         log.warning("W&B is off for this run: %s: %s", type(error).__name__, first_line(error))
         return None
     return run
@@ -220,6 +220,6 @@ def progress_bar(
 
 
 def start_logging(is_main: bool) -> None:
-    """Rank 0 tells; the others speak of errors only."""
+    """Rank 0 logs everything; the other ranks log errors only."""
     level = logging.INFO if is_main else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)

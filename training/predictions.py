@@ -1,8 +1,8 @@
-"""What a model predicted for a split: written compactly while an evaluation goes on, read from either format.
+"""What a model predicted for a split: written compactly during an evaluation, and read from either format.
 
 Compact, at `<prefix>_preds/`, where the prefix is `<run>/step_<n>`; memory does not grow with the split:
 
-    manifest.json             written last: what was evaluated and how, which fields there are
+    manifest.json    written last: what was evaluated and how, which fields there are
     examples.<rank>.npy           (n,) int64           position in the split, its sets one after another; no padding
     answers.<rank>.npy            (n, seq_len) uint8   the most likely token of each cell
     q_halt_logits.<rank>.npy      (n,) float32
@@ -11,13 +11,13 @@ Compact, at `<prefix>_preds/`, where the prefix is `<run>/step_<n>`; memory does
     answers_by_step.<rank>.npy    (n, max_steps, seq_len) uint8, where asked for; repeats the last from `steps` on
     logits.<rank>.npy             (n, seq_len, vocab_size) float32, where asked for
 
-Inputs, labels and identifiers are not repeated: they come from the dataset. The folder is written beside its place and
-renamed when every rank is done, so that an interrupted evaluation leaves the one before it as it was.
+Inputs, labels and identifiers are not repeated: they come from the dataset. The folder is written under another name
+and renamed when every rank is done, so that an interrupted evaluation leaves the earlier predictions untouched.
 
-The original's format is a torch dictionary a rank, `<run>/step_<n>_all_preds.<rank>`. Its tensors are some of `inputs`,
-`labels`, `puzzle_identifiers`, `logits`, `q_halt_logits`, `q_continue_logits`. Padding rows are included: their
-identifier is the blank, their inputs are padding, their labels ignored. `predictions`, the most likely tokens, may
-stand in place of `logits`.
+The original's format is one torch dictionary per rank, `<run>/step_<n>_all_preds.<rank>`. Its tensors are some of
+`inputs`, `labels`, `puzzle_identifiers`, `logits`, `q_halt_logits`, `q_continue_logits`. Padding rows are included:
+their identifier is the blank, their inputs are padding, their labels are ignored. `predictions`, the most likely
+tokens, may replace `logits`.
 """
 
 import json
@@ -71,10 +71,10 @@ def compact_folder(prefix: Path) -> Path:
 
 
 class PredictionWriter:
-    """Streams a rank's predictions to `<prefix>_preds`, all ranks together; a context manager.
+    """A context manager that streams a rank's predictions to `<prefix>_preds`, all ranks together.
 
-    Leaving it without an error puts the folder in place of an older one, leaving it with one removes what was written.
-    Raises `UserError` where the disk refuses, or tokens do not fit a byte.
+    Leaving it without an error puts the folder in place, over an older one; leaving it with one removes what was
+    written. Raises `UserError` if the disk cannot be written, or if tokens do not fit a byte.
     """
 
     def __init__(
@@ -127,12 +127,12 @@ class PredictionWriter:
         self._streams: dict[str, NpyStream] = {}
 
     def __enter__(self) -> "PredictionWriter":
-        # Named by rank 0's process: two evaluations of one checkpoint at a time do not write into each other's files.
+        # Named by rank 0's process, so that two evaluations of one checkpoint do not write into each other's files.
         name = self.ranks.broadcast_object(f".{self.place.name}.writing-{os.getpid()}")
         self._folder = self.place.with_name(name)
         with self._or_discard():
             if self.ranks.is_main:
-                shutil.rmtree(self._folder, ignore_errors=True)  # of a killed process that had this number
+                shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed process with this number
                 self._folder.mkdir(parents=True)
             self.ranks.barrier()
             for field, (shape, dtype) in self.row_types.items():
@@ -187,10 +187,11 @@ def _part(folder: Path, field: str, rank: int) -> Path:
 def read_predictions(
     prefix: str | Path, dataset_path: str | Path, split: str = "test", rows: int = 4096
 ) -> Iterator[PredictionRows]:
-    """The predictions at `<run>/step_<n>` of either format, the newer where both are there, at most `rows` at a time.
+    """The predictions at `<run>/step_<n>` in either format (the newer, if there are both), at most `rows` at a time.
 
-    In the order of examples within a rank, rank after rank. For the original's format the dataset may lack the split.
-    Raises `UserError` at the call where there are none, they are incomplete, or belong to another dataset.
+    They come rank after rank, and within a rank in the order of examples. For the original's format the dataset may
+    lack the split. Raises `UserError`, already at the call, if there are none, or if they are incomplete or belong to
+    another dataset.
     """
     prefix = Path(prefix)
     manifest, parts = compact_folder(prefix) / "manifest.json", torch_paths(prefix)
@@ -206,13 +207,13 @@ def read_predictions(
     split_folder = Path(dataset_path) / split
     if compact:
         return _read_compact(prefix, split_folder, load_metadata(split_folder), rows)
-    only_names = Path(dataset_path).is_dir() and not split_folder.exists()  # of a dataset: enough for the original's
+    only_names = Path(dataset_path).is_dir() and not split_folder.exists()  # enough for the original's format
     metadata = None if only_names else load_metadata(split_folder)
     return (PredictionRows(**part) for part in read_torch(parts, split_folder, metadata, rows))
 
 
 def read_manifest(prefix: str | Path) -> dict:
-    """manifest.json of the compact predictions at `<run>/step_<n>`."""
+    """Read manifest.json of the compact predictions at `<run>/step_<n>`."""
     path = compact_folder(Path(prefix)) / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
@@ -279,7 +280,7 @@ def _map_part(folder: Path, field: str, rank: int) -> np.ndarray:
 def _gather(
     sets: list[PuzzleSet], examples: np.ndarray, metadata: PuzzleDatasetMetadata
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(inputs, labels, puzzle identifiers) of ascending positions in the split."""
+    """-> (inputs, labels, puzzle identifiers) at ascending positions in the split."""
     ends = np.cumsum([len(puzzles.inputs) for puzzles in sets])
     found = []
     for puzzles, end, mine in zip(sets, ends, np.split(examples, np.searchsorted(examples, ends[:-1])), strict=True):
@@ -315,7 +316,7 @@ def read_torch(
 ) -> Iterator[dict[str, np.ndarray | None]]:
     """The fields of `PredictionRows`, at most `rows` at a time, rank after rank.
 
-    `metadata` is None where the dataset is not at hand: the dictionaries hold all that is needed of it.
+    `metadata` is None if the dataset is not at hand: the dictionaries hold all that is needed of it.
     """
     ranks = max(paths) + 1
     missing = sorted(set(range(ranks)) - set(paths))
@@ -362,7 +363,7 @@ def _map(path: Path, split_folder: Path, metadata: PuzzleDatasetMetadata | None)
 def _without_padding(part: dict[str, Tensor], metadata: PuzzleDatasetMetadata | None) -> dict[str, np.ndarray | None]:
     blank, pad = (metadata.blank_identifier_id, metadata.pad_id) if metadata else (0, 0)
     padding = part["puzzle_identifiers"] == blank
-    padding &= (part["inputs"] == pad).all(1)  # where nothing has identifiers they are all blank
+    padding &= (part["inputs"] == pad).all(1)  # without identifiers, all are the blank
     if "labels" in part:
         padding &= (part["labels"] == IGNORE_LABEL_ID).all(1)
     answers = part["predictions"] if "predictions" in part else part["logits"].argmax(-1)

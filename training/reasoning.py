@@ -1,10 +1,10 @@
-"""The one loop over reasoning steps: a batch from its first step to its last, by one of two rules of halting.
+"""The loop over reasoning steps in evaluation: a batch from its first step to its last, by one of two halting rules.
 
 max   every sequence takes all steps, as in the original: the device is never asked anything in between
-q     a sequence stops when it wants to and leaves the batch: steps that are saved are time that is saved
+q     a sequence stops when the model wants to halt and leaves the batch, which saves the time of its other steps
 
-Nothing here reads a label. Training has a loop of its own, in which a step belongs to a batch of sequences that have
-taken different numbers of them (models/act.py).
+Nothing here reads a label. Training has a loop of its own, in which the sequences of a batch have taken different
+numbers of steps (models/act.py).
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ HALTING = ("max", "q")
 
 @dataclass
 class Step:
-    """What the sequences that are still in the batch have after one step."""
+    """The sequences that are still in the batch, after one step."""
 
     number: int  # from 1
     rows: Tensor  # (n,) int64: which rows of the batch these are, ascending
@@ -32,7 +32,7 @@ class Step:
     q_continue: Tensor  # (n,) float32 logits
     state: Any  # of the network, see models/act.py
     wants_to_halt: Tensor  # (n,) bool: what the model says
-    last: Tensor  # (n,) bool: by the rule this was the sequence's last step
+    last: Tensor  # (n,) bool: by the halting rule, this was the sequence's last step
 
     @property
     def answer(self) -> Tensor:
@@ -67,9 +67,9 @@ class Reasoner:
 
     @torch.inference_mode()
     def steps(self, batch: Batch, max_steps: int | None = None) -> Iterator[Step]:
-        """Yield the steps of a batch from the initial state; `max_steps` at most, by default as in training.
+        """Yield the steps of a batch from the initial state, at most `max_steps` (default: as in training).
 
-        Where a graph runs, the tensors of a step are overwritten by the next one.
+        If a graph runs, the tensors of a step are overwritten by the next one.
         """
         model, inner = self._model, self._model.inner
         size, device = batch["inputs"].shape[0], batch["inputs"].device
@@ -94,10 +94,10 @@ class Reasoner:
 
     @torch.inference_mode()
     def run(self, batch: Batch, real: int, by_step: bool = False) -> Finished:
-        """All steps of a batch whose first `real` rows are examples; with `by_step` every step's answer is kept.
+        """Run all steps of a batch whose first `real` rows are examples; with `by_step`, keep every step's answer.
 
-        The rule `max` runs padding too, as the original, so that its q_halt_loss counts it. The rule `q` drops it
-        before the first step, and the result has `real` rows. Where a graph runs, the next batch overwrites `outputs`.
+        The rule `max` runs padding too, like the original, so that q_halt_loss counts it. The rule `q` drops padding
+        before the first step, and the result has `real` rows. If a graph runs, the next batch overwrites `outputs`.
         """
         if self._halt == "q":
             batch = _first_rows(batch, max(1, real))  # kernels refuse an empty batch
@@ -148,7 +148,7 @@ class Reasoner:
 def reasoning_steps(
     model: ACTModel, inputs: Tensor, puzzle_identifiers: Tensor, max_steps: int | None = None
 ) -> Iterator[Step]:
-    """Yield `max_steps` steps (default: as in training) of all sequences, also more than the model was trained with.
+    """Yield `max_steps` steps (default: as in training) of all sequences; they may be more than in training.
 
     inputs (B, S) and puzzle_identifiers (B,) are integers on the model's device.
     """

@@ -1,6 +1,6 @@
-"""Learning curves of one or several runs: python -m training.report <run>… [out=curves.png]
+"""Learning curves of one or more runs: python -m training.report <run>… [out=curves.png]
 
-Reads `metrics.jsonl` of each run folder; writes a PNG (default: learning_curves.png in the first run) and prints a
+Reads `metrics.jsonl` in each run folder, writes a PNG (default: learning_curves.png in the first run) and prints a
 table of the evaluations.
 """
 
@@ -43,7 +43,7 @@ def read_run(folder: Path) -> list[dict]:
 
 
 def series(lines: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """-> (steps, values) of the lines that have the metric; steps in which no sequence halted have no accuracy."""
+    """-> (steps, values) from the lines that have the metric; steps in which no sequence halted have no accuracy."""
     per_sequence = metric.startswith("train/") and not metric.endswith(("loss", "lr"))
     points = [(x["step"], x[metric]) for x in lines if metric in x and (x.get("train/count", 1) or not per_sequence)]
     steps, values = np.array(points, dtype=float).reshape(-1, 2).T
@@ -90,7 +90,7 @@ def table(name: str, lines: list[dict]) -> str:
 
 
 def distinct_names(folders: list[Path]) -> list[str]:
-    """The last part of each path, or all of it where two end alike."""
+    """The last part of each path, or the whole path if two end alike."""
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 

@@ -6,7 +6,7 @@
     <run>/state_<n>/ema.pt           the averaged parameters, with ema_decay
     <run>/state_<n>/rank_<r>.pt      a rank's carry and random generators
 
-A state is written beside its place and renamed when every file is on disk; what has another name is not a state.
+A state is written under another name and renamed when every file is on disk; a folder with any other name is no state.
 """
 
 import json
@@ -29,12 +29,12 @@ from training.step import TrainState
 
 log = logging.getLogger(__name__)
 
-# Another value of one of these makes the position in the data, or the weights, meaningless.
+# If one of these changes, the position in the data or the weights mean nothing any more.
 FIXED_KEYS = ("arch", "data", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze")
 
 
 def fixed_values(config: PretrainConfig) -> dict:
-    """What a state may be resumed with: flat keys -> values; `data` is a digest of the training split's description."""
+    """What must not change on resuming: flat keys -> values; `data` is a digest of the training split's description."""
     values = config.model_dump() | {"data": description_digest(Path(config.data_path) / "train")}
     flat = {}
     for key in FIXED_KEYS:
@@ -44,7 +44,7 @@ def fixed_values(config: PretrainConfig) -> dict:
 
 
 class Schedule:
-    """When a state is due between evaluations: every so many steps, every so many minutes."""
+    """When a state is due between evaluations: after a number of steps, or of minutes."""
 
     def __init__(self, config: PretrainConfig):
         self._interval = config.checkpoint_interval
@@ -64,9 +64,9 @@ class Schedule:
 
 
 def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_bytes: int) -> Path:
-    """Write `state_<step>`, by all ranks together, and remove the oldest beyond `keep_last`.
+    """Write `state_<step>`, all ranks together, and remove the oldest states beyond `keep_last`.
 
-    Raises `UserError` where it cannot be written; complete states are not touched then.
+    Raises `UserError` if it cannot be written; complete states are then left untouched.
     """
     if not all(torch.isfinite(p).all() for p in state.head.parameters()):
         raise UserError(f"the weights are not finite after step {state.step}; earlier states are untouched; lower lr")
@@ -92,7 +92,7 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
             }
             with durably(beside / "manifest.json") as file:
                 file.write(json.dumps(manifest, indent=1).encode())
-            # One of the same step, saved before its evaluation, steps aside: at no moment is there none.
+            # A state of the same step, saved before its evaluation, is moved aside: at every moment there is one.
             put_in_place(beside, place, aside=place.with_name(f"{place.name}.old"))
             for old in complete_states(run)[config.keep_last :]:
                 shutil.rmtree(old)
@@ -105,7 +105,7 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_
 
 
 def shared_state(state: TrainState) -> dict[str, dict | list]:
-    """What is the same on all ranks, by file."""
+    """The part of the state that is the same on all ranks, by file."""
     files = {
         "model.pt": state.head.state_dict(),
         "optimizers.pt": [optimizer.state_dict() for optimizer in state.optimizers],
@@ -124,7 +124,7 @@ def rank_state(state: TrainState) -> dict:
 
 
 def complete_states(run: Path) -> list[Path]:
-    """The states of a run, newest first; one that lacks a file is passed over with a warning."""
+    """The complete states of a run, newest first; one that lacks a file is skipped with a warning."""
     matches = [(re.fullmatch(r"state_(\d+)(\.old)?", path.name), path) for path in run.glob("state_*")]
     found = sorted((int(match[1]), match[2] is None, path) for match, path in matches if match)
     return [path for _, _, path in reversed(found) if _is_complete(path)]
@@ -142,7 +142,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def find_state(config: PretrainConfig) -> Path | None:
-    """The state that `resume` asks for: None for a fresh start."""
+    """The state that `resume` asks for; None for a fresh start."""
     if config.resume is False:
         return None
     if config.resume is True:
@@ -160,10 +160,10 @@ def find_state(config: PretrainConfig) -> Path | None:
 
 
 def read_manifest(path: Path, config: PretrainConfig) -> dict:
-    """The manifest, after checking that the run may go on with this config."""
+    """Read the manifest, and check that the run may go on with this config."""
     manifest = json.loads((path / "manifest.json").read_text())
     now = fixed_values(config)
-    # A hyper-parameter that did not exist then had what is its default now; one that no longer exists did nothing.
+    # A hyper-parameter that is new since then counts as its default; one that no longer exists did nothing.
     then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest["fixed"]
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
     differing = [
@@ -180,7 +180,7 @@ def read_manifest(path: Path, config: PretrainConfig) -> dict:
 
 
 def load_state(path: Path, manifest: dict, state: TrainState, run: Path, ranks: Ranks, device: torch.device) -> None:
-    """Bring a freshly created state to where the saved one was; `run` is the folder in which it goes on."""
+    """Bring a freshly created state to where the saved one was; the run goes on in the folder `run`."""
     state.head.load_state_dict(_read(path / "model.pt"))
     for optimizer, saved in zip(state.optimizers, _read(path / "optimizers.pt"), strict=True):
         optimizer.load_state_dict(saved)

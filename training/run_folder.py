@@ -2,7 +2,7 @@
 
 all_config.yaml             the resolved config
 hrm_act_v1.py, act.py, …    the source of the model and of its head
-metrics.jsonl               one object a line: `step`, then `train/<metric>` or `eval/<metric>`
+metrics.jsonl            one object per line: `step`, then `train/<metric>`, `eval/<metric>` or `test/<metric>`
 step_<n>                    state dict of the model
 step_<n>_ema                the same of its averaged weights, with ema_decay
 best.json                   metric, value, step and file of the best checkpoint
@@ -35,7 +35,7 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 
 
 def name_run(config: PretrainConfig) -> PretrainConfig:
-    """Fill in the names that were not given; on rank 0, since the slug is random."""
+    """Fill in the names that were not given; called on rank 0 only, since the slug is random."""
     project = config.project_name or f"{Path(config.data_path).name} ACT-torch".capitalize()
     run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
     path = config.checkpoint_path or str(Path("checkpoints") / project / run)
@@ -43,7 +43,7 @@ def name_run(config: PretrainConfig) -> PretrainConfig:
 
 
 def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
-    """Refuse a folder whose run would be overwritten."""
+    """Raise `UserError` if the folder holds a run that would be overwritten."""
     folder = Path(config.checkpoint_path)
     if resumed_from is not None and resumed_from.resolve().parent == folder.resolve():
         return
@@ -53,7 +53,7 @@ def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
 
 
 def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
-    """Make the folder, or take up the one of the state that the run goes on from, and write down what will be run."""
+    """Make the folder, or go on in that of the resumed state, and record what will be run."""
     folder = Path(config.checkpoint_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
 
 
 def model_sources(arch: ArchConfig) -> Iterator[str]:
-    """The files of the architecture, its network, and the loss head, with those that they build on below models/."""
+    """The source files of the architecture, its network and the loss head, and of what they build on below models/."""
     classes = (arch.model_class, arch.model_class.Inner, HEADS[arch.loss.name])
     parts = [part for one in classes for part in one.__mro__ if part.__module__.startswith("models.")]
     yield from dict.fromkeys(map(inspect.getfile, parts))
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Of the code that runs, `-dirty` where it was changed; None outside a repository."""
+    """The commit of the running code, with `-dirty` if it was changed; None outside a repository."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

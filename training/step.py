@@ -1,6 +1,6 @@
 """One training step, and everything that it changes: model, optimisers, carry, average, and the step counter.
 
-A step is forward, backward, optimisers, average; kernel by kernel, or as a CUDA graph (training/cuda_graph.py).
+A step is forward, backward, optimisers, average; it runs kernel by kernel, or as a CUDA graph (training/cuda_graph.py).
 """
 
 import math
@@ -26,21 +26,21 @@ from training.stopping import EarlyStopping
 
 @dataclass(kw_only=True)
 class TrainState:
-    """What a run changes. Its plain values are saved as they are (`progress`); those marked * are rank 0's alone."""
+    """What a run changes. Its plain values are saved as they are (`progress`); only rank 0 has those marked *."""
 
     head: ACTLossHead
-    summed: nn.Module  # the head, whose gradients after `backward()` are sums over the ranks
+    summed: nn.Module  # the head, but `backward()` leaves sums over the ranks in the gradients
     optimizers: list[torch.optim.Optimizer]
-    base_lrs: list[float]  # one an optimiser; the last is the one that is logged
+    base_lrs: list[float]  # one per optimiser; the last is logged
     total_steps: int
     early: EarlyStopping
-    graphs: dict[Hashable, StepGraph] | None  # by what the step depends on; None: launched kernel by kernel
+    graphs: dict[Hashable, StepGraph] | None  # by what the step depends on; None: steps run kernel by kernel
     carry: Carry | None = None
     ema: "WeightAverage | None" = None
 
     step: int = 0
     passes: int = 0  # over the training data, evaluated
-    batches: int = 0  # of the pass at hand
+    batches: int = 0  # of the current pass
     evaluated: int | None = None  # the step of the last evaluation
     best: dict | None = field(default=None)  # * metric, value, step and checkpoint of the best evaluation
     wandb_id: str | None = None  # *
@@ -56,11 +56,11 @@ class TrainState:
         self.early.load_progress(saved)
 
     def averaged(self):
-        """A context in which the model computes with the average of its weights, where there is one."""
+        """A context in which the model computes with the average of its weights, if there is one."""
         return nullcontext() if self.ema is None else self.ema.in_the_model()
 
     def note_best(self, exact_accuracy: float, checkpoint: str) -> bool:
-        """Keep the record of the best evaluation, of which the first of equals counts; -> whether this one is it."""
+        """Keep the record of the best evaluation, the first among equals; -> whether it is this one."""
         improved = self.best is None or exact_accuracy > self.best["value"]
         if improved:
             metric = "eval/exact_accuracy"
@@ -137,7 +137,7 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
         state.carry = state.head.initial_carry(batch)
     depends_on = state.head.model.inner.begin_step(state.step)
     if state.graphs is not None:
-        # What a graph holds of a step is all but the host's counting, see `AdamATan2.prepare`.
+        # A graph holds all of a step but the counting on the host, see `AdamATan2.prepare`.
         graph = state.graphs.setdefault(
             depends_on, StepGraph(lambda batch: compute(state, batch, config, lambda optimizer: optimizer.apply()))
         )
@@ -151,7 +151,7 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
 def compute(
     state: TrainState, batch: Batch, config: PretrainConfig, update: Callable[[torch.optim.Optimizer], None]
 ) -> dict[str, Tensor]:
-    """Everything that the device does in a step; -> metrics. The carry is moved on in place."""
+    """Everything that the device does in a step; -> metrics. The carry is updated in place."""
     for optimizer in state.optimizers:
         optimizer.zero_grad()
     out = state.summed(carry=state.carry, batch=batch)
@@ -166,7 +166,7 @@ def compute(
 
 
 def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:
-    """-> the last optimiser's, which is logged."""
+    """Set every optimiser's learning rate; -> the last one's, which is logged."""
     lr = 0.0
     for optimizer, base_lr in zip(state.optimizers, state.base_lrs, strict=True):
         lr = learning_rate(state.step, base_lr, config, state.total_steps)
@@ -178,12 +178,12 @@ def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:
 class WeightAverage:
     """An exponential moving average of the weights: average = decay × average + (1 - decay) × weights, each step.
 
-    Of the parameters only. The puzzle embeddings are rows that change in the few steps in which their puzzle occurs,
-    and a table of gigabytes: an averaged model has them as they are.
+    Only parameters are averaged. The puzzle embeddings are a table of gigabytes, whose rows change only in the few
+    steps in which their puzzle occurs: an averaged model has them as they are.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        """Starts from the weights as they are."""
+        """Start from the weights as they are now."""
         self._weight = 1 - decay
         names, self._parameters = zip(*model.named_parameters(), strict=True)
         self._average = dict(zip(names, (p.detach().clone() for p in self._parameters), strict=True))

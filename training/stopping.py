@@ -1,7 +1,7 @@
 """Why a run ends before its epochs are used up: a signal or the clock stops it, to go on later; a rule ends it early.
 
-What happens on SIGTERM: `StopRequest` notes it; the loop asks at its next look at the metrics, or after a batch of an
-evaluation, all ranks together, and raises `Stopped`; `pretrain.train` catches that, saves the state and ends.
+What happens on SIGTERM: `StopRequest` notes it. When the loop next looks at the metrics, or after a batch of an
+evaluation, all ranks ask together and raise `Stopped`; `pretrain.train` catches that, saves the state and ends.
 """
 
 import signal
@@ -12,15 +12,15 @@ from training.config import EarlyStop
 from training.distributed import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-WINDOW = 100  # steps; a single one counts only the few sequences that halt in it
+WINDOW = 100  # steps; in a single one only a few sequences halt
 
 
 class Stopped(Exception):
-    """Leaves the loops when the run is to stop; its state is saved by whoever catches this."""
+    """Raised to leave the loops when the run is to stop; whoever catches it saves the state."""
 
 
 class StopRequest:
-    """Why the run should stop after the step at hand, if it should; a signal sets it, the clock is read when asked."""
+    """Whether and why the run should stop after the current step: a signal that was noted, or the clock."""
 
     def __init__(self, max_minutes: float | None, ranks: Ranks):
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -33,13 +33,13 @@ class StopRequest:
         self._signal = signal.Signals(number).name
 
     def done(self) -> None:
-        """From here on the run ends anyway: a second signal must not turn that into a failure."""
+        """Ignore signals from here on: the run is ending anyway, and a second one must not turn that into a failure."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     @property
     def reason(self) -> str | None:
-        """This rank's."""
+        """This rank's reason to stop, or None."""
         if self._signal:
             return self._signal
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -47,7 +47,7 @@ class StopRequest:
         return None
 
     def check(self) -> None:
-        """Raise `Stopped` on all ranks where one has a reason. Called by all of them together."""
+        """Raise `Stopped` on all ranks if any has a reason. All of them must call it together."""
         (stopping,) = self._ranks.any(self.reason is not None)
         if stopping:
             raise self.stopped()
@@ -60,20 +60,20 @@ class EarlyStopping:
     """The rules of `early_stop`, and what they look at.
 
     `patience=N`: N evaluations in a row brought no better `eval/exact_accuracy`. `train_exact_accuracy=X`: of the
-    sequences that halted in the last `WINDOW` steps a share of at least X was right. The original advises that for
-    Sudoku-Extreme, where the model over-fits and becomes unstable after it.
+    sequences that halted in the last `WINDOW` steps, a share of at least X was right. The original advises this for
+    Sudoku-Extreme, where the model later over-fits and becomes unstable.
 
-    A run that goes on from a state asks again, so that a rule may be changed or lifted.
+    A resumed run checks the rules again, so that a rule may be changed or lifted.
     """
 
     def __init__(self, rules: EarlyStop, ranks: Ranks):
         self._rules, self._ranks = rules, ranks
-        self.ended_pass = False  # before its time, by a rule: it goes on where the rule is lifted
-        self._since_best = 0  # evaluations after the best; rank 0's alone
-        self._recent: list[list[float]] = []  # sequences that halted, and right ones, of the last steps; the same
+        self.ended_pass = False  # early, by a rule: the pass goes on if the rule is lifted
+        self._since_best = 0  # evaluations since the best; on rank 0 only
+        self._recent: list[list[float]] = []  # (halted, right) sequences of each of the last steps; likewise
 
     def note_step(self, count: float, exact: float) -> None:
-        """Take in a step in which `count` sequences halted, `exact` of them right."""
+        """Record a step in which `count` sequences halted, `exact` of them right."""
         self._recent.append([count, exact])
         del self._recent[:-WINDOW]
 
@@ -81,7 +81,7 @@ class EarlyStopping:
         self._since_best = 0 if improved else self._since_best + 1
 
     def reason(self) -> str | None:
-        """Which rule holds, as far as rank 0 knows; the others know nothing."""
+        """Which rule holds, on rank 0; None on other ranks, which do not know."""
         if not self._ranks.is_main:
             return None
         if self._rules.patience is not None and self._since_best >= self._rules.patience:
@@ -93,7 +93,7 @@ class EarlyStopping:
         return None
 
     def holds(self) -> bool:
-        """Whether a rule holds; the same on all ranks, which call it together."""
+        """Whether a rule holds; the same on all ranks, which must call it together."""
         (holds,) = self._ranks.any(self.reason() is not None)
         return holds
 

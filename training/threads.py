@@ -1,9 +1,9 @@
-"""How OpenMP's threads are used: imported before torch, which reads these settings as it loads. The environment wins.
+"""How OpenMP's threads are used. Import this before torch, which reads these settings as it loads.
 
 A waiting thread spins for 20,000 turns of a loop and then sleeps. Spinning longer, the default, takes the cores from
-whoever else is on the machine and from the training's own threads: with shared cores, steps became several times as
-long. Sleeping at once makes a second thread useless on small models (docs/performance-log.md). There are no more
-threads than the container may use at once; PyTorch itself asks the machine, not the container.
+other programs and from training's own threads: on shared cores, steps took several times as long. Sleeping at once
+makes a second thread useless on small models (docs/performance-log.md). There are no more threads than the container
+may use at once; PyTorch itself asks the machine, not the container. Settings in the environment take precedence.
 """
 
 import os

@@ -1,9 +1,9 @@
 """The Hierarchical Reasoning Model with adaptive computation time (ACT), version 1.
 
-Wang et al. 2025, "Hierarchical Reasoning Model". Read it from the top: the network runs H_cycles × L_cycles updates of
-the slow state z_H and the fast state z_L, a level is a stack of blocks, a block is attention and SwiGLU. What surrounds
-the network stands in models/act.py (when a sequence halts) and models/token_network.py (embeddings, logits, Q values).
-Shapes: B sequences, S tokens, P puzzle-embedding positions before them, D hidden size.
+Wang et al. 2025, "Hierarchical Reasoning Model". Read it from the top: in a reasoning step the network updates the slow
+state z_H H_cycles times, each time after L_cycles updates of the fast state z_L; a level is a stack of blocks, a block
+is attention and SwiGLU. models/act.py decides when a sequence halts; models/token_network.py has embeddings, logits and
+Q values. Shapes: B sequences, S tokens, P puzzle-embedding positions before them, D hidden size.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from models.token_network import TokenConfig, TokenNetwork
 
 class HRMConfig(TokenConfig):
     H_cycles: int = Field(ge=1, description="updates of the slow state in a reasoning step")
-    L_cycles: int = Field(ge=1, description="updates of the fast state before each of the slow state")
+    L_cycles: int = Field(ge=1, description="updates of the fast state before each update of the slow state")
     H_layers: int = Field(ge=1, description="blocks of the slow level")
     L_layers: int = Field(ge=1, description="blocks of the fast level")
 
@@ -48,7 +48,7 @@ class HierarchicalReasoningModel_ACTV1_Inner(TokenNetwork):
     def think(
         self, state: InnerCarry, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
     ) -> tuple[InnerCarry, Tensor]:
-        """H_cycles of L_cycles each; the one-step gradient flows through the last update of either level only."""
+        """H_cycles of L_cycles each; only the last update of each level carries gradient (the one-step gradient)."""
         z_H, z_L = state.z_H, state.z_L
         with torch.no_grad():
             for h in range(self.config.H_cycles):
@@ -75,7 +75,7 @@ class ReasoningModule(nn.Module):
     def forward(
         self, state: Tensor, injection: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
     ) -> Tensor:
-        """-> the new state (B, S, hidden); with `first_only` its position 0 alone, (B, 1, hidden)."""
+        """-> the new state (B, P + S, D); with `first_only` its position 0 alone, (B, 1, D)."""
         x = state + injection
         for layer in self.layers[:-1]:
             x = layer(x, cos_sin)
