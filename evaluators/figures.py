@@ -26,7 +26,7 @@ the positions of the puzzle embedding, which are not cells, are left out.
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +39,7 @@ from torch import Tensor
 from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
 from files import check_writable, write_atomically
-from models.act import ACTModel
+from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
@@ -208,7 +208,7 @@ def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
 
     The P positions of the puzzle embedding come first. Raises `UserError` if the model keeps no such state.
     """
-    parts = {field.name: getattr(state, field.name) for field in fields(state)}
+    parts = dict(named_tensors(state))
     found = {
         name: tensor[:, -cells:].flatten(0, 1)
         for name, tensor in parts.items()

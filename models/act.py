@@ -26,7 +26,8 @@ from extension import import_below
 from models.sparse_embedding import SparseEmbedding
 
 Data = dict[str, Tensor]  # `inputs` (B, S), `puzzle_identifiers` (B,), int32; for training and scoring `labels` too
-QValues = tuple[Tensor, Tensor]  # Q(halt), Q(continue): logits, (B,) float32 each
+# Logits of Q(halt) and Q(continue), (B,) float32 each; None for an architecture without Q(continue)
+QValues = tuple[Tensor, Tensor | None]
 
 
 class ACTConfig(BaseModel):
@@ -76,7 +77,7 @@ class InnerNetwork(nn.Module, ABC):
     def forward(self, state: Any, data: Data) -> tuple[Any, Tensor, QValues]:
         """One reasoning step: the next state, detached; logits (B, S, vocab); Q values.
 
-        An architecture without Q(continue) gives zeros for it and is trained with `q_target=off`.
+        An architecture without Q(continue) gives None for it and is trained with `q_target=off`.
         """
 
     def q_values(self, state: Any, data: Data) -> QValues:
@@ -161,7 +162,7 @@ class ACTModel(nn.Module):
         steps = torch.where(carry.halted, 0, carry.steps)
         data = {name: where_rows(carry.halted, batch[name], old) for name, old in carry.current_data.items()}
 
-        state, logits, (q_halt, q_continue) = self.inner(state, data)
+        state, logits, q_halt, q_continue = self.advance(state, data)
         outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
         with torch.no_grad():
             steps = steps + 1
@@ -172,6 +173,23 @@ class ACTModel(nn.Module):
                 if self.config.q_target == "every_step":
                     outputs["target_q_continue"] = self._continue_target(state, data, last_step)
         return Carry(state, steps, halted, data), outputs
+
+    def advance(self, state: Any, data: Data) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """One step of the network: the next state, logits, Q(halt) and Q(continue), which is 0 if there is none.
+
+        Raises `ValueError` for what is not as `InnerNetwork.forward` promises.
+        """
+        state, logits, (q_halt, q_continue) = self.inner(state, data)
+        name, (rows, cells) = type(self.inner).__name__, data["inputs"].shape
+        if q_continue is None:
+            if self.config.q_target != "off" and self.config.halt_max_steps > 1:
+                raise ValueError(f"{name} has no Q(continue) that could have a target; set arch.q_target=off")
+            q_continue = torch.zeros_like(q_halt)
+        expected = {"logits": (rows, cells, self.data.vocab_size), "Q(halt)": (rows,), "Q(continue)": (rows,)}
+        for (what, shape), found in zip(expected.items(), (logits, q_halt, q_continue), strict=True):
+            if found.shape != shape:
+                raise ValueError(f"{name} gives {what} of shape {tuple(found.shape)}, which must be {shape}")
+        return state, logits, q_halt, q_continue
 
     def wants_to_halt(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
         return q_halt > (0 if self.config.q_target == "off" else q_continue)
@@ -196,8 +214,16 @@ def find_architecture(name: str) -> type[ACTModel]:
     module_name, _, class_name = name.partition("@")
     module = import_below("models", module_name)
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, ACTModel) and hasattr(found, "Config")):
-        lacks = f"has no architecture {class_name}" if module else "does not exist"
+    lacks = None
+    if module is None:
+        lacks = "does not exist"
+    elif not (isinstance(found, type) and issubclass(found, ACTModel)):
+        lacks = f"has no architecture {class_name}, a class derived from ACTModel"
+    elif not issubclass(getattr(found, "Config", object), ACTConfig):
+        lacks = f"has {class_name}, but its Config is not derived from ACTConfig"
+    elif not issubclass(getattr(found, "Inner", object), InnerNetwork):
+        lacks = f"has {class_name}, but its Inner is not derived from InnerNetwork"
+    if lacks is not None:
         raise UserError(
             f"name={name}: models/{module_name.replace('.', '/')}.py {lacks}; it is <module>@<class> below models/, "
             f"here or in a folder on PYTHONPATH, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
@@ -222,11 +248,16 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
 
 def tensors_of(tree: Any) -> Iterator[Tensor]:
     """The tensors of a tree, in the order of its fields."""
+    return (tensor for _, tensor in named_tensors(tree))
+
+
+def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a tree with their names, `.` between those of different levels."""
     if isinstance(tree, Tensor):
-        yield tree
+        yield name, tree
     elif tree is not None:
-        for part in _parts(tree).values():
-            yield from tensors_of(part)
+        for part, value in _parts(tree).items():
+            yield from named_tensors(value, f"{name}.{part}" if name else part)
 
 
 def _parts(tree: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import numpy as np
 
 import puzzles
 
-DROPPED_IN = Path(__file__).parent / "dropped_in"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @contextmanager
 def latin_dropped_in(folder: Path) -> Iterator[Path]:
     """`folder`/puzzles/latin.py on the path of this process; afterwards nothing is left of it."""
-    shutil.copytree(DROPPED_IN, folder, dirs_exist_ok=True)
+    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
     search_path = list(puzzles.__path__)
     sys.path.append(str(folder))
     try:

@@ -154,7 +154,7 @@ def test_the_command(tmp_path):
     command = [sys.executable, str(ROOT / "dataset/build_grid_dataset.py"), "--kind", "latin", "--num-aug", "2"]
     command += ["--train-file", tmp_path / "csv/train.csv", "--test-file", tmp_path / "csv/test.csv"]
     command += ["--output-dir", tmp_path / "out"]
-    environment = {"PATH": "", "PYTHONPATH": str(ROOT / "tests/dropped_in")}
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT / "examples")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.stdout == f"{tmp_path / 'out'}: train: 30 examples in 10 groups; test: 5 examples in 5 groups\n", (
         done.stderr

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.latin_squares import DROPPED_IN
+from tests.latin_squares import EXAMPLES
 from tests.launch import ROOT, error_line
 from tests.runs import PIPELINE, assert_lines_close, load, read_metrics
 from tests.warm import run
 
-WITH_PLAIN = os.pathsep.join(map(str, (ROOT, DROPPED_IN)))
+WITH_PLAIN = os.pathsep.join(map(str, (ROOT, EXAMPLES)))
 STEPS = 40  # of 8 sequences: 8 visits of the 40 groups
 SETTINGS = {
-    "--config-dir": DROPPED_IN / "config", "arch": "plain", "data_path": PIPELINE / "dataset", "global_batch_size": 8,
+    "--config-dir": EXAMPLES / "config", "arch": "plain", "data_path": PIPELINE / "dataset", "global_batch_size": 8,
     "epochs": 8, "eval_interval": 4, "lr": 3e-3, "lr_warmup_steps": 5, "weight_decay": 0.1, "device": "cpu", "seed": 3,
     "checkpoint_every_eval": "true", "ema_decay": 0.9, "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7,
     "resume": "true",
@@ -49,7 +49,7 @@ def whole(tmp_path_factory) -> Path:
 
 def test_the_run_folder_holds_its_source(whole):
     assert {path.name for path in whole.glob("*.py")} == {"plain.py", "act.py", "losses.py"}
-    assert (whole / "plain.py").read_text() == (DROPPED_IN / "models/plain.py").read_text()
+    assert (whole / "plain.py").read_text() == (EXAMPLES / "models/plain.py").read_text()
 
 
 def test_it_goes_on_byte_for_byte_after_stops(whole, tmp_path):

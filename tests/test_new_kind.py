@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.latin_squares import DROPPED_IN, write_source
+from tests.latin_squares import EXAMPLES, write_source
 from tests.launch import ROOT, error_line
 from tests.warm import run
 
 MODEL = dict(hidden_size=32, num_heads=2, H_layers=1, L_layers=1, H_cycles=1, L_cycles=1, halt_max_steps=2)
-WITH_LATIN = os.pathsep.join(map(str, (ROOT, DROPPED_IN)))
+WITH_LATIN = os.pathsep.join(map(str, (ROOT, EXAMPLES)))
 
 
 @pytest.fixture(scope="module")

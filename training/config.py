@@ -205,7 +205,7 @@ class PretrainConfig(StrictModel):
             raise ValueError(
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}; choose a divisor of it"
             )
-        if self.freeze and not getattr(self.arch, "puzzle_emb_ndim", 0):
+        if self.freeze and getattr(self.arch, "puzzle_emb_ndim", None) == 0:
             raise ValueError("freeze=weights trains puzzle embeddings, but arch.puzzle_emb_ndim=0: there are none")
         if self.freeze and self.ema_decay is not None:
             raise ValueError("freeze=weights leaves nothing for ema_decay to average; leave one of them out")

@@ -63,7 +63,7 @@ class Reasoner:
         self._model, self._halt, self._graph = model, halt, graph
         self._data: Batch = {}
         self._state: Any = None
-        self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._outputs: list[Tensor] = []  # logits, Q(halt), Q(continue)
 
     @torch.inference_mode()
     def steps(self, batch: Batch, max_steps: int | None = None) -> Iterator[Step]:
@@ -132,17 +132,15 @@ class Reasoner:
 
     def _advance(self) -> None:
         if self._graph is None:
-            self._state, logits, q_values = self._model.inner(self._state, self._data)
-            self._outputs = (logits, *q_values)
+            self._state, *self._outputs = self._model.advance(self._state, self._data)
         elif self._graph.ready(self._advance_in_place):
             self._graph.replay()
         else:
             self._advance_in_place()
 
     def _advance_in_place(self) -> None:
-        state, logits, q_values = self._model.inner(self._state, self._data)
+        state, *self._outputs = self._model.advance(self._state, self._data)
         map_tensors(lambda mine, new: mine.copy_(new), self._state, state)
-        self._outputs = (logits, *q_values)
 
 
 def reasoning_steps(

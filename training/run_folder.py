@@ -27,6 +27,7 @@ import torch
 import yaml
 
 from errors import UserError
+from extension import import_below
 from files import write_atomically
 from training.config import HEADS, ArchConfig, PretrainConfig
 from training.distributed import Ranks
@@ -71,7 +72,8 @@ def model_sources(arch: ArchConfig) -> Iterator[str]:
     """The source files of the architecture, its network and the loss head, and of what they build on below models/."""
     classes = (arch.model_class, arch.model_class.Inner, HEADS[arch.loss.name])
     parts = [part for one in classes for part in one.__mro__ if part.__module__.startswith("models.")]
-    yield from dict.fromkeys(map(inspect.getfile, parts))
+    named = import_below("models", arch.name.partition("@")[0])  # it may only import the class
+    yield from dict.fromkeys(map(inspect.getfile, [named, *parts]))
 
 
 def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None:

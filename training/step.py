@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.format import PuzzleDatasetMetadata
+from errors import UserError
 from models.act import Carry
 from models.adam_atan2 import adam_atan2
 from models.losses import ACTLossHead
@@ -78,6 +79,8 @@ def create_state(
         load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
     ranks.broadcast_module(head)
 
+    if config.freeze and head.model.puzzle_emb is None:
+        raise UserError(f"freeze=weights trains puzzle embeddings, but {config.arch.name} has none here")
     graphed = uses_graph(config.cuda_graph, device, ranks)
     optimizers, base_lrs = create_optimizers(head, config, ranks, graphed)
     return TrainState(
@@ -133,7 +136,8 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
     state.step += 1
     state.batches += 1
     lr = set_learning_rates(state, config)
-    if state.carry is None:
+    is_first = state.carry is None
+    if is_first:
         state.carry = state.head.initial_carry(batch)
     depends_on = state.head.model.inner.begin_step(state.step)
     if state.graphs is not None:
@@ -145,7 +149,10 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
             for optimizer in state.optimizers:
                 optimizer.prepare()
             return graph.replay(batch), lr
-    return compute(state, batch, config, lambda optimizer: optimizer.step()), lr
+    metrics = compute(state, batch, config, lambda optimizer: optimizer.step())
+    if is_first:
+        check_gradients(state)
+    return metrics, lr
 
 
 def compute(
@@ -163,6 +170,15 @@ def compute(
     if state.ema is not None:
         state.ema.update()
     return out.metrics
+
+
+def check_gradients(state: TrainState) -> None:
+    """Refuse parameters that the first step left without a gradient: they would never learn, and several ranks could
+    not sum what only some have."""
+    missing = [name for name, p in state.head.named_parameters() if p.requires_grad and p.grad is None]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UserError(f"the loss does not depend on {shown}; use or remove these parameters of the architecture")
 
 
 def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:
