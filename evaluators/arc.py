@@ -76,9 +76,13 @@ def vote(dataset: str | Path, predictions: Sequence[str | Path]) -> Tasks:
     checkpoints = [read_predictions(prefix, dataset) for prefix in predictions]  # raises its errors here already
     total = len(predictions) * sum(len(puzzles.inputs) for puzzles in test_sets) or None
     votes, pairs_seen = count_votes(_with_progress(chain(*checkpoints), total), identifiers)
-    tasks = rank_candidates(votes, pairs or pairs_seen)
-    if not tasks:
-        raise UserError(f"{dataset} has no test split, and the predictions hold no ARC puzzle without augmentation")
+    pairs = pairs or pairs_seen
+    if not pairs:
+        raise UserError(
+            f"{dataset} has no test split, and the predictions hold no ARC puzzle without augmentation; give the "
+            f"whole dataset, or predictions of all its puzzles"
+        )
+    tasks = rank_candidates(votes, pairs)
     _warn_of_missing(tasks)
     return tasks
 

@@ -2,15 +2,19 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
+import pretrain
 from tests.launch import ROOT, command_environment
 from tests.runs import PIPELINE, load, reference_overrides
 from tests.warm import Started
@@ -46,6 +50,20 @@ def start_torchrun(folder: Path, ranks: int, **changes) -> subprocess.Popen:
         cwd=ROOT, env=command_environment(), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+@contextmanager
+def signal_in_evaluation() -> Iterator[None]:
+    """Every evaluation in this process is reached by a SIGTERM."""
+    evaluate = pretrain.evaluate_split
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "evaluate_split", interrupted)
+        yield
 
 
 def wait_until(process: Started | subprocess.Popen, condition: Callable[[], bool]) -> None:

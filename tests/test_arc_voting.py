@@ -182,6 +182,17 @@ def test_what_was_not_predicted_is_unsolved(dataset, tmp_path, command):
     assert submission["2c0b0aff"] == [{"attempt_1": only, "attempt_2": only}]
 
 
+def test_augmented_predictions_alone_do_not_say_what_was_asked(dataset, tmp_path):
+    """Without the dataset's arrays the tasks are those of the puzzles that are not augmented: some may be missing."""
+    rows, _ = predict(dataset, 6)
+    names = read_identifiers(dataset)
+    augmented = np.array(["_t" in names[i] for i in rows["puzzle_identifiers"]])
+    prefix = save_torch(tmp_path / "step_1", {key: values[augmented] for key, values in rows.items()})
+    shutil.copy(dataset / "identifiers.json", tmp_path)
+    with pytest.raises(UserError, match="hold no ARC puzzle without augmentation"):
+        vote(tmp_path, [prefix])
+
+
 def test_attempts_without_a_cell():
     empty, grid = Candidate(b"\0\0", 3, 0.5), Candidate(b"\1\2\7\4", 1, 0.5)
     test = VotedInput(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), [empty, grid])

@@ -2,18 +2,26 @@
 
 import json
 
+import pytest
 import torch
 
 from tests import warm
-from tests.runs import PIPELINE, load, pretrain
+from tests.interrupted import signal_in_evaluation
+from tests.runs import PIPELINE, load, pretrain, read_metrics
 from training.checkpoints import PUZZLE_TABLE
 
 CHANGES = {"ema_decay": 0.75, "epochs": 4, "checkpoint_interval": 1, "keep_last": 100}
 
 
-def test_the_average_is_saved_and_evaluated_and_changes_nothing_else(tmp_path):
-    folder = tmp_path / "run"
-    lines = pretrain(folder, **CHANGES)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("averaged") / "whole"
+    pretrain(folder, **CHANGES)
+    return folder
+
+
+def test_the_average_is_saved_and_evaluated_and_changes_nothing_else(tmp_path, whole):
+    folder, lines = whole, read_metrics(whole)
     average = load(PIPELINE / "init_checkpoint.pt")
     for step in range(1, 21):
         weights = load(folder / f"state_{step}/model.pt")
@@ -36,12 +44,26 @@ def test_the_average_is_saved_and_evaluated_and_changes_nothing_else(tmp_path):
     assert f"eval/lm_loss          {lines[-1]['eval/lm_loss']:.4f}" in table
 
 
-def test_a_stopped_run_goes_on_with_its_average(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pretrain(whole, **CHANGES)
+def assert_same_weights(one, other, *names):
+    for name in names:
+        first, second = load(one / name), load(other / name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_a_stopped_run_goes_on_with_its_average(tmp_path, whole):
     for _ in range(2):
-        pretrain(parts, **CHANGES, resume="true", max_minutes=1e-5)
-    pretrain(parts, **CHANGES, resume="true")
-    for name in ("step_20", "step_20_ema", "state_20/ema.pt"):
-        one, other = load(whole / name), load(parts / name)
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        pretrain(tmp_path / "parts", **CHANGES, resume="true", max_minutes=1e-5)
+    pretrain(tmp_path / "parts", **CHANGES, resume="true")
+    assert_same_weights(tmp_path / "parts", whole, "step_20", "step_20_ema", "state_20/ema.pt")
+
+
+def test_a_signal_within_an_evaluation_saves_the_weights_and_not_their_average(tmp_path, whole):
+    folder = tmp_path / "run"
+    with signal_in_evaluation():
+        lines = pretrain(folder, **CHANGES)
+    assert lines[-1]["step"] == 20
+    assert "eval/accuracy" not in lines[-1]
+    assert_same_weights(folder, whole, "state_20/model.pt", "state_20/ema.pt")
+    pretrain(folder, **CHANGES, resume="true")
+    assert_same_weights(folder, whole, "step_20", "step_20_ema")

@@ -278,6 +278,15 @@ def test_malformed_csv(tmp_path: Path, rows: list[list[str]], message: str) -> N
     assert not any((tmp_path / "new").iterdir())
 
 
+def test_a_line_is_where_its_row_begins_in_the_file(tmp_path: Path) -> None:
+    """Above it stand an empty line, and a row that takes two."""
+    rows = changed(3, "hard")
+    rows[1][0] = '"two\nlines"'
+    source = write_source(tmp_path / "csv", train=[*rows[:2], [], *rows[2:]])
+    with pytest.raises(UserError, match=r"train\.csv:6: the rating 'hard'"):
+        build(SudokuConfig(source_dir=source, output_dir=tmp_path / "out"))
+
+
 def test_wrong_solution_of_an_empty_question(tmp_path: Path) -> None:
     rows = changed(2, ANSWER[9:] + ANSWER[:9])  # a column keeps its digits, a box does not
     rows[3][1] = "." * 81

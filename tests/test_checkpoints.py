@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from errors import UserError
 from tests import warm
-from tests.runs import PIPELINE, lines_with, load, pretrain, read_metrics, refusal
+from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, refusal
+from training.checkpoints import load_weights
+from training.config import arch_config
 
 TABLE = "model.inner.puzzle_emb.weights"
 
@@ -69,11 +72,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert read_metrics(folder)[-1]["step"] == 20
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
+    """The loss of a step is computed before its update: it is still finite where the update has spoilt the weights."""
+    folder = tmp_path / "run"
+    line = refusal(capsys, folder, lr=1e39, lr_warmup_steps=0, checkpoint_interval=1)
+    assert line == ("error: the weights are not finite after step 1; earlier states are untouched; lower lr")
+    assert [line["step"] for line in read_metrics(folder)] == [1]
+    assert not list(folder.glob("*state_*"))
+
+
 @pytest.mark.parametrize("how", ["mean", "zero"])
 def test_weights_for_other_puzzles(tmp_path, capsys, how):
     weights = load(PIPELINE / "init_checkpoint.pt")
     weights[TABLE] = torch.zeros(5, 32)
     weights[TABLE][2:4] = torch.tensor([1.0, 3.0]).unsqueeze(1)
+    weights[TABLE][0] = 7.0  # the blank is no puzzle, row 4 was never trained: neither counts in the mean
     torch.save(weights, tmp_path / "other")
     changes = {"load_checkpoint": tmp_path / "other", "lr": 0, "puzzle_emb_lr": 0}
     # The reference dataset knows the blank alone, so give it two puzzles more.
@@ -88,8 +101,25 @@ def test_weights_for_other_puzzles(tmp_path, capsys, how):
     assert "load_checkpoint_puzzle_emb=mean|zero" in message
     pretrain(tmp_path / "run", load_checkpoint_puzzle_emb=how, epochs=4, **changes)
     table = load(tmp_path / "run/step_20")[TABLE]
-    assert torch.equal(table[0], torch.zeros(32))
+    assert torch.equal(table[0], torch.full((32,), 7.0 if how == "mean" else 0.0))
     assert torch.equal(table[1:], torch.full((2, 32), 2.0 if how == "mean" else 0.0))
+
+
+@pytest.mark.parametrize("how", ["mean", "zero"])
+def test_the_same_puzzles_keep_their_embeddings_and_another_width_is_refused(tmp_path, how):
+    """Of as many puzzles the model may know them; numbers of another width mean nothing to it."""
+    arch = arch_config(TRAJECTORY["config"]["arch"])
+    head = arch.build(batch_size=8, seq_len=16, vocab_size=6, num_puzzle_identifiers=5)
+    weights = load(PIPELINE / "init_checkpoint.pt")
+    for width in (32, 16):
+        weights[TABLE] = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+        torch.save(weights, tmp_path / str(width))
+    load_weights(head, tmp_path / "32", other_puzzles=how)
+    saved = load(tmp_path / "32")[TABLE]
+    assert torch.equal(head.state_dict()[TABLE], saved)
+    with pytest.raises(UserError, match="5 × 16, the dataset and config need 5 × 32"):
+        load_weights(head, tmp_path / "16", other_puzzles=how)
+    assert torch.equal(head.state_dict()[TABLE], saved)
 
 
 def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path, capsys):

@@ -32,6 +32,20 @@ def test_a_short_run_is_not_compiled(monkeypatch, mode, disabled):
     assert not compile_blocks(build_head(composed(*TINY)).model, mode, CPU, steps=20)
 
 
+def test_trying_out_the_compiler_leaves_no_trace(monkeypatch):
+    """Neither in the random draws, of a network that makes some in a step, nor in the gradients."""
+    monkeypatch.setenv("DISABLE_COMPILE", "0")
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)  # stands in for the compiler
+    model = build_head(composed(*TINY)).model
+    tried, think = [], model.inner.think
+    model.inner.think = lambda *embedded: (tried.append(torch.rand(1)), think(*embedded))[1]
+    before = torch.get_rng_state()
+    assert compile_blocks(model, "on", CPU, steps=20)
+    assert len(tried) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 @pytest.mark.slow
 def test_compiled_equals_eager(tmp_path):
     """Without PyTorch's own trial of the processor's vector instructions, a fifth of the cost."""

@@ -139,7 +139,8 @@ def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
     assert "step_61 does not exist" in refusal(f"{this[:-2]}61")
     assert "it has the splits test, train" in refusal(this, "split=val")
     assert "save_outputs" in refusal(this, "save_outputs=[nonsense]")
-    assert "cannot write predictions" in refusal(this, "output_dir=/proc/nope")
+    nowhere = refusal(f"{this[:-2]}61", "output_dir=/proc/nope")  # seen before the checkpoint is missed
+    assert nowhere.startswith("cannot write predictions: ") and "set output_dir, or save_format=none" in nowhere
     assert "max_steps: Input should be greater than or equal to 1" in refusal(this, "max_steps=0")
     assert "halt: Input should be 'max' or 'q'" in refusal(this, "halt=soon")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
@@ -172,6 +173,15 @@ def test_options_that_contradict_each_other_are_refused(options, message):
 )
 def test_what_is_saved(options, save_format):
     assert from_cli(EvalConfig, ["checkpoint=step_60", *options], "").save_format == save_format
+
+
+@pytest.mark.parametrize(("halt", "mode"), [("max", "auto"), ("q", "off")])
+def test_a_batch_that_shrinks_is_not_compiled(checkpoint, monkeypatch, halt, mode):
+    """On CUDA, where compile=auto compiles, each of its sizes would be."""
+    asked = []
+    monkeypatch.setattr("evaluate.compile_blocks", lambda model, mode, *rest: asked.append(mode))
+    in_this_process(f"checkpoint={checkpoint}", f"halt={halt}", "save_format=none", "max_examples=1")
+    assert asked == [mode]
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto"])

@@ -120,15 +120,17 @@ def test_recorded_reasoning_steps_are_the_plain_ones(halting, monkeypatch):
     calls, forward = [], head.model.inner.forward
     monkeypatch.setattr(head.model.inner, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
     recorded = Reasoner(head.model, graph=Graph("a reasoning step", record))
-    answers = []
+    answers, batches = [], list(open_test_split())
     with torch.inference_mode():
-        for _, batch, size in open_test_split():
+        for _, batch, size in batches:
             done = recorded.run(batch, size, by_step=True)
             assert (done.steps == 6).all()
             assert done.data is batch
             answers.append(done.answers_by_step[:size].clone())
             last = done.outputs["logits"][:size].clone()
     assert len(calls) == WARM_UP + 1
+    for (_, batch, _), (_, untouched, _) in zip(batches, open_test_split(), strict=True):
+        assert all(torch.equal(batch[field], untouched[field]) for field in untouched)
     np.testing.assert_array_equal(torch.cat(answers), steps["logits"].argmax(-1))
     np.testing.assert_allclose(last, steps["logits"][-len(last) :, -1], rtol=0, atol=2e-5)
 

@@ -2,11 +2,15 @@
 
 import json
 import math
+import sys
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
+from models.act import ACTConfig, ACTModel, InnerNetwork
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from models.layers import ATTENTION_KERNELS, SwiGLU, sdpa, select_attention, trunc_normal_init_
 from models.losses import ACTLossHead
@@ -79,15 +83,55 @@ def test_halted_rows_take_new_data_and_the_others_keep_theirs():
     assert torch.equal(carry.current_data["inputs"][1::2], first["inputs"][1::2])
 
 
+@dataclass
+class Nothing:
+    empty: torch.Tensor  # (B, 0)
+
+
+class Oracle(InnerNetwork):
+    """Has the Q values that it is told."""
+
+    def initial_state(self, batch_size):
+        return Nothing(torch.zeros(batch_size, 0))
+
+    def forward(self, state, data):
+        return state, torch.zeros(*data["inputs"].shape, self.vocab_size), self.q
+
+
+class Halting(ACTModel):
+    """ACT alone, around Q values (B,) of the test's choice."""
+
+    Config = ACTConfig
+    Inner = Oracle
+
+    def __init__(self, q_halt, q_continue, **config):
+        super().__init__(dict(batch_size=1, seq_len=1, vocab_size=2, num_puzzle_identifiers=1, **config))
+        self.inner.vocab_size, self.inner.q = 2, (q_halt, q_continue)
+
+    def halted_at(self, step):
+        """Which sequences halt when this is their step number `step`."""
+        data = {"inputs": torch.zeros(len(self.inner.q[0]), 1, dtype=torch.int32)}
+        carry = self.initial_carry(data)
+        before = replace(carry, steps=carry.steps + step - 1, halted=torch.zeros_like(carry.halted), current_data=data)
+        after, _ = self.train()(before, data)
+        assert (after.steps == step).all()
+        return after.halted
+
+
 def test_exploration_draws_a_minimum_number_of_steps():
     """With Q always in favour of halting, a sequence stops at 1 step, or with exploration at a uniform 2..max."""
-    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(halt_exploration_prob=0.25)).train()
-    steps, q = torch.ones(40_000, dtype=torch.int32), torch.ones(40_000)
+    q = torch.ones(40_000)
+    model = Halting(q, q - 1, halt_max_steps=8, halt_exploration_prob=0.25)
     torch.manual_seed(0)
-    never = torch.zeros(40_000, dtype=torch.bool)
-    halted = [model._halt(never, steps * n, q, q - 1).float().mean().item() for n in range(1, 9)]
-    for n, share in enumerate(halted, start=1):  # the minimum is ≤ n with probability (n - 1) / 7 where one is drawn
+    for n in range(1, 9):  # the minimum is ≤ n with probability (n - 1) / 7 where one is drawn
+        share = model.halted_at(n).float().mean().item()
         assert share == pytest.approx(0.75 + 0.25 * (n - 1) / 7, abs=0.01)
+
+
+def test_the_last_step_halts_whatever_q_says():
+    q = torch.zeros(100)
+    model = Halting(q, q + 1, halt_max_steps=3, halt_exploration_prob=0.5)
+    assert [model.halted_at(n).float().mean() for n in (1, 2, 3)] == [0, 0, 1]
 
 
 def test_without_a_q_target_a_step_has_the_other_losses_only():
@@ -106,11 +150,10 @@ def test_without_a_q_target_a_step_has_the_other_losses_only():
 
 @pytest.mark.parametrize(("q_target", "halts"), [("every_step", [0, 0, 1, 0, 1]), ("off", [0, 1, 1, 0, 0])])
 def test_a_sequence_wants_to_halt_by_both_q_values_or_by_the_trained_one(q_target, halts):
-    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(q_target=q_target)).train()
     q_halt, q_continue = torch.tensor([-1.0, 1, 2, 0, -2]), torch.tensor([1.0, 2, -1, 0, -3])
+    model = Halting(q_halt, q_continue, halt_max_steps=8, halt_exploration_prob=0, q_target=q_target)
     assert model.wants_to_halt(q_halt, q_continue).tolist() == [bool(halt) for halt in halts]
-    last, steps = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.int32)
-    assert model._halt(last, steps, q_halt, q_continue).tolist() == [bool(halt) for halt in halts]
+    assert model.halted_at(1).tolist() == [bool(halt) for halt in halts]
 
 
 def test_evaluation_runs_all_steps_whatever_q_says():
@@ -138,6 +181,8 @@ def test_the_target_forward_has_the_q_values_of_the_whole_one(changes):
         for value, whole in zip(values, expected, strict=True):
             assert whole.std() > 0.1
             torch.testing.assert_close(value, whole, rtol=0, atol=1e-5)
+    _, z = inner.think(carry, torch.zeros_like(carry.z_H), None, first_only=True)
+    assert z.shape == (6, 1, 32)  # no more is computed of the last block than is looked at
 
 
 def test_gradient_stops_at_the_last_cycle():
@@ -150,7 +195,10 @@ def test_gradient_stops_at_the_last_cycle():
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    x, cos_sin = model._embed(data)
+    seen, think = [], model.think
+    model.think = lambda *embedded: seen.append(embedded) or think(*embedded)
+    model(carry, data)
+    ((_, x, cos_sin),) = seen
     z_H, z_L = carry.z_H, carry.z_L
     with torch.no_grad():
         for _ in range(3):
@@ -171,8 +219,10 @@ def test_bfloat16_stays_close_to_float32():
     for dtype in ("float32", "bfloat16"):
         head = variant.head(forward_dtype=dtype).eval()
         with torch.no_grad():
-            out = head(carry=head.initial_carry(variant.batch(0)), batch=variant.batch(0), return_keys=["logits"])
-        outputs.append(out.outputs["logits"].float())
+            _, out = head.model(head.initial_carry(variant.batch(0)), variant.batch(0))
+        outputs.append(out["logits"].float())
+        assert out["logits"].dtype == getattr(torch, dtype)
+        assert out["q_halt_logits"].dtype == out["q_continue_logits"].dtype == torch.float32
     assert outputs[0].std() > 0.5
     torch.testing.assert_close(*outputs, rtol=0, atol=0.15)  # 8 bits of mantissa through 12 blocks
 
@@ -189,6 +239,29 @@ def test_attention_choice():
     assert select_attention("auto", "cuda", torch.float32) is sdpa
     with pytest.raises(ValueError, match=", ".join(ATTENTION_KERNELS)):
         select_attention("nonsense", "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(("name", "module"), [("flash3", "flash_attn_interface"), ("flash2", "flash_attn")])
+def test_a_flash_kernel_is_the_package_s(monkeypatch, name, module):
+    """With a stand-in for the package, which needs CUDA; the newer one returns the log-sum-exp too."""
+    asked = []
+
+    def flash_attn_func(*qkv, causal):
+        asked.append((*qkv, causal))
+        return ("attended", "log-sum-exp") if name == "flash3" else "attended"
+
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(flash_attn_func=flash_attn_func))
+    on_gpu = SimpleNamespace(is_cuda=True)
+    assert select_attention(name, "cuda", torch.bfloat16)(on_gpu, "k", "v") == "attended"
+    assert asked == [(on_gpu, "k", "v", False)]
+
+
+@pytest.mark.parametrize("ndim", [0, 1, 32, 33, 64])
+def test_a_puzzle_embedding_takes_as_many_positions_as_it_needs(ndim):
+    model = HierarchicalReasoningModel_ACTV1(SMALL | dict(puzzle_emb_ndim=ndim)).eval()
+    assert model.inner.positions == 16 + math.ceil(ndim / 32)
+    _, outputs = model(model.initial_carry(batch()), batch())
+    assert outputs["logits"].shape == (6, 16, 6)
 
 
 @pytest.mark.parametrize(

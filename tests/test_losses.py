@@ -54,6 +54,15 @@ def test_head_returns_a_named_tuple_with_the_outputs_asked_for():
     assert not all_finished
 
 
+def test_a_q_of_zero_says_right():
+    """The decision at sigmoid(q_halt) = 1/2, of two sequences that are right and one that is not."""
+    head = ACTLossHead(torch.nn.Identity(), "softmax_cross_entropy")
+    labels = torch.tensor([[1, 0], [1, 0], [1, 0]])
+    outputs = {"logits": torch.eye(2)[torch.tensor([[1, 0], [1, 0], [1, 1]])], "q_halt_logits": torch.zeros(3)}
+    _, metrics = head.score(outputs, labels, torch.ones(3), torch.ones(3, dtype=torch.bool))
+    assert metrics["exact_accuracy"] == metrics["q_halt_accuracy"] == 2
+
+
 def test_padding_rows_do_not_count():
     variant = Variant("no_act")
     head, batch = variant.head().eval(), dict(variant.batch(0))

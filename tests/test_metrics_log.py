@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import sys
 from types import SimpleNamespace
 
@@ -147,9 +148,13 @@ def test_a_failure_at_the_start_costs_one_warning(tmp_path, wandb, caplog):
 def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     metrics_log = MetricsLog(ONE, tmp_path, CONFIG, 27)
-    metrics_log._file = open("/dev/full", "ab")
-    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
-        metrics_log.write(1, {"train/lm_loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # a file of ten bytes is as large as any may be
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*/metrics\.jsonl: File too large; saved states are"):
+            metrics_log.write(1, {"train/lm_loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.slow

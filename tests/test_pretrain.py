@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 from dataset.format import SplitWriter, write_identifiers
 from pretrain import main
@@ -22,6 +23,8 @@ from tests.runs import (
     reference_overrides,
     refusal,
 )
+from training.config import from_hydra, load_config
+from training.metrics import eval_metrics
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +129,7 @@ def test_without_puzzle_embeddings_and_with_learned_positions(tmp_path):
     assert lines_with(lines, "train/")[-1]["train/lm_loss"] < 0.8 * lines[0]["train/lm_loss"]
 
 
-def test_several_sets_are_reported_apart_and_together(tmp_path):
-    from training.metrics import eval_metrics
-
+def test_several_sets_are_reported_apart_and_together():
     got = eval_metrics({"a": {"accuracy": 3.0, "count": 4.0}, "b": {"accuracy": 0.0, "count": 2.0}})
     assert got == {"eval/accuracy": 0.5, "eval/a/accuracy": 0.75, "eval/b/accuracy": 0.0}
 
@@ -152,6 +153,9 @@ REFUSED = {
     "device": (["device=tpu"], "device: "),
     "attention": (["arch.attention=flash2"], "arch.attention=flash2 needs CUDA and half precision"),
     "bool for a number": (["epochs=true"], "epochs: Input should not be true or false"),
+    "average of frozen weights": (["freeze=weights", "ema_decay=0.9"], "leaves nothing for ema_decay to average"),
+    "frozen weights alone": (["freeze=weights", "arch.puzzle_emb_ndim=0"], "puzzle_emb_ndim=0: there are none"),
+    "resume from nowhere": (["resume=true", "checkpoint_path=null"], "resume=true needs checkpoint_path"),
 }
 
 
@@ -179,8 +183,9 @@ def test_a_mistake_is_one_line_for_the_shell_too(tmp_path):
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
-    line = refusal(capsys, tmp_path / "run", global_batch_size=9)
-    assert line == "error: global_batch_size=9 is not divisible by the 2 ranks; choose a multiple of 2"
+    for key in ("global_batch_size", "eval_batch_size"):
+        line = refusal(capsys, tmp_path / "run", **{key: 9})
+        assert line == f"error: {key}=9 is not divisible by the 2 ranks; choose a multiple of 2"
     assert not (tmp_path / "run").exists()
 
 
@@ -191,11 +196,42 @@ def test_a_used_run_folder_is_not_overwritten(reference_run, capsys):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_without_a_checkpoint_yet_is_not_overwritten(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    line = refusal(capsys, folder)
+    assert f"checkpoint_path={folder} already holds a run; go on with it (resume=true)" in line
+    assert read_metrics(folder) == [{"step": 1}]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_run_ends_at_its_last_step_where_a_pass_has_more_batches(tmp_path):
+    """The length is computed from the mean size of all puzzles; here the groups with large ones have fewer of them.
+
+    An epoch draws 16 puzzles of four examples and 16 of one: 80 examples, where 32 groups × 1.75 examples are counted.
+    """
+    path = tmp_path / "data"
+    path.mkdir()
+    sizes = [4] * 16 + [1] * 48
+    tokens = np.random.default_rng(0).integers(1, 6, (sum(sizes), 16))
+    for split in ("train", "test"):
+        writer = SplitWriter(path, split, seq_len=16)
+        writer.append(
+            tokens, tokens, puzzle_identifiers=np.zeros(64), puzzle_sizes=sizes, group_sizes=[1] * 16 + [3] * 16
+        )
+        writer.finish(vocab_size=6, num_puzzle_identifiers=1)
+    write_identifiers(path, [])
+    changes = {"data_path": path, "load_checkpoint": None, "global_batch_size": 16, "epochs": 4, "eval_interval": 2}
+    lines = pretrain(tmp_path / "run", **changes)
+    train = lines_with(lines, "train/lr")
+    assert [line["step"] for line in train] == list(range(1, 14 + 1))  # 4 × 32 × 1.75 / 16
+    assert train[-1]["train/lr"] == pytest.approx(0.1 * 1e-3)  # where the cosine ends
+    first, last = (line["step"] for line in lines_with(lines, "eval/"))
+    assert 7 < first < last == 14
+
+
 def test_every_experiment_has_the_hyperparameters_of_the_paper():
-    from hydra import compose, initialize_config_dir
-
-    from training.config import from_hydra
-
     base = dict(
         global_batch_size=768, epochs=100_000, eval_interval=10_000, lr=1e-4, lr_min_ratio=1, lr_warmup_steps=2000,
         beta1=0.9, beta2=0.95, weight_decay=0.1, puzzle_emb_lr=1e-2, puzzle_emb_weight_decay=0.1,
@@ -231,14 +267,23 @@ def test_every_experiment_has_the_hyperparameters_of_the_paper():
 
 
 def test_a_published_config_loads():
-    from training.config import load_config
-
     path = ROOT / "tests/reference/published_all_config.yaml"
     config = load_config(str(path))
     published = yaml.safe_load(path.read_text())
     ours = json.loads(config.model_dump_json())
     assert {key: ours[key] for key in published if key != "arch"} == {k: v for k, v in published.items() if k != "arch"}
     assert {key: ours["arch"][key] for key in published["arch"]} == published["arch"]
+
+
+def test_a_config_of_an_earlier_version_loads(tmp_path, caplog):
+    """With keys and choices that there were then; of those that computed otherwise it is said."""
+    published = yaml.safe_load((ROOT / "tests/reference/published_all_config.yaml").read_text())
+    published["arch"] |= {"q_target": "every_n", "q_target_interval": 4, "forward_dtype": "float16"}
+    path = tmp_path / "all_config.yaml"
+    path.write_text(yaml.safe_dump(published))
+    arch = load_config(str(path)).arch
+    assert (arch.q_target, arch.forward_dtype) == ("every_step", "auto")
+    assert caplog.messages == ["forward_dtype=float16 is no longer there: computing with auto"]
 
 
 def test_without_a_q_target_there_is_no_loss_of_q_continue(tmp_path):

@@ -127,18 +127,54 @@ def test_every_example_of_a_puzzle_is_drawn_equally(many_examples):
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_evaluation_reads_everything_once_and_pads(many_examples, ranks):
     path, sizes = many_examples
-    size, total = 48, int(sizes.sum())
+    size, total, owner = 48, int(sizes.sum()), np.repeat(np.arange(60), sizes)
     seen, real = [], 0
     for rank in range(ranks):
         for _, batch, count in dataset(path, "test", rank, ranks, global_batch_size=size):
             assert len(batch["inputs"]) == size // ranks
             labelled = batch["labels"][:, 0] != -100
-            seen.extend(example_numbers(batch)[labelled].tolist())
+            numbers = example_numbers(batch)[labelled]
+            seen.extend(numbers.tolist())
+            np.testing.assert_array_equal(batch["puzzle_identifiers"][labelled], owner[numbers] + 1)
             assert (batch["puzzle_identifiers"][~labelled] == 0).all()
             assert (batch["inputs"][~labelled] == 0).all()
             real += count if rank == 0 else 0
     assert sorted(seen) == list(range(total))
     assert real == total
+
+
+def test_padding_is_what_the_description_says(many_examples):
+    path, sizes = many_examples
+    description = path / "test/dataset.json"
+    stated = {"pad_id": 3, "blank_identifier_id": 5, "ignore_label_id": None}
+    description.write_text(json.dumps(json.loads(description.read_text()) | stated))
+    *_, (_, batch, _) = dataset(path, "test", global_batch_size=48)
+    padding = {field: rows[sizes.sum() % 48 :] for field, rows in batch.items()}
+    assert {field: rows.unique().tolist() for field, rows in padding.items()} == {
+        "inputs": [3], "labels": [-100], "puzzle_identifiers": [5],
+    }  # fmt: skip
+
+
+def test_every_set_of_every_pass_has_a_random_stream_of_its_own(tmp_path):
+    """Philox(seed + n) for the n-th of them, as in the original."""
+    for name in "ab":
+        folder = tmp_path / name
+        folder.mkdir()
+        writer = SplitWriter(folder, "train", seq_len=1, set_name=name)
+        rows, ones = np.arange(1, 51)[:, None], np.ones(50, int)
+        writer.append(rows, rows, puzzle_identifiers=0 * ones, puzzle_sizes=ones, group_sizes=ones)
+        metadata = writer.finish(vocab_size=64, num_puzzle_identifiers=1)
+    shutil.copytree(tmp_path / "a/train", tmp_path / "b/train", dirs_exist_ok=True)
+    both = metadata.model_copy(update={"sets": ["a", "b"], "total_groups": 100})
+    (tmp_path / "b/train/dataset.json").write_text(both.as_json())
+    found = dataset(tmp_path / "b", epochs_per_iter=1)
+    for number in (13, 15):  # the seed is 12: sets a and b of the first pass, then of the second
+        expected = [
+            (name, examples.tolist())
+            for name, seed in (("a", number), ("b", number + 1))
+            for examples, _ in sample_batches(np.random.Generator(np.random.Philox(seed)), found.sets[name], 1, 12)
+        ]
+        assert [(name, (batch["inputs"][:, 0] - 1).tolist()) for name, batch, _ in found] == expected
 
 
 def test_max_examples_is_a_seeded_subset_in_order(many_examples):
@@ -224,6 +260,17 @@ def descend(indices):
     return indices
 
 
+def from_the_second(indices):
+    indices[0] = 1
+    return np.delete(indices, 1)
+
+
+def negative(tokens):
+    tokens = tokens.astype(np.int64)
+    tokens[-1, -1] = -1
+    return tokens
+
+
 BROKEN = {
     "missing split": (lambda d: shutil.rmtree(d / "train"), "splits test"),
     "missing array": (lambda d: (d / "train/all__labels.npy").unlink(), "labels.npy is missing"),
@@ -233,11 +280,16 @@ BROKEN = {
     ),
     "empty file": (lambda d: (d / "train/all__inputs.npy").write_bytes(b""), "truncated"),
     "not ascending": (lambda d: edit(d / "train/all__puzzle_indices.npy", descend), "does not ascend"),
+    "not from the first": (lambda d: edit(d / "train/all__puzzle_indices.npy", from_the_second), "ascend from 0"),
     "groups not ascending": (lambda d: edit(d / "train/all__group_indices.npy", descend), "does not ascend"),
     "wrong end": (lambda d: edit(d / "train/all__puzzle_indices.npy", lambda a: a[:-1]), "ends at"),
     "wrong length": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a[:, :-1]), "seq_len 16"),
     "fewer labels": (lambda d: edit(d / "train/all__labels.npy", lambda a: a[:-1]), "rows"),
     "vocabulary": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a + 4), "outside the vocabulary"),
+    "below the vocabulary": (
+        lambda d: edit(d / "train/all__labels.npy", negative),
+        r"token -1 is outside the vocabulary 0\.\.5",
+    ),
     "label vocabulary": (lambda d: edit(d / "train/all__labels.npy", lambda a: a + 4), "outside the vocabulary"),
     "identifiers": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a + 1), "goes outside 0..0"),
     "floats": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a * 1.0), "not integers"),

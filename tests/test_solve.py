@@ -159,6 +159,8 @@ def test_digits_and_signs_reach_the_reader_as_they_are_typed():
     config = read_arguments(["checkpoint=1e5", "puzzle=1", "--gif", "0.50", "--json", "max_steps=3"])
     assert (config.checkpoint, config.gif, config.as_json, config.max_steps) == ("1e5", "0.50", True, 3)
     assert read_arguments(["checkpoint=1", "task=x", "--gif=a=b", "json=false"]).gif == "a=b"
+    spelt = read_arguments(["--checkpoint", "1", "--puzzle=1", "--max-steps", "3", "--data-path=x"])
+    assert (spelt.checkpoint, spelt.max_steps, spelt.data_path) == ("1", 3, "x")
 
 
 MAZE = ("S    ", " ### ", "     ", "  #  ", "    G")

@@ -1,15 +1,17 @@
 """Ending a run before its epochs are used up: python -m pytest tests/test_stopping.py"""
 
 import re
+import signal
 
 import numpy as np
 import pytest
 
 from dataset.format import SplitWriter, write_identifiers
+from tests.interrupted import signal_in_evaluation
 from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.distributed import Ranks
-from training.stopping import WINDOW, EarlyStopping
+from training.stopping import SIGNALS, WINDOW, EarlyStopping, Stopped, StopRequest
 
 ONE = Ranks(0, 1, 0)
 
@@ -29,6 +31,38 @@ def test_the_training_accuracy_is_that_of_the_sequences_of_the_window():
     for _ in range(WINDOW):
         early.note_step(count=0, exact=0)
     assert early.reason() is None
+
+
+@pytest.fixture
+def handlers():
+    """Of signals, put back after the test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_is_a_reason_to_stop_until_the_run_is_over_and_then_nothing(handlers):
+    for number in SIGNALS:
+        request = StopRequest(None, ONE)
+        request.check()
+        signal.raise_signal(number)
+        with pytest.raises(Stopped, match=number.name):
+            request.check()
+    StopRequest(None, ONE).done()
+    # Ignored by the process, not by Python: it takes its own handlers down before it ends.
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
+
+
+def test_a_run_stops_after_so_many_minutes(handlers, monkeypatch):
+    now = 500.0
+    monkeypatch.setattr("training.stopping.time.monotonic", lambda: now)
+    request = StopRequest(2.5, ONE)
+    now += 149
+    request.check()
+    now += 2
+    with pytest.raises(Stopped, match=r"^max_minutes=2\.5$"):
+        request.check()
 
 
 def test_patience_counts_evaluations():
@@ -100,3 +134,17 @@ def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, e
     for step in range(stopped - 3, stopped + 1):
         resumed = pretrain(tmp_path / str(step), resume=tmp_path / f"clocked/state_{step}", **changes)
         assert resumed == whole
+
+
+def test_a_pass_that_a_rule_has_ended_is_over_for_a_resumed_run_too(tmp_path, easy):
+    """A signal comes between that end and the evaluation that belongs to it."""
+    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
+    changes |= {"eval_interval": 30, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
+    with signal_in_evaluation():
+        lines = pretrain(tmp_path / "run", **changes)
+    stopped = lines[-1]["step"]
+    assert WINDOW <= stopped < 150
+    assert pretrain(tmp_path / "run", **changes)[:-1] == lines
+    evaluation = read_metrics(tmp_path / "run")[-1]
+    assert evaluation["step"] == stopped
+    assert "eval/accuracy" in evaluation
