@@ -147,7 +147,7 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
     untrained = [name for name, splits in plan.items() if not splits["train"]]
     if untrained:
         _warn(f"tasks left without a pair to train on, and so without a group in train: {', '.join(untrained)}")
-    # A task with no pair in any split would only lengthen the table of puzzle embeddings.
+    # A task with no pair left in any split would only lengthen the table of puzzle embeddings.
     return {name: splits for name, splits in plan.items() if any(splits.values())}
 
 

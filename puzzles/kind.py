@@ -19,7 +19,7 @@ import numpy as np
 from errors import UserError
 from extension import import_below, modules_below
 
-PAD = 0  # in every kind: no cell of the puzzle
+PAD = 0  # in every kind: not a cell of the puzzle
 
 # Modules of this package that hold no kind. They are not even imported in search of one: three of them load numba.
 _HELPERS = frozenset({"compiled", "draw", "kind", "maze_generator", "sudoku_generator", "symmetry"})
