@@ -197,6 +197,12 @@ def test_result_does_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_the_hardest_puzzle_is_that_of_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(puzzle_csv, "CHUNK_CHARACTERS", 100)
+    with pytest.raises(UserError, match=r"leaves no puzzle of .*test\.csv, the hardest of which is rated 23$"):
+        build(SudokuConfig(source_dir=REFERENCE, output_dir=tmp_path / "out", min_difficulty=24))
+
+
 def test_subsample_and_val(tmp_path: Path) -> None:
     everything = np.load(REFERENCE / "built.npz")["train/inputs"]
     seen = []
