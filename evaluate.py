@@ -76,7 +76,7 @@ class EvalConfig(StrictModel):
         if self.save_format != "compact" and (self.save_logits or self.save_steps):
             raise ValueError("save_logits and save_steps need save_format=compact, the default without save_outputs")
         if self.compile == "on" and self.halt == "q":
-            raise ValueError("compile=on needs halt=max: with halt=q the batch shrinks, each size would be compiled")
+            raise ValueError("compile=on needs halt=max: with halt=q each size of the shrinking batch is compiled")
         return self
 
     def torch_outputs(self) -> list[str]:

@@ -11,7 +11,7 @@ the kind that the model was trained on.
 Cells that changed since the step before are marked; the percentage is the model's own estimate that the whole answer
 is right (sigmoid of q_halt). The line below the boards says whether the answer obeys the rules, which are checked
 without knowing the solution; ARC has no rules, so there it says whether the answer is the output that the task states.
-The exit code is 0 even for a wrong answer, and 2 for a mistake in the input. `all_config.yaml` is read from beside the
+The exit code is 0 even for a wrong answer, and 2 for a mistake in the input. Reads `all_config.yaml` beside the
 checkpoint. Checkpoints of the original load too.
 """
 
@@ -137,11 +137,11 @@ def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoi
     if another_kind or puzzle.kind.vocab_size != vocab_size:
         article = "a " if puzzle.task is None else ""
         raise UserError(
-            f"{checkpoint} was trained on {known}, but what it shall solve is {article}{puzzle.title}; use a "
+            f"{checkpoint} was trained on {known}, but the puzzle is {article}{puzzle.title}; use a "
             f"checkpoint that was trained on such puzzles"
         )
     if trained_on is not None and trained_on.seq_len != len(puzzle.inputs):
-        puzzle.notes += (f"the model was trained on {known}: expect no good answer",)
+        puzzle.notes += (f"the model was trained on {known}: do not expect a good answer",)
     names = identifiers_at_hand(data_path) if puzzle.task is not None else []
     if names and model.puzzle_emb is not None and len(names) != model.data.num_puzzle_identifiers:
         raise UserError(

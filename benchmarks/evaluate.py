@@ -157,7 +157,7 @@ def options(doc: str = __doc__) -> argparse.ArgumentParser:
     args = parser(doc, repeats=3)
     args.add_argument("--batch", type=positive, help="global batch size")
     yes_or_no = argparse.BooleanOptionalAction
-    args.add_argument("--compile", action=yes_or_no, help="also halt=max with compiled blocks (default: but for --toy)")
+    args.add_argument("--compile", action=yes_or_no, help="also halt=max with compiled blocks (default: unless --toy)")
     return args
 
 

@@ -115,7 +115,7 @@ class Way:
     losses: list[dict[str, float]] = field(default_factory=list)
     first_steps: list[float] = field(default_factory=list)  # seconds
     peak: float = 0.0  # bytes on a CUDA device, without those that other ways hold
-    times: list[float] = field(default_factory=list)  # seconds a step
+    times: list[float] = field(default_factory=list)  # seconds per step
 
 
 def prepare(

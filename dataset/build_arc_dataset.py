@@ -86,7 +86,7 @@ def read_tasks(config: ArcConfig) -> list[Task]:
         tasks = read_folders([Path(folder) for folder in config.dataset_dirs or DEFAULT_DIRS])
     tasks, several = unite_versions(tasks)
     if several:
-        _warn(f"{several} tasks stand in more than one source: the versions of a task are united, equal pairs once")
+        _warn(f"{several} tasks are in more than one source: the versions of a task are united, equal pairs once")
     for task in tasks:
         if parse_augmentation(task.name)[0] != task.name:
             raise UserError(f"{task.source}: a task cannot be called like an augmentation; rename it")
@@ -122,7 +122,7 @@ def _choose_val_tasks(tasks: Sequence[Task], config: ArcConfig) -> set[str]:
     count = round(config.val_fraction * len(names))
     if count == 0:
         raise UserError(
-            f"--val-fraction {config.val_fraction} of {len(names)} training tasks is no task; raise it or leave it out"
+            f"--val-fraction {config.val_fraction} of {len(names)} training tasks selects none; raise or omit it"
         )
     return set(sorted(names, key=lambda name: _generators(config.seed, name)[0].random())[:count])
 
@@ -137,7 +137,7 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
         leaked.update(found)
         if found:
             remedy = "dropped from train" if drop else "trained on: scores will be too high; --drop-leaked drops them"
-            _warn(f"{len(found)} of the {len(keys)} {split} pairs also stand in train, and are {remedy}")
+            _warn(f"{len(found)} of the {len(keys)} {split} pairs are also in train, and are {remedy}")
     if not (drop and leaked):
         return plan
     plan = {
@@ -147,7 +147,7 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
     untrained = [name for name, splits in plan.items() if not splits["train"]]
     if untrained:
         _warn(f"tasks left without a pair to train on, and so without a group in train: {', '.join(untrained)}")
-    # A task with no pair in any split would only lengthen the table of puzzle embeddings.
+    # A task with no pair left in any split would only lengthen the table of puzzle embeddings.
     return {name: splits for name, splits in plan.items() if any(splits.values())}
 
 

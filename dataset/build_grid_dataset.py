@@ -77,7 +77,7 @@ def build(config: GridConfig) -> None:
     with atomic_build(config.output_dir) as folder:
         summary = DatasetWriter(folder, files, recipe, selection).run()
     if augmenter.kept_originals:
-        warn(f"{augmenter.kept_originals} copies are the original: their solution stands in test or val")
+        warn(f"{augmenter.kept_originals} copies are the original: their solution is in test or val")
     print(f"{config.output_dir}: " + "; ".join(summary))
 
 

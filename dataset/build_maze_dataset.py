@@ -71,7 +71,7 @@ def _augment(
 
 
 def _generate(config: MazeConfig, seed: np.random.SeedSequence) -> dict[str, PuzzleFile]:
-    from puzzles.maze_generator import generate_mazes  # imports numba, which the other sources do without
+    from puzzles.maze_generator import generate_mazes  # imports numba, which the other sources do not need
 
     mazes = generate_mazes(config.num_train + config.num_test, config.size, config.min_path_length, seed)
     parts = {"train": slice(config.num_train), "test": slice(config.num_train, None)}

@@ -130,7 +130,7 @@ class SudokuAugmenter:
 
 
 def _generate(config: SudokuConfig, seed: np.random.SeedSequence) -> dict[str, PuzzleFile]:
-    from puzzles.sudoku_generator import generate_sudokus  # imports numba, which the other sources do without
+    from puzzles.sudoku_generator import generate_sudokus  # imports numba, which the other sources do not need
 
     extra = config.extra_clues if config.extra_clues is not None else (4 if config.size == 4 else 0)
     made = generate_sudokus(

@@ -83,7 +83,7 @@ def atomic_build(output_dir: str | Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with this number
             folder.mkdir()
         except OSError as error:
-            raise UserError(f"cannot write beside --output-dir {target}: {error.strerror}") from None
+            raise UserError(f"cannot write next to --output-dir {target}: {error.strerror}") from None
         yield folder
         put_in_place(folder, target)
     except BaseException:

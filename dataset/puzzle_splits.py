@@ -182,8 +182,8 @@ class DatasetWriter:
                     bar.update(len(group_inputs))
         if same_key:
             warn(
-                f"{same_question} of {total} train puzzles stand in test too, {same_key} {self.kind.same_key}; "
-                "scores on test will flatter"
+                f"{same_question} of {total} train puzzles are in test too, {same_key} {self.kind.same_key}; "
+                "scores on test will be too high"
             )
 
     def _finish(self, split: str) -> str:

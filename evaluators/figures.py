@@ -12,7 +12,7 @@ The JSON holds figure, checkpoint, dataset, examples, max_steps and
     steps           kind, puzzles: for each its example (position in the split), puzzle, solution, cells (with a label),
                     and steps: step, answer, confidence (sigmoid of q_halt), equal_cells. Boards are as solve.py --json
                     writes them
-    participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR a number
+    participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR for each
     scaling         trained_steps, limits, and halt_max (all steps) and halt_q (until the model wants to halt), each
                     exact_accuracy and mean_steps for each limit
 

@@ -108,7 +108,7 @@ class InnerNetwork(nn.Module, ABC):
 
 @dataclass
 class Carry:
-    """Where every sequence of a batch stands between two reasoning steps."""
+    """Where every sequence of a batch is between two reasoning steps."""
 
     inner_carry: Any  # the network's state
     steps: Tensor  # (B,) int32: steps taken on the current data

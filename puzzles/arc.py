@@ -70,10 +70,10 @@ class Arc(Kind):
         try:
             rows = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{source} is no ARC grid in JSON ({error}); write it as [[0, 1], [2, 0]]") from None
+            raise UserError(f"{source} is not an ARC grid in JSON ({error}); write it as [[0, 1], [2, 0]]") from None
         pair = Pair(*2 * [parse_grid(rows, source)])
         inputs, _ = encode([pair], Augmentations(np.array([0]), _IDENTITY[None]))
-        note = "the model knows a task by its name, and this grid has none: expect no good answer; name it with task=…"
+        note = "the model knows a task by its name, and this grid has none: do not expect much; name it with task=…"
         return Puzzle(cls.of_cells(SEQ_LEN), inputs[0], notes=(note,))
 
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> Encoded:
@@ -110,7 +110,7 @@ class Arc(Kind):
         return "a grid of {}×{}".format(*self.extent(answer))
 
     def symmetries(self, count: int, seed: int) -> list[Transform]:
-        raise UserError("this is an ARC dataset, which holds its copies already; vote with python -m evaluators.arc")
+        raise UserError("this is an ARC dataset, which already holds its copies; vote with python -m evaluators.arc")
 
 
 class Pair(NamedTuple):

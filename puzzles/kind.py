@@ -19,7 +19,7 @@ import numpy as np
 from errors import UserError
 from extension import import_below, modules_below
 
-PAD = 0  # in every kind: no cell of the puzzle
+PAD = 0  # in every kind: not a cell of the puzzle
 
 # Modules of this package that hold no kind. They are not even imported in search of one: three of them load numba.
 _HELPERS = frozenset({"compiled", "draw", "kind", "maze_generator", "sudoku_generator", "symmetry"})
@@ -30,7 +30,7 @@ class Look:
     """How the cells of a board look, whatever draws it (puzzles/draw.py, puzzle_visualizer.html)."""
 
     fills: tuple[str | None, ...]  # of each token: a name in draw.PALETTE or "#rrggbb"; None: like the paper
-    glyphs: tuple[str, ...]  # of each token: what stands in the cell; "": nothing
+    glyphs: tuple[str, ...]  # of each token: what is written in the cell; "": nothing
     boxes: tuple[int, int] | None = None  # rows and columns between heavy lines
     # In text a cell takes two characters, the second of which is a `*` if it has changed. With `marks` it takes one: a
     # cell that has changed shows the mark of what it has become.
@@ -255,7 +255,7 @@ class Puzzle:
     identifier: int = 0  # of its puzzle embedding
     task: str | None = None  # ARC: the puzzle's name
     expected: np.ndarray | None = None  # (cells,), if the right answer is stated
-    notes: tuple[str, ...] = ()  # what the person should know
+    notes: tuple[str, ...] = ()  # what the user should know
 
     @property
     def title(self) -> str:
@@ -272,7 +272,7 @@ def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzl
         raise UserError(f"{source} is empty; it must hold a puzzle")
     kind = kind or next((one for one in all_kinds() if one.recognises(text)), None)
     if kind is None:
-        raise UserError(f"{source} is no puzzle of a kind known here: {_known()}")
+        raise UserError(f"{source} is not a puzzle of a kind known here: {_known()}")
     return kind.parse(text, source)
 
 

@@ -29,7 +29,7 @@ class Maze(Kind):
     name = "maze"
     default_copies = 16
     marks_mean = "since the step before: + has become path, - free, ! something else"
-    same_key = "are, perhaps rotated or reflected, one of test"
+    same_key = "equal one of test, perhaps rotated or reflected"
     symbols = ("?", *CHARACTERS)
     look = Look(
         fills=("none", "wall", "free", "start", "goal", "path"),
@@ -95,9 +95,9 @@ class Maze(Kind):
         problems = [
             (question_bad, "the question has a character other than `#`, space, S and G"),
             ((labels == PAD).any(1), "the answer has a character other than `#`, space, S, G and o"),
-            (~_has_both_ends(inputs), "the question has not exactly one S and one G"),
+            (~_has_both_ends(inputs), "the question does not have exactly one S and one G"),
             (~_keeps(inputs, labels).all(1), "the answer differs from the question by more than o on free cells"),
-            (~self._in_one_piece(labels), "the o cells of the answer are no path from S to G"),
+            (~self._in_one_piece(labels), "the o cells of the answer are not a path from S to G"),
         ]
         return Encoded(inputs, labels, problems)
 
@@ -121,7 +121,7 @@ class Maze(Kind):
             before, after = (_NAMES.get(int(board[cell]), "nothing") for board in (inputs, answer))
             found.append(f"{before} at {self.place(cell)} has become {after}")
         if not _has_both_ends(answer):
-            return found or ["the maze has not exactly one S and one G"]
+            return found or ["the maze does not have exactly one S and one G"]
         path, neighbours = (grid.ravel() for grid in self._path_cells(answer))
         for cell in np.flatnonzero(path):
             end = f"{self.symbols[answer[cell]]}, " if answer[cell] in (START, GOAL) else ""
@@ -178,7 +178,7 @@ class Maze(Kind):
         return transforms[:count]
 
     def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The same for all rotations and reflections of a maze, whatever its label."""
+        """Keys that are the same for all rotations and reflections of a maze, whatever its label."""
         copies = dihedral_copies(inputs)
         return hash_rows(copies.reshape(-1, self.seq_len)).reshape(len(inputs), 8).min(axis=1)
 
@@ -236,7 +236,7 @@ def _square(lines: list[tuple[int, str]], source: str) -> list[str]:
         (_, line), size = lines[0], isqrt(len(lines[0][1]))
         if size < 2 or size * size != len(line):
             raise UserError(
-                f"{source}: a maze is a square; {len(line)} characters in one line are none (30×30 are 900)"
+                f"{source}: a maze is a square; {len(line)} characters in one line do not make one (30×30 are 900)"
             )
         return [line[start : start + size] for start in range(0, len(line), size)]
     size = max(len(lines), 2)

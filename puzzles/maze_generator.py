@@ -97,7 +97,7 @@ def _cores() -> int:
 
 
 def _canonical(question: np.ndarray, size: int) -> bytes:
-    """The same for all rotations and reflections of a maze."""
+    """Bytes that are the same for all rotations and reflections of a maze."""
     grid = question.reshape(size, size)
     return min(np.ascontiguousarray(dihedral_transform(grid, tid)).tobytes() for tid in range(8))
 

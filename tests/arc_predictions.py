@@ -1,4 +1,4 @@
-"""Real ARC tasks as a small dataset, and made-up predictions of which the votes are known beforehand."""
+"""Real ARC tasks as a small dataset, and made-up predictions whose votes are known beforehand."""
 
 import functools
 import json

@@ -1,5 +1,5 @@
 """A run whose labels flatter its model: the reference run's end, which solves no puzzle by itself, and the true labels
-replaced by what the model answers. So tests know which puzzles it has right.
+replaced by what the model answers. So the tests know which puzzles it gets right.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped on the way, and whether they end as one that was not."""
+"""Runs that are killed or stopped on the way, and whether they end like one that was not."""
 
 import os
 import random

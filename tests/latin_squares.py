@@ -1,4 +1,4 @@
-"""A kind of puzzle dropped in as one file: its folder on the path, and puzzles of it in CSV files."""
+"""A kind of puzzle dropped in as one file: puts its folder on the path, and writes its puzzles to CSV files."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""Running the project's commands as a user would: in processes of their own, also under torchrun."""
+"""Running the project's commands as a user would: in processes of their own, and under torchrun."""
 
 import os
 import subprocess

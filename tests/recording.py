@@ -1,7 +1,7 @@
-"""A CUDA graph without CUDA: what a call launches, recorded and launched again on the same memory.
+"""A CUDA graph without CUDA: what a call launches is recorded, and launched again on the same memory.
 
-As with a graph, recording leaves no trace in memory that existed before, Python code runs while recording only, and
-what an operation made at the first time is where it writes at every replay.
+As with a graph, recording leaves no trace in memory that existed before, Python code runs only while recording, and
+at every replay an operation writes to what it made the first time.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Reading the reference vectors of the model variants, and stepping a model through them.
 
-The tests of tests/reference run on HRM_TEST_DEVICE, by default the CPU, with the same tolerances everywhere.
+The tests that use tests/reference run on HRM_TEST_DEVICE, by default the CPU, with the same tolerances everywhere.
 """
 
 import json

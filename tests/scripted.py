@@ -1,4 +1,4 @@
-"""Reasoning steps of which the answers are known beforehand."""
+"""Reasoning steps whose answers are known beforehand."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What two ranks do and find for tests/test_distributed.py: python -m tests.summing_ranks FOLDER, under torchrun."""
+"""What two ranks do and report for tests/test_distributed.py: python -m tests.summing_ranks FOLDER, under torchrun."""
 
 import sys
 from datetime import timedelta

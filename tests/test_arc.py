@@ -171,7 +171,7 @@ def test_what_counts_of_a_canvas():
     assert (kind.extent(nothing), kind.plain(nothing)) == ((0, 0), [])
     assert kind.valid(tokens, np.stack([tokens, nothing])).tolist() == [True, False]
     assert (kind.violations(tokens, tokens), kind.violations(tokens, nothing)) == ([], ["there is no grid"])
-    with pytest.raises(UserError, match="holds its copies already"):
+    with pytest.raises(UserError, match="already holds its copies"):
         kind.symmetries(8, seed=0)
     with pytest.raises(UserError, match="build them with dataset"):
         kind.encode(tokens[None], tokens[None])

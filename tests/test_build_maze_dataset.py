@@ -148,7 +148,7 @@ def test_warns_of_train_mazes_in_test(tmp_path: Path, capsys: pytest.CaptureFixt
     turned = [test[2][0], transformed(test[2][1], 3), transformed(test[2][2], 3), test[2][3]]
     source = write_source(tmp_path / "csv", train=[*train, test[1], turned])
     build(MazeConfig(source_dir=source, output_dir=tmp_path / "out"))
-    assert "1 of 6 train puzzles stand in test too, 2 are, perhaps rotated" in capsys.readouterr().err
+    assert "1 of 6 train puzzles are in test too, 2 equal one of test, perhaps rotated" in capsys.readouterr().err
     build(MazeConfig(source_dir=REFERENCE, output_dir=tmp_path / "out"))
     assert "warning" not in capsys.readouterr().err
 
@@ -172,13 +172,16 @@ def tiny(**changes: str) -> list[list[str]]:
         (tiny(question=QUESTION.replace("#", "%")), r"train\.csv:3: the question has a character other"),
         (tiny(question=ANSWER), r"train\.csv:3: the question has a character other"),
         (tiny(answer=ANSWER.replace("o", "0")), r"train\.csv:3: the answer has a character other"),
-        (tiny(question=QUESTION.replace("G", " ")), r"train\.csv:3: the question has not exactly one S and one G"),
-        (tiny(question=QUESTION[:-1] + "S"), r"train\.csv:3: the question has not exactly one S and one G"),
+        (
+            tiny(question=QUESTION.replace("G", " ")),
+            r"train\.csv:3: the question does not have exactly one S and one G",
+        ),
+        (tiny(question=QUESTION[:-1] + "S"), r"train\.csv:3: the question does not have exactly one S and one G"),
         (tiny(answer=ANSWER[:-1] + "#"), r"train\.csv:3: the answer differs from the question"),
         (tiny(answer=ANSWER[:3] + "o" + ANSWER[4:]), r"train\.csv:3: the answer differs from the question"),
-        (tiny(answer=QUESTION), r"train\.csv:3: the o cells of the answer are no path"),
-        (tiny(answer=QUESTION[:4] + "o" + QUESTION[5:]), r"train\.csv:3: the o cells of the answer are no path"),
-        (tiny(answer=ANSWER[:-1] + "o"), r"train\.csv:3: the o cells of the answer are no path"),
+        (tiny(answer=QUESTION), r"train\.csv:3: the o cells of the answer are not a path"),
+        (tiny(answer=QUESTION[:4] + "o" + QUESTION[5:]), r"train\.csv:3: the o cells of the answer are not a path"),
+        (tiny(answer=ANSWER[:-1] + "o"), r"train\.csv:3: the o cells of the answer are not a path"),
         (tiny(rating="3.5"), r"train\.csv:3: the rating '3.5' is not a whole number"),
         ([["question", "answer"], *tiny()[1:]], r"train\.csv:1: the header is not"),
         ([*tiny(), GOOD[:2]], r"train\.csv:4: expected 4 columns, found 2; is the file truncated"),
@@ -221,7 +224,7 @@ def test_script_fails_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     result = run_script("--source-dir", source, "--output-dir", tmp_path / "new" / "out")
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        f"error: {source}/train.csv:3: the o cells of the answer are no path from S to G"
+        f"error: {source}/train.csv:3: the o cells of the answer are not a path from S to G"
     ]
     assert "Traceback" not in result.stderr
     assert not any((tmp_path / "new").iterdir())

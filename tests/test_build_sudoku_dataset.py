@@ -238,7 +238,7 @@ def test_warns_of_train_puzzles_in_test(tmp_path: Path, capsys: pytest.CaptureFi
     fewer_clues = [test[2][0], "." * 81, *test[2][2:]]
     source = write_source(tmp_path / "csv", train=[*train, test[1], fewer_clues])
     build(SudokuConfig(source_dir=source, output_dir=tmp_path / "out"))
-    assert "1 of 12 train puzzles stand in test too, 2 share their solution" in capsys.readouterr().err
+    assert "1 of 12 train puzzles are in test too, 2 share their solution" in capsys.readouterr().err
     build(SudokuConfig(source_dir=REFERENCE, output_dir=tmp_path / "out"))
     assert "warning" not in capsys.readouterr().err
 

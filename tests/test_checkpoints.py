@@ -1,4 +1,4 @@
-"""Which checkpoint, and from whose weights: python -m pytest tests/test_checkpoints.py"""
+"""Which checkpoints are saved, and which weights a run starts from: python -m pytest tests/test_checkpoints.py"""
 
 import json
 import shutil

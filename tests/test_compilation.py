@@ -1,4 +1,4 @@
-"""When compiling pays, and that it computes the same: python -m pytest tests/test_compilation.py"""
+"""When compiling pays, and that it changes no results: python -m pytest tests/test_compilation.py"""
 
 import pytest
 import torch

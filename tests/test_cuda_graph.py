@@ -1,6 +1,6 @@
 """The recorded training step against the plain one: python -m pytest tests/test_cuda_graph.py
 
-Without CUDA, with a recorder that launches the same operations again on the same memory (tests/recording.py).
+Without CUDA, a recorder launches the same operations again on the same memory (tests/recording.py).
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The model beside the reference vectors: python -m pytest tests/test_hrm.py"""
+"""The model, apart from the reference vectors: python -m pytest tests/test_hrm.py"""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Kinds of puzzle: which a dataset holds, and kinds that are dropped in: python -m pytest tests/test_kind.py"""
+"""Kinds of puzzle: which one a dataset holds, and kinds that are dropped in: python -m pytest tests/test_kind.py"""
 
 import json
 import re
@@ -136,7 +136,7 @@ def test_a_kind_dropped_in_as_one_file(tmp_path):
     [
         ("", "here is empty"),
         ("\n \n", "here is empty"),
-        ("hello", "here is no puzzle of a kind known here: arc, maze, sudoku"),
+        ("hello", "here is not a puzzle of a kind known here: arc, maze, sudoku"),
     ],
 )
 def test_a_text_that_is_no_puzzle(text, problem):
@@ -153,7 +153,7 @@ def test_an_arc_grid_typed_in():
     assert puzzle.inputs.tolist() == expected.ravel().tolist()
     assert puzzle.kind.plain(puzzle.inputs) == [[1, 2], [0, 9]]
     for text, problem in (
-        ("[[1, 2]", "here is no ARC grid in JSON"),
+        ("[[1, 2]", "here is not an ARC grid in JSON"),
         ("[[1, 10]]", "here holds 10 in row 0, column 1"),
     ):
         with pytest.raises(UserError, match=re.escape(problem)):

@@ -50,7 +50,7 @@ def test_what_a_person_should_know_about_a_maze():
         ("S.#\n\n#.G", "here: line 2 has 0 characters"),
         ("S.#\n..#", "a maze is a square, this one has 2 lines of 3 characters"),
         ("S.#\n..#\n#.G\n...", "a maze is a square, this one has 4 lines of 3 characters"),
-        ("S.#.G", "a maze is a square; 5 characters in one line are none"),
+        ("S.#.G", "a maze is a square; 5 characters in one line do not make one"),
         ("S.#\n.x#\n#.G", "here: line 2, column 2 is 'x'; a maze is written in"),
         ("S\t#\n..#\n#.G", "here: line 1, column 2 is a tab"),
         ("S.#\n..#\n#..", "one goal G, this one has none"),

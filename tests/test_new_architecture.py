@@ -1,6 +1,6 @@
-"""An architecture of one's own, from training to pictures: python -m pytest tests/test_new_architecture.py
+"""An architecture of your own, from training to pictures: python -m pytest tests/test_new_architecture.py
 
-A folder on PYTHONPATH with `models/plain.py` and `config/arch/plain.yaml`, and no other file, is all that it needs.
+All that it needs is a folder on PYTHONPATH with `models/plain.py` and `config/arch/plain.yaml`.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""A kind of puzzle of one's own, from CSV files to pictures: python -m pytest tests/test_new_kind.py
+"""A kind of puzzle of your own, from CSV files to pictures: python -m pytest tests/test_new_kind.py
 
-A folder on PYTHONPATH with `puzzles/latin.py`, and no other file, is all that Latin squares need.
+All that Latin squares need is a folder on PYTHONPATH with `puzzles/latin.py`.
 """
 
 import json
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_it_is_said_in_its_words(checkpoint):
     line = refusal(*arguments, "puzzle=ABCD......x.....")
     assert line.startswith("error: puzzle: character 11 is 'x'; a 4×4 Latin square is written in . A B C D")
     line = refusal(*arguments, "puzzle=1..4.4...1..4..1")
-    assert "was trained on 4×4 Latin squares, but what it shall solve is a 4×4 Sudoku" in line
+    assert "was trained on 4×4 Latin squares, but the puzzle is a 4×4 Sudoku" in line
     line = refusal(*arguments, "puzzle=ABCD............", path=str(ROOT))
     assert "there is no kind of puzzle called 'latin'" in line
     assert "PYTHONPATH" in line

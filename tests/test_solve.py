@@ -213,8 +213,8 @@ def test_a_real_maze_through_a_real_model(tmp_path, capsys):
     assert found["valid"] is False
     assert len(found["violations"]) > 3
     solved(f"checkpoint={path}", "puzzle=S..G", "max_steps=1")
-    assert capsys.readouterr().err == "note: the model was trained on 30×30 mazes: expect no good answer\n"
-    with pytest.raises(UserError, match="was trained on 30×30 mazes, but what it shall solve is a 4×4 Sudoku"):
+    assert capsys.readouterr().err == "note: the model was trained on 30×30 mazes: do not expect a good answer\n"
+    with pytest.raises(UserError, match="was trained on 30×30 mazes, but the puzzle is a 4×4 Sudoku"):
         solved(f"checkpoint={path}", "puzzle=" + "." * 16)
 
 
@@ -346,10 +346,10 @@ def test_animations_of_mazes_and_arc_tasks(arc, capsys, monkeypatch):
 def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
     nine = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
     for arguments, problem in {
-        (f"puzzle={nine}",): "was trained on 4×4 Sudokus, but what it shall solve is a 9×9 Sudoku; use",
+        (f"puzzle={nine}",): "was trained on 4×4 Sudokus, but the puzzle is a 9×9 Sudoku; use",
         ("puzzle=S........",): "character 1 is 'S'; a Sudoku is written in digits",
-        ("puzzle=S.G......",): "was trained on 4×4 Sudokus, but what it shall solve is a 3×3 maze",
-        ("task=007bbfb7",): "was trained on 4×4 Sudokus, but what it shall solve is ARC task 007bbfb7",
+        ("puzzle=S.G......",): "was trained on 4×4 Sudokus, but the puzzle is a 3×3 maze",
+        ("task=007bbfb7",): "was trained on 4×4 Sudokus, but the puzzle is ARC task 007bbfb7",
         (): "give one of puzzle=…, file=… and task=…: none is given",
         ("puzzle=1", "task=1"): "puzzle and task are given",
         ("file=nowhere.txt",): "cannot read file=nowhere.txt: No such file or directory",
@@ -375,7 +375,7 @@ def test_without_the_dataset_the_weights_say_what_fits(tmp_path, capsys):
     with pytest.raises(UserError, match="learned the positions of 16 cells and cannot read a puzzle of 9"):
         solved(f"checkpoint={learned}", "puzzle=S.G......")
     rope = untrained(tmp_path / "b", tmp_path / "gone", vocab_size=6)
-    with pytest.raises(UserError, match="mazes or 4×4 Sudokus, but what it shall solve is a 6×6 Sudoku"):
+    with pytest.raises(UserError, match="mazes or 4×4 Sudokus, but the puzzle is a 6×6 Sudoku"):
         solved(f"checkpoint={rope}", "puzzle=" + "." * 36)
     another = dict(vocab_size=8, seq_len=36) | find_kind("sudoku")(6, 6).describe()
     metadata = json.loads((PIPELINE / "dataset/test/dataset.json").read_text()) | another

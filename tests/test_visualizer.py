@@ -1,7 +1,7 @@
 """puzzle_visualizer.html in headless Chromium, on built datasets: python -m pytest tests/test_visualizer.py
 
-What it paints and writes is compared with the arrays on disk. Screenshots are left in tests/artefacts, or in the folder
-that VISUALIZER_SCREENSHOTS names.
+What the page paints and writes is compared with the arrays on disk. Screenshots are left in tests/artefacts, or in the
+folder that VISUALIZER_SCREENSHOTS names.
 """
 
 import itertools

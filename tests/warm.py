@@ -1,7 +1,7 @@
-"""Commands in processes of their own that need not import PyTorch: forked from one that has done nothing else.
+"""Commands in processes of their own that need not import PyTorch: they are forked from one that only imported it.
 
-A start costs hundredths of a second in place of three, for every rank; under torchrun nine for two ranks. What is
-missing is the start itself, torchrun, and how Python takes an interpreter down: `tests.launch.run` is for these.
+A start takes hundredths of a second, not three seconds per rank, or nine for two ranks under torchrun. Not covered are
+the start itself, torchrun, and how Python shuts an interpreter down: `tests.launch.run` is for these.
 """
 
 import multiprocessing.connection

@@ -147,6 +147,6 @@ def accept_plain_overrides() -> None:
 def hydra_error(error: HydraException | OmegaConfBaseException) -> UserError:
     """Hydra's several lines as one."""
     if isinstance(error, OverrideParseException):
-        return UserError(f"cannot read the override '{error.override.lstrip('+')}'; quote lists and blanks")
+        return UserError(f"cannot read the override '{error.override.lstrip('+')}'; quote lists and spaces")
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     return UserError(re.sub(r"\s*(Config search path|Set the environment variable|\[?provider=).*", "", text))

@@ -174,7 +174,7 @@ class PretrainConfig(StrictModel):
     )
     load_checkpoint: str | None = Field(default=None, description="start from the weights of this file")
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
-        default="error", description="with another number of puzzle embeddings: refuse it, or start them from this"
+        default="error", description="error: refuse another number of puzzle embeddings; mean, zero: start from that"
     )
 
     resume: bool | str = Field(
@@ -268,7 +268,7 @@ def load_config(path: str) -> PretrainConfig:
             values["arch"] = without_retired(values["arch"])
         return validate(PretrainConfig, values)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; a checkpoint lies in its run folder, beside all_config.yaml") from None
+        raise UserError(f"{path} is missing; a checkpoint must be in its run folder, with all_config.yaml") from None
     except (UserError, yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not the config of a run: {error}") from None
 
@@ -279,6 +279,6 @@ def without_retired(arch: dict[str, Any]) -> dict[str, Any]:
     if arch.get("q_target") == "every_n":
         arch["q_target"] = "every_step"  # the same rule of halting
     if arch.get("forward_dtype") == "float16":
-        log.warning("forward_dtype=float16 is no longer there: computing with auto")
+        log.warning("forward_dtype=float16 is no longer supported: using auto")
         arch["forward_dtype"] = "auto"
     return arch

@@ -59,7 +59,7 @@ class PredictionRows:
     """Some examples and what was predicted for them, without padding."""
 
     inputs: np.ndarray  # (n, seq_len)
-    labels: np.ndarray | None  # (n, seq_len), ignored = -100; None where a torch dictionary holds none
+    labels: np.ndarray | None  # (n, seq_len), ignored = -100; None if a torch dictionary holds none
     puzzle_identifiers: np.ndarray  # (n,)
     answers: np.ndarray  # (n, seq_len)
     q_halt_logits: np.ndarray  # (n,) float32
@@ -257,7 +257,7 @@ def _read_compact(
             for start in range(0, len(mine), rows):
                 here = slice(start, start + rows)
                 inputs, labels, identifiers = _gather(sets, mine[here], metadata)
-                # Mapped anew for each part: pages that were read do not stay with the process.
+                # Mapped anew for each part, so that pages that were read do not stay with the process.
                 answers, q_halt, q_continue = (
                     np.array(_map_part(folder, field, rank)[here])
                     for field in ("answers", "q_halt_logits", "q_continue_logits")
@@ -327,7 +327,7 @@ def read_torch(
     def read() -> Iterator[dict[str, np.ndarray | None]]:
         for rank, size in enumerate(sizes):
             for start in range(0, size, rows):
-                # Mapped anew for each part: pages that were read do not stay with the process.
+                # Mapped anew for each part, so that pages that were read do not stay with the process.
                 part = _map(paths[rank], split_folder, metadata)
                 yield _without_padding({key: values[start : start + rows] for key, values in part.items()}, metadata)
 

@@ -30,7 +30,7 @@ class Step:
     logits: Tensor  # (n, S, vocab)
     q_halt: Tensor  # (n,) float32 logits
     q_continue: Tensor  # (n,) float32 logits
-    state: Any  # of the network, see models/act.py
+    state: Any  # the network's, see models/act.py
     wants_to_halt: Tensor  # (n,) bool: what the model says
     last: Tensor  # (n,) bool: by the halting rule, this was the sequence's last step
 
@@ -51,8 +51,8 @@ class Finished:
 
     data: Batch  # its rows
     outputs: dict[str, Tensor]  # logits (B, S, vocab), q_halt_logits, q_continue_logits (B,)
-    steps: Tensor  # (B,) int32: taken
-    answers_by_step: Tensor | None  # (B, max_steps, S) uint8: a row's last answer repeats
+    steps: Tensor  # (B,) int32: how many each row took
+    answers_by_step: Tensor | None  # (B, max_steps, S) uint8: a row's last answer is repeated
 
 
 class Reasoner:

@@ -40,8 +40,8 @@ class TrainState:
     ema: "WeightAverage | None" = None
 
     step: int = 0
-    passes: int = 0  # over the training data, evaluated
-    batches: int = 0  # of the current pass
+    passes: int = 0  # over the training data, up to the evaluation
+    batches: int = 0  # taken from the current pass
     evaluated: int | None = None  # the step of the last evaluation
     best: dict | None = field(default=None)  # * metric, value, step and checkpoint of the best evaluation
     wandb_id: str | None = None  # *

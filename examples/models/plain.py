@@ -1,7 +1,7 @@
 """A plain Transformer within ACT, an architecture that the project does not know; it shares no layer with the others.
 
-Its state is one tensor. It says nothing of continuing, so it is trained with `q_target=off`. In training it runs its
-layers once for the first steps of a run and twice after them.
+Its state is one tensor. It has no Q(continue), so it is trained with `q_target=off`. In training it runs its layers
+once in the first steps of a run, and twice after them.
 """
 
 from dataclasses import dataclass
