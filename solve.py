@@ -85,7 +85,12 @@ def solve(config: SolveConfig) -> None:
     else:
         puzzle = read_text(*typed(config), trained_on)
     device = select_device(config.device)
-    model = load_model_alone(checkpoint, run, len(puzzle.inputs), device, metadata).model
+    try:
+        model = load_model_alone(checkpoint, run, len(puzzle.inputs), device, metadata).model
+    except UserError:
+        if trained_on is not None and (type(trained_on), trained_on.seq_len) != (type(puzzle.kind), len(puzzle.inputs)):
+            raise another_puzzle(checkpoint, f"{trained_on.title}s", puzzle) from None
+        raise
     check_fit(puzzle, model, trained_on, checkpoint, data_path)
     for note in puzzle.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
@@ -135,11 +140,7 @@ def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoi
     known = kinds_with(vocab_size) if trained_on is None else f"{trained_on.title}s"
     another_kind = trained_on is not None and type(trained_on) is not type(puzzle.kind)
     if another_kind or puzzle.kind.vocab_size != vocab_size:
-        article = "a " if puzzle.task is None else ""
-        raise UserError(
-            f"{checkpoint} was trained on {known}, but the puzzle is {article}{puzzle.title}; use a "
-            f"checkpoint that was trained on such puzzles"
-        )
+        raise another_puzzle(checkpoint, known, puzzle)
     if trained_on is not None and trained_on.seq_len != len(puzzle.inputs):
         puzzle.notes += (f"the model was trained on {known}: do not expect a good answer",)
     names = identifiers_at_hand(data_path) if puzzle.task is not None else []
@@ -148,6 +149,14 @@ def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoi
             f"{checkpoint} has {model.data.num_puzzle_identifiers} puzzle embeddings, {data_path}/identifiers.json "
             f"{len(names)} names; set data_path to the dataset that it was trained on"
         )
+
+
+def another_puzzle(checkpoint: Path, known: str, puzzle: Puzzle) -> UserError:
+    article = "a " if puzzle.task is None else ""
+    return UserError(
+        f"{checkpoint} was trained on {known}, but the puzzle is {article}{puzzle.title}; use a checkpoint that was "
+        f"trained on such puzzles"
+    )
 
 
 def kinds_with(vocab_size: int) -> str:

@@ -124,9 +124,11 @@ class DatasetWriter:
             kind = self.recipe.kind.of_cells(cells)
         except ValueError as error:
             raise UserError(f"{file.name}:{rows.line[0]}: a question of {cells} characters; {error}") from None
+        if self.kind is None:
+            kind.check()
+            self.kind = kind
         encoded = kind.encode(rows.question, rows.answer)
         check_rows(file.name, rows.line, encoded.problems)
-        self.kind = self.kind or kind
         if kind != self.kind:
             raise UserError(
                 f"{file.name}: puzzles of {cells} cells, but the test split has {self.kind.seq_len}; both files must "

@@ -170,7 +170,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
         max_examples=config.max_examples,
     )
     kind = dataset.kind
-    transforms = kind.symmetries(config.copies or kind.default_copies, config.seed)
+    transforms = kind.symmetries(config.copies or kind.copies(), config.seed)
     models, passes = [], dataset.num_test_batches() * len(transforms)
     for path, run in zip(checkpoints, runs, strict=True):
         head = load_model(path, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)

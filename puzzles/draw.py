@@ -210,7 +210,7 @@ def board_image(
     cells = [(r * kind.columns + c, (cell * c + 1, cell * r + 1)) for r in range(rows) for c in range(columns)]
     for i, corner in cells:
         fill, glyph = kind.look.fills[tokens[i]], kind.look.glyphs[tokens[i]]
-        _draw_fill(pen, corner, cell, fill, changed[i], wrong[i])
+        _draw_fill(pen, corner, cell, fill, changed[i], wrong[i], bool(glyph))
         if fill is not None:
             _draw_glyph(pen, corner, cell, glyph, "ink" if _is_bright(colour_of(fill)) else "paper", bold=True)
         else:
@@ -225,7 +225,13 @@ def board_image(
 
 
 def _draw_fill(
-    pen: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, fill: str | None, changed: bool, wrong: bool
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    cell: int,
+    fill: str | None,
+    changed: bool,
+    wrong: bool,
+    has_glyph: bool,
 ) -> None:
     (left, top), (right, bottom) = corner, (corner[0] + cell, corner[1] + cell)
     if fill is not None:
@@ -233,8 +239,12 @@ def _draw_fill(
     elif wrong or changed:
         pen.rectangle((left, top, right, bottom), fill=_tint(PALETTE["wrong" if wrong else "changed"]))
     if fill is not None and wrong:
-        inset = cell // 4
-        pen.rectangle((left + inset, top + inset, right - inset, bottom - inset), fill=PALETTE["wrong"])
+        inset = cell // 8 if has_glyph else cell // 4
+        inner = (left + inset, top + inset, right - inset, bottom - inset)
+        if has_glyph:  # which must stay readable
+            pen.rectangle(inner, outline=PALETTE["wrong"], width=max(2, cell // 10))
+        else:
+            pen.rectangle(inner, fill=PALETTE["wrong"])
 
 
 def _draw_glyph(

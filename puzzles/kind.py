@@ -8,16 +8,20 @@ rules (`valid`) and what they break (`violations`); everything else has a defaul
 do not say it, and their kind is inferred here.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, first_line
 from extension import import_below, modules_below
+
+log = logging.getLogger(__name__)
 
 PAD = 0  # in every kind: not a cell of the puzzle
 
@@ -215,10 +219,34 @@ class Kind(ABC):
         Raises `UserError` if there are not that many.
         """
         if count > 1:
-            raise UserError(f"copies={count}: a {self.title} has no symmetries here; choose 1")
+            raise UserError(f"{count} copies of a {self.title}: it has no symmetries, so that there is only itself")
         return [Transform(np.arange(self.seq_len), np.arange(self.vocab_size, dtype=np.uint8))]
 
+    @classmethod
+    def copies(cls) -> int:
+        """How many vote on a puzzle by default."""
+        return cls.default_copies if cls.symmetries is not Kind.symmetries else 1
+
     # In dataset.json
+
+    def check(self) -> None:
+        """Raise `UserError` for what does not fit together, before puzzles are read from CSV files."""
+        tokens, look = self.vocab_size, self.look
+        entries = {"look.fills": look.fills, "look.glyphs": look.glyphs, "written": self.written}
+        wrong = [
+            f"{what} has {len(values)} entries for {tokens} symbols"
+            for what, values in entries.items()
+            if len(values) != tokens
+        ]
+        unwritable = [symbol for symbol in self.symbols[1:] if len(symbol) != 1 or not symbol.isascii()]
+        wrong += [f"the symbol {symbol!r} is not one ASCII character" for symbol in unwritable[:3]]
+        if len(set(self.symbols)) != tokens:
+            wrong.append("two symbols are the same")
+        board = np.arange(self.seq_len) % tokens
+        if not np.array_equal(self.symmetries(1, 0)[0].apply(board), board):
+            wrong.append("the first of its symmetries is not the identity")
+        if wrong:
+            raise UserError(f"puzzles/{self.name}.py does not fit together: {'; '.join(wrong)}; correct it")
 
     def describe(self) -> dict[str, Any]:
         """What dataset.json says of the kind; enough for the visualizer to draw it."""
@@ -305,27 +333,37 @@ def hash_rows(rows: np.ndarray) -> np.ndarray:
 
 def find_kind(name: str) -> type[Kind]:
     """The kind of this name. Raises `UserError` if there is none."""
-    found = _kind_in(name)
+    module = import_below("puzzles", name)
+    found = _kind_in(module, name)
     if found is None:
-        raise UserError(
-            f"there is no kind of puzzle called '{name}'; choose one of {_known()}, or bring puzzles/{name}.py in a "
-            f"folder on PYTHONPATH"
-        )
+        remedy = f"bring puzzles/{name}.py in a folder on PYTHONPATH"
+        if module is not None:
+            remedy = f"give puzzles/{name}.py a class derived from Kind with name = '{name}', which it lacks"
+        raise UserError(f"there is no kind of puzzle called '{name}'; choose one of {_known()}, or {remedy}")
     return found
 
 
 def all_kinds() -> list[type[Kind]]:
-    """In alphabetical order."""
-    names = [name for name in modules_below("puzzles") if name not in _HELPERS]
-    return [kind for kind in map(_kind_in, names) if kind is not None]
+    """All kinds here and in the folders on Python's path, in alphabetical order.
+
+    Somebody's file that cannot be imported is passed over with a warning: it may have nothing to do with the question.
+    """
+    kinds = []
+    for name in modules_below("puzzles"):
+        if name in _HELPERS:
+            continue
+        try:
+            kinds.append(_kind_in(import_below("puzzles", name), name))
+        except (Exception, SystemExit) as error:
+            log.warning("passing over puzzles/%s.py: %s: %s", name, type(error).__name__, first_line(error))
+    return [kind for kind in kinds if kind is not None]
 
 
 def _known() -> str:
     return ", ".join(kind.name for kind in all_kinds())
 
 
-def _kind_in(name: str) -> type[Kind] | None:
-    module = import_below("puzzles", name)
+def _kind_in(module: ModuleType | None, name: str) -> type[Kind] | None:
     found = [value for value in vars(module).values() if isinstance(value, type)] if module else []
     return next((value for value in found if issubclass(value, Kind) and getattr(value, "name", None) == name), None)
 

@@ -12,7 +12,7 @@ from dataset.format import load_metadata
 from errors import UserError
 from puzzles.arc import Arc
 from puzzles.draw import PALETTE
-from puzzles.kind import Transform, all_kinds, find_kind, kind_of, read_puzzle
+from puzzles.kind import Kind, Look, Transform, all_kinds, find_kind, kind_of, read_puzzle
 from puzzles.maze import Maze
 from puzzles.sudoku import Sudoku
 from puzzles.sudoku_generator import all_4x4_grids
@@ -124,7 +124,7 @@ def test_a_kind_dropped_in_as_one_file(tmp_path):
             UserError, match=r"here: line 2, column 1 is 'E'; a 4×4 Latin square is written in \. A B C D$"
         ):
             read_puzzle("AB..\nE.AB\n....\n...C", "here", type(latin))
-        with pytest.raises(UserError, match="copies=2: a 2×2 Latin square has no symmetries"):
+        with pytest.raises(UserError, match="2 copies of a 2×2 Latin square: it has no symmetries"):
             super(type(latin), type(latin).of_cells(4)).symmetries(2, 0)
     assert [kind.name for kind in all_kinds()] == ["arc", "maze", "sudoku"]
     with pytest.raises(UserError, match="no kind of puzzle called 'latin'"):
@@ -176,3 +176,47 @@ def test_datasets_of_before_are_recognised():
     metadata = load_metadata(folder)
     assert metadata.kind is None
     assert kind_of(metadata.model_dump(), [np.load(folder / "all__inputs.npy")], str(folder)) == Sudoku(4, 4)
+
+
+def test_a_file_that_cannot_be_imported_is_passed_over(tmp_path, caplog):
+    with latin_dropped_in(tmp_path):
+        (tmp_path / "puzzles/broken.py").write_text("import no_such_package")
+        (tmp_path / "puzzles/script.py").write_text("raise SystemExit(3)")
+        with caplog.at_level("WARNING"):
+            assert [kind.name for kind in all_kinds()] == ["arc", "latin", "maze", "sudoku"]
+        assert [message.split(":")[0] for message in caplog.messages] == [
+            "passing over puzzles/broken.py",
+            "passing over puzzles/script.py",
+        ]
+        (tmp_path / "puzzles/nameless.py").write_text("from puzzles.latin import Latin")
+        with pytest.raises(
+            UserError, match=re.escape("give puzzles/nameless.py a class derived from Kind with name =")
+        ):
+            find_kind("nameless")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"look": Look(fills=(None,) * 6, glyphs=("",) * 5)}, "look.glyphs has 5 entries for 6 symbols"),
+        ({"symbols": ("?", ".", "A", "B", "C", "10")}, "the symbol '10' is not one ASCII character"),
+        ({"symbols": ("?", ".", "A", "B", "C", "A")}, "two symbols are the same"),
+        (
+            {"symmetries": lambda *_: [Transform(np.arange(16)[::-1], np.arange(6, dtype=np.uint8))]},
+            "the first of its symmetries is not the identity",
+        ),
+    ],
+)
+def test_a_kind_that_does_not_fit_together_is_refused_before_it_is_built_with(tmp_path, changes, message):
+    with latin_dropped_in(tmp_path):
+        latin = find_kind("latin")
+        latin(4, 4).check()
+        with pytest.raises(UserError, match=message):
+            type("Odd", (latin,), changes)(4, 4).check()
+
+
+def test_a_kind_without_symmetries_has_one_copy(tmp_path):
+    with latin_dropped_in(tmp_path):
+        latin = find_kind("latin")
+        assert (latin.copies(), Sudoku.copies(), Maze.copies()) == (8, 32, 16)
+        assert type("Plain", (latin,), {"symmetries": Kind.symmetries}).copies() == 1

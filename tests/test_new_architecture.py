@@ -118,6 +118,69 @@ def test_a_figure_of_states_says_which_states_there_are(whole, tmp_path):
     assert report["trained"].keys() == report["untrained"].keys() == {"board"}
 
 
+def test_help_lists_its_keys():
+    for given in (["--config-dir", EXAMPLES / "config"], [f"--config-dir={EXAMPLES / 'config'}"]):
+        printed = command("pretrain.py", *given, "arch=plain", "--help")
+        assert re.search(r"arch +hrm_v1, plain\n", printed)
+        assert re.search(r"arch.width=32 +of the state\n", printed)
+
+
+NO_CONFIG = """
+class Model(ACTModel):
+    Inner = Network
+"""
+NO_INNER = """
+class Model(ACTModel):
+    Config = Config
+"""
+NO_GRADIENT = """
+class Own(Network):
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.spare = nn.Linear(3, 3)
+
+
+class Model(ACTModel):
+    Config, Inner = Config, Own
+"""
+FEWER_LOGITS = """
+class Own(Network):
+    def forward(self, state, data):
+        state, logits, q_values = super().forward(state, data)
+        return state, logits[:, :-1], q_values
+
+
+class Model(ACTModel):
+    Config, Inner = Config, Own
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (NO_CONFIG, "its Config is not derived from ACTConfig"),
+        (NO_INNER, "its Inner is not derived from InnerNetwork"),
+        (NO_GRADIENT, "the loss does not depend on model.inner.spare.weight, model.inner.spare.bias"),
+        (FEWER_LOGITS, "Own gives logits of shape (8, 15, 6), which must be (8, 16, 6)"),
+    ],
+)
+def test_what_an_architecture_lacks_is_said(tmp_path, code, message):
+    (tmp_path / "models").mkdir()
+    imports = ("from torch import nn", "from models.act import ACTModel", "from models.plain import Config, Network")
+    (tmp_path / "models/wrong.py").write_text("\n".join(imports) + code)
+    settings = SETTINGS | {"checkpoint_path": tmp_path / "run", "arch.name": "wrong@Model"}
+    arguments = [f"{key}={value}" for key, value in settings.items()]
+    done = run("pretrain.py", *arguments, check=False, PYTHONPATH=os.pathsep.join([WITH_PLAIN, str(tmp_path)]))
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_a_target_of_a_q_that_is_not_there_is_refused(tmp_path):
+    settings = SETTINGS | {"checkpoint_path": tmp_path / "run", "arch.q_target": "every_step"}
+    done = run("pretrain.py", *(f"{k}={v}" for k, v in settings.items()), check=False, PYTHONPATH=WITH_PLAIN)
+    assert "Network has no Q(continue) that could have a target; set arch.q_target=off" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -127,7 +190,7 @@ def test_a_figure_of_states_says_which_states_there_are(whole, tmp_path):
         ("arch.name=../plain@Model", "'../plain' is not the name of a module below models/"),
         ("arch.widht=3", "unknown config key 'arch.widht'; did you mean 'arch.width'?"),
         ("arch.hidden_size=3", "unknown config key 'arch.hidden_size'"),
-        ("freeze=weights", "there are none"),
+        ("freeze=weights", "plain@PlainTransformer has none here"),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path, override, message):

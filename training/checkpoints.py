@@ -29,8 +29,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, on the CPU, without the prefix of compiled ones."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"checkpoint {path} {_not_a_file(Path(path))}") from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
         reason = "damaged, or it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged"
         raise UserError(f"{path} is not a readable checkpoint: {reason}; name a step_<n> file") from None
@@ -38,6 +38,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not pairs or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in pairs):
         raise UserError(f"{path} is not a checkpoint: it must hold a state dict, names -> tensors")
     return {key.removeprefix(COMPILED_PREFIX): value for key, value in pairs}
+
+
+def _not_a_file(path: Path) -> str:
+    return "is a folder; name a step_<n> file" if path.is_dir() else "does not exist"
 
 
 def load_weights(
@@ -63,7 +67,7 @@ def load_model(
 ) -> ACTLossHead:
     """Build the checkpoint's model for a dataset, on the device; `config` is that of its run (`load_config`)."""
     if not checkpoint.is_file():
-        raise UserError(f"checkpoint {checkpoint} does not exist")
+        raise UserError(f"checkpoint {checkpoint} {_not_a_file(checkpoint)}")
     head = config.arch.build_for(metadata, batch_size=batch_size, device=device)
     load_weights(head, checkpoint, belongs_to=config.data_path)
     return head

@@ -111,16 +111,32 @@ def _default(field: Any, value: Any) -> str:
 
 def pretrain_help(about: str, config_dir: str, config_name: str, args: Sequence[str]) -> str:
     """Describe every key of a training run, with the value that it has under the overrides `args`."""
+    folders, overrides = _config_folders(args)
     with initialize_config_dir(config_dir, version_base=None):
-        overrides = [arg for arg in args if "=" in arg]
+        if folders:
+            overrides.append(f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]")
         values = OmegaConf.to_container(compose(config_name, overrides), resolve=True)
-    groups = "\n".join(f"    {key}  {', '.join(_choices(config_dir, key))}" for key in ("arch", "experiment"))
+    groups = "\n".join(
+        f"    {key}  {', '.join(_choices([config_dir, *folders], key))}" for key in ("arch", "experiment")
+    )
     keys = describe(keys_of(PretrainConfig, values), _flat(values))
     return f"{about.strip()}\n\nChoices (arch=NAME, +experiment=NAME):\n\n{groups}\n\nKeys:\n\n{keys}"
 
 
-def _choices(config_dir: str, group: str) -> list[str]:
-    return sorted(path.stem for path in Path(config_dir, group).glob("*.yaml"))
+def _config_folders(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """-> the folders that Hydra's `--config-dir` adds, and the overrides."""
+    folders, overrides, rest = [], [], iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folders.append(value if equals else next(rest, ""))
+        elif equals:
+            overrides.append(arg)
+    return folders, overrides
+
+
+def _choices(config_dirs: Sequence[str], group: str) -> list[str]:
+    return sorted({path.stem for folder in config_dirs for path in Path(folder, group).glob("*.yaml")})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -54,7 +54,7 @@ class StrictModel(BaseModel):
 
 
 class LossConfig(StrictModel):
-    name: Literal[tuple(HEADS)] = Field(description="the loss head, below models/")
+    name: Literal[tuple(HEADS)] = Field(description="the loss head; there is one")
     loss_type: Literal[tuple(LOSSES)] = Field(description="loss of a token")
 
 

@@ -75,14 +75,6 @@ class Ranks:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return votes.bool().tolist()
 
-    def smallest(self, number: int) -> int:
-        """The smallest of all ranks' numbers."""
-        if self.world_size == 1:
-            return number
-        numbers = torch.tensor(number, device="cpu")
-        dist.all_reduce(numbers, op=dist.ReduceOp.MIN)
-        return numbers.item()
-
     def broadcast_object(self, value: Any) -> Any:
         """Give every rank rank 0's value."""
         if self.world_size == 1:

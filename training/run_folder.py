@@ -2,9 +2,10 @@
 
 all_config.yaml             the resolved config
 hrm_act_v1.py, act.py, …    the source of the model and of its head
-metrics.jsonl            one object per line: `step`, then `train/<metric>`, `eval/<metric>` or `test/<metric>`
+metrics.jsonl               one object per line: `step`, then `train/<metric>`, `eval/<metric>` or `test/<metric>`
 step_<n>                    state dict of the model
 step_<n>_ema                the same of its averaged weights, with ema_decay
+state_<n>/                  training state, see training/resume.py
 best.json                   metric, value, step and file of the best checkpoint
 environment.json            command, versions and device of every start
 step_<n>_preds/             predictions of evaluate.py, see training/predictions.py

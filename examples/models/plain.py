@@ -52,7 +52,7 @@ class Network(InnerNetwork):
             for layer in self.layers:
                 board = layer(board)
         sure = self.sure(board[:, 0]).squeeze(-1).float()
-        return Thought(board.detach()), self.answer(board[:, 1:]), (sure, torch.zeros_like(sure))
+        return Thought(board.detach()), self.answer(board[:, 1:]), (sure, None)
 
     def compiled_modules(self) -> list[nn.Module]:
         return list(self.layers)
