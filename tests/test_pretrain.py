@@ -283,7 +283,7 @@ def test_a_config_of_an_earlier_version_loads(tmp_path, caplog):
     path.write_text(yaml.safe_dump(published))
     arch = load_config(str(path)).arch
     assert (arch.q_target, arch.forward_dtype) == ("every_step", "auto")
-    assert caplog.messages == ["forward_dtype=float16 is no longer there: computing with auto"]
+    assert caplog.messages == ["forward_dtype=float16 is no longer supported: using auto"]
 
 
 def test_without_a_q_target_there_is_no_loss_of_q_continue(tmp_path):
