@@ -199,7 +199,7 @@ def test_8_gigabytes_open_in_seconds_and_little_memory(tmp_path):
         page.wait(lambda: page.texts("#groups .row span:first-child")[0] > f"{groups // 2 - 100:08x}")
         middle = page.texts("#groups .row span:first-child")[3]
         page.js("document.querySelectorAll('#groups .row')[3].click()")
-        page.settle()
+        page.wait(lambda: page.text("#title") == middle and int(page.fragment()["group"]) < groups)  # it was the last
         title, number = page.text("#title"), int(page.fragment()["group"]) - 1
         page.press("/")
         page.press(names[-1])
