@@ -126,6 +126,8 @@ def typed(config: SolveConfig) -> tuple[str, str]:
 def writable_file(name: str) -> Path:
     """The path of this name. Raises `UserError` before the work, not after it, if it cannot be written."""
     path = Path(name)
+    if not name:
+        raise UserError("gif= is empty; name a file")
     if path.is_dir():
         raise UserError(f"cannot write --gif {path}: it is a folder; name a file")
     check_writable(path.parent, f"--gif {path}", "name a file in another folder")

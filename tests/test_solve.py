@@ -357,6 +357,8 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
         ("puzzle=" + "." * 16, "query=0"): "query",
         ("puzzle=" + "." * 16, "jsn=true"): "unknown config key 'jsn'; did you mean 'as_json'|'json'",
         ("puzzle=" + "." * 16, "--gif"): "--gif needs a value",
+        ("puzzle=" + "." * 16, "--gif="): "gif= is empty; name a file",
+        ("puzzle=" + "." * 16, "--jsno"): "unknown config key 'jsno'; did you mean 'json'?",
         ("puzzle=" + "." * 16, f"gif={tmp_path}"): "is a folder",
     }.items():
         with pytest.raises(UserError, match=problem):

@@ -57,7 +57,8 @@ def _sorted_out(
         if arg.startswith("--"):
             key = key.removeprefix("--").replace("-", "_")
             if not equals:
-                value = "true" if key in fields and fields[key].annotation is bool else next(rest, "")
+                is_switch = key not in fields or fields[key].annotation is bool  # an unknown key is refused as such
+                value = "true" if is_switch else next(rest, "")
                 if value == "" or value.startswith("--"):
                     raise UserError(f"--{key} needs a value (see --help)")
         elif not equals:
