@@ -39,7 +39,7 @@ from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
 from puzzles.kind import Kind, Puzzle, all_kinds
 from training.checkpoints import load_model_alone
-from training.command_line import from_cli
+from training.command_line import AS_TYPED, from_cli
 from training.config import StrictModel, load_config
 from training.distributed import DEVICES, select_device
 from training.metrics import progress_bar
@@ -47,8 +47,8 @@ from training.metrics import progress_bar
 
 class SolveConfig(StrictModel):
     checkpoint: str = Field(description="a step_<n> in its run folder")
-    puzzle: str | None = Field(default=None, description="the puzzle itself")
-    file: str | None = Field(default=None, description="a text file that holds the puzzle")
+    puzzle: str | None = Field(default=None, json_schema_extra=AS_TYPED, description="the puzzle itself")
+    file: str | None = Field(default=None, json_schema_extra=AS_TYPED, description="a text file that holds the puzzle")
     task: str | None = Field(
         default=None, description="an ARC task: its id, or its JSON file (named as in the run's dataset)"
     )

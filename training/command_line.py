@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
@@ -22,6 +23,7 @@ from errors import UserError
 from training.config import PretrainConfig, keys_of, validate
 
 WIDTH = 120
+AS_TYPED = {"as_typed": True}  # `json_schema_extra` of a field whose text may be anything, `null` and quotes included
 
 
 def from_cli(model: type[BaseModel], args: Sequence[str], about: str, positional: Sequence[str] = ()) -> Any:
@@ -37,7 +39,7 @@ def from_cli(model: type[BaseModel], args: Sequence[str], about: str, positional
     try:
         texts, pairs = _sorted_out(args, fields, positional)
         values = OmegaConf.to_container(OmegaConf.from_cli(pairs))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"cannot read the arguments: {error}") from None
     return validate(model, texts | values)
 
@@ -61,7 +63,7 @@ def _sorted_out(
                 value = "true" if is_switch else next(rest, "")
                 if value == "" or value.startswith("--"):
                     raise UserError(f"--{key} needs a value (see --help)")
-        elif not equals:
+        elif not equals or (waiting and key not in fields and "/" in key):  # a path may hold a `=`
             if not waiting:
                 raise UserError(f"'{arg}' is not of the form key=value (see --help)")
             value, key = arg, waiting[0]
@@ -70,10 +72,17 @@ def _sorted_out(
                 continue
             waiting.pop(0)
         if key in fields and _is_text(fields[key]):
-            texts[key] = value
+            texts[key] = value if fields[key].json_schema_extra == AS_TYPED else _null_or_text(value)
         else:
             pairs.append(f"{key}={value}")
     return texts, pairs
+
+
+def _null_or_text(value: str) -> str | None:
+    """`null` is no text, and quotes that the shell has left around the whole are not meant."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return None if value == "null" else value
 
 
 def _is_text(field: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from errors import UserError, one_line_errors
+from files import check_writable
 from training.command_line import from_cli
 from training.config import StrictModel
 
@@ -99,6 +100,7 @@ def report(folders: list[Path], out: Path | None = None) -> Path:
     """Draw and print; -> the PNG."""
     runs = {name: read_run(folder) for name, folder in zip(distinct_names(folders), folders, strict=True)}
     path = out or folders[0] / "learning_curves.png"
+    check_writable(path.parent, str(path), "set out=<file>")
     draw(runs, path)
     for name, lines in runs.items():
         print(table(name, lines))
