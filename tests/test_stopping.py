@@ -148,3 +148,10 @@ def test_a_pass_that_a_rule_has_ended_is_over_for_a_resumed_run_too(tmp_path, ea
     evaluation = read_metrics(tmp_path / "run")[-1]
     assert evaluation["step"] == stopped
     assert "eval/accuracy" in evaluation
+
+
+def test_a_state_of_an_earlier_version_may_lack_what_is_saved_now():
+    early = EarlyStopping(EarlyStop(patience=1), ONE)
+    early.load_progress({"since_best": 1})
+    assert early.reason() is not None
+    assert early.progress() == {"ended_early": False, "since_best": 1, "recent": []}

@@ -107,7 +107,10 @@ class Ranks:
             return module
         with warnings.catch_warnings():  # the option that newer versions want instead would send the buffers once
             warnings.simplefilter("ignore", FutureWarning)
-            parallel = DistributedDataParallel(module, broadcast_buffers=False)
+            # The search for unused parameters keeps the buckets as they are: they would be laid out anew after the
+            # first step, and with three or more ranks a resumed run would add in another order than one that went on.
+            parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         parallel.register_comm_hook(None, _sum_bucket)
         return parallel
 

@@ -53,7 +53,7 @@ class TrainState:
 
     def load_progress(self, saved: dict) -> None:
         for name in self.PLAIN:
-            setattr(self, name, saved[name])
+            setattr(self, name, saved.get(name, getattr(self, name)))  # an earlier version may not have known it
         self.early.load_progress(saved)
 
     def averaged(self):

@@ -102,4 +102,6 @@ class EarlyStopping:
         return {"ended_early": self.ended_pass, "since_best": self._since_best, "recent": self._recent}
 
     def load_progress(self, saved: dict) -> None:
-        self.ended_pass, self._since_best, self._recent = saved["ended_early"], saved["since_best"], saved["recent"]
+        # Earlier versions did not save all of them.
+        self.ended_pass = saved.get("ended_early", False)
+        self._since_best, self._recent = saved.get("since_best", 0), saved.get("recent", [])
