@@ -1,7 +1,7 @@
 """A model's way to its answer to one puzzle: every step, and what the rules say about the final answer."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,14 @@ def dataset_at_hand(data_path: Path) -> tuple[PuzzleDatasetMetadata | None, Kind
         if (folder / "dataset.json").exists():
             metadata = load_metadata(folder)
             files = [folder / f"{name}__inputs.npy" for name in metadata.sets]
-            samples = [np.load(file, mmap_mode="r") for file in files if file.exists()]
-            known = metadata.kind is not None or samples
-            return metadata, kind_of(metadata.model_dump(), samples, str(folder)) if known else None
+            samples, kind = [], None
+            with suppress(OSError, ValueError, TypeError):  # an array that is damaged
+                samples = [np.load(file, mmap_mode="r")[:1000] for file in files if file.exists()]
+            # A kind that is named must be known; one that is inferred may be none: another dataset may lie here now.
+            with nullcontext() if metadata.kind is not None else suppress(UserError):
+                if metadata.kind is not None or samples:
+                    kind = kind_of(metadata.model_dump(), samples, str(folder))
+            return metadata, kind
     return None, None
 
 
