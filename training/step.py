@@ -6,7 +6,7 @@ A step is forward, backward, optimisers, average; it runs kernel by kernel, or a
 import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class TrainState:
     passes: int = 0  # over the training data, up to the evaluation
     batches: int = 0  # taken from the current pass
     evaluated: int | None = None  # the step of the last evaluation
-    best: dict | None = field(default=None)  # * metric, value, step and checkpoint of the best evaluation
+    best: dict | None = None  # * metric, value, step and checkpoint of the best evaluation
     wandb_id: str | None = None  # *
 
     PLAIN = ("step", "passes", "batches", "evaluated", "best", "wandb_id")
@@ -142,9 +142,11 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
     depends_on = state.head.model.inner.begin_step(state.step)
     if state.graphs is not None:
         # A graph holds all of a step but the counting on the host, see `AdamATan2.prepare`.
-        graph = state.graphs.setdefault(
-            depends_on, StepGraph(lambda batch: compute(state, batch, config, lambda optimizer: optimizer.apply()))
-        )
+        if depends_on not in state.graphs:
+            state.graphs[depends_on] = StepGraph(
+                lambda batch: compute(state, batch, config, lambda optimizer: optimizer.apply())
+            )
+        graph = state.graphs[depends_on]
         if graph.ready(batch):
             for optimizer in state.optimizers:
                 optimizer.prepare()
