@@ -19,8 +19,8 @@ identifiers.json:
 
 The data are what follows the header of the .npy file. The sample is 64 blocks of 64 KiB, evenly spaced over the data,
 the first and the last included (all data where they are fewer), after the type and shape of the array. It is compared
-whenever a set is opened; `python -m dataset.check <dataset>` compares everything. `content_digest` is the identity that
-follows from them.
+whenever a set is opened; `python -m dataset.check --dataset FOLDER` compares everything. `content_digest` is the
+identity that follows from them.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ from puzzles.kind import Kind
 BLANK_IDENTIFIER = "<blank>"
 IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
 _MOST = int(np.iinfo(np.int32).max)  # of what a batch holds as int32
-_REBUILD = "build the dataset again"
+REBUILD = "build the dataset again"
 _SCAN_BYTES = 1 << 30  # how much of each array is checked against the vocabulary before a run starts
 
 
@@ -142,12 +142,12 @@ def read_identifiers(folder: Path) -> list[str]:
     path = folder / "identifiers.json"
     names = read_json(path, "name the folder of a dataset, or build it again")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is not a list of names; {_REBUILD}")
+        raise UserError(f"{path} is not a list of names; {REBUILD}")
     found = file_digest(path).sha256
     for split in sorted(described.parent for described in folder.glob("*/dataset.json")):
         built = (load_metadata(split).digests or {}).get(_IDENTIFIERS)
         if built is not None and built[0] != found:
-            raise UserError(f"{path} is not what was built with {split.name} (its digest differs); {_REBUILD}")
+            raise UserError(f"{path} is not what was built with {split.name} (its digest differs); {REBUILD}")
     return names
 
 
@@ -227,7 +227,7 @@ class SplitWriter:
 def _close(stream: NpyStream) -> tuple[str, str]:
     """Close a stream; -> the digests of its data and of their sample."""
     stream.close()
-    return stream.data_digest(), sample_digest(map_array(stream.path, _REBUILD))
+    return stream.data_digest(), sample_digest(map_array(stream.path, REBUILD))
 
 
 def _file_sample(path: Path) -> str:
@@ -269,10 +269,10 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
         found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
         raise UserError(f"{path} is missing; {found}")
     try:
-        return PuzzleDatasetMetadata.model_validate(read_json(path, _REBUILD))
+        return PuzzleDatasetMetadata.model_validate(read_json(path, REBUILD))
     except ValidationError as error:
         reason = describe_validation_error(error, str)
-        raise UserError(f"{path} is not a valid dataset description ({reason:.300}); {_REBUILD}") from None
+        raise UserError(f"{path} is not a valid dataset description ({reason:.300}); {REBUILD}") from None
 
 
 def description_digest(split_folder: Path) -> str:
@@ -297,7 +297,7 @@ def content_digest(split_folder: Path) -> str:
     metadata = load_metadata(split_folder)
     recorded = {file: whole for file, (whole, _) in (metadata.digests or {}).items()}
     files = [set_file(split_folder, name, field) for name in metadata.sets for field in PuzzleSet.__dataclass_fields__]
-    found = {path.name: recorded.get(path.name) or sample_digest(map_array(path, _REBUILD)) for path in files}
+    found = {path.name: recorded.get(path.name) or sample_digest(map_array(path, REBUILD)) for path in files}
     names = split_folder / _IDENTIFIERS
     if _IDENTIFIERS in recorded:
         found[_IDENTIFIERS] = recorded[_IDENTIFIERS]
@@ -315,12 +315,12 @@ def set_file(split_folder: Path, name: str, field: str) -> Path:
 def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:
     """Map the arrays of one set; check that they belong together, and are what was built."""
     files = {field: set_file(folder, name, field) for field in PuzzleSet.__dataclass_fields__}
-    puzzles = PuzzleSet(**{field: map_array(path, _REBUILD) for field, path in files.items()})
+    puzzles = PuzzleSet(**{field: map_array(path, REBUILD) for field, path in files.items()})
     _check_shapes(puzzles, folder, name, metadata)
     for field, path in files.items():
         _, built = (metadata.digests or {}).get(path.name, (None, None))
         if built is not None and built != sample_digest(getattr(puzzles, field)):
-            raise UserError(f"{path} is not what was built (its digest differs); {_REBUILD}")
+            raise UserError(f"{path} is not what was built (its digest differs); {REBUILD}")
     for field in ("inputs", "labels"):
         rows = getattr(puzzles, field)
         blocks = max(1, rows.nbytes // _SCAN_BYTES)
@@ -335,7 +335,7 @@ def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Puzzle
 
 def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> None:
     def fail(field: str, what: str) -> None:
-        raise UserError(f"{set_file(folder, name, field)}: {what}; {_REBUILD}")
+        raise UserError(f"{set_file(folder, name, field)}: {what}; {REBUILD}")
 
     ids = puzzles.puzzle_identifiers
     if ids.ndim != 1:
@@ -371,7 +371,7 @@ def check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleData
         ("mean_puzzle_examples", metadata.mean_puzzle_examples, mean),
     ):
         if not np.isclose(stated, found, rtol=1e-6):
-            raise UserError(f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; {_REBUILD}")
+            raise UserError(f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; {REBUILD}")
 
 
 def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata) -> None:
@@ -379,5 +379,5 @@ def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetada
     if rows.size and (lowest < 0 or rows.max() >= metadata.vocab_size):
         raise UserError(
             f"{where}: token {rows.max() if lowest >= 0 else lowest} is outside the vocabulary "
-            f"0..{metadata.vocab_size - 1} that dataset.json states; {_REBUILD}"
+            f"0..{metadata.vocab_size - 1} that dataset.json states; {REBUILD}"
         )
