@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dataset.arrays import data_digest, map_array
 from dataset.cli import run_builder
-from dataset.format import REBUILD, PuzzleSet, check_totals, load_metadata, load_set, read_identifiers, set_file
+from dataset.format import REBUILD, array_files, check_totals, load_metadata, load_set, read_identifiers
 from errors import UserError
 
 
@@ -25,7 +25,7 @@ def check_split(folder: Path) -> str:
     """What was found in a line; raises `UserError` for what is damaged."""
     metadata = load_metadata(folder)
     recorded = metadata.digests or {}
-    files = [set_file(folder, name, field) for name in metadata.sets for field in PuzzleSet.__dataclass_fields__]
+    files = array_files(folder, metadata)
     size, damaged, unknown = 0, [], []
     for path in tqdm(files, desc=folder.name, unit=" arrays", delay=0.5, leave=False):
         array = map_array(path, REBUILD)

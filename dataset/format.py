@@ -27,7 +27,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from dataset.arrays import NpyStream, map_array, sample_digest
+from dataset.arrays import NpyStream, data_digest, map_array, sample_digest
 from errors import UserError, describe_validation_error
 from files import file_digest, put_in_place, read_json, temporary_folder
 from puzzles.kind import Kind
@@ -206,7 +206,7 @@ class SplitWriter:
         digests = {stream.path.name: _close(stream) for stream in streams}
         names = self.folder / _IDENTIFIERS
         if names.exists():
-            digests[_IDENTIFIERS] = (file_digest(names).sha256, _file_sample(names))
+            digests[_IDENTIFIERS] = _file_digests(names)
         metadata = PuzzleDatasetMetadata(
             pad_id=0,
             ignore_label_id=0,
@@ -230,9 +230,10 @@ def _close(stream: NpyStream) -> tuple[str, str]:
     return stream.data_digest(), sample_digest(map_array(stream.path, REBUILD))
 
 
-def _file_sample(path: Path) -> str:
-    """The digest of the sample of a file that is no array: of its bytes."""
-    return sample_digest(np.frombuffer(path.read_bytes(), np.uint8))
+def _file_digests(path: Path) -> tuple[str, str]:
+    """Those of a file that is no array: of its bytes."""
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    return data_digest(content), sample_digest(content)
 
 
 def _concatenate(chunks: list[np.ndarray]) -> np.ndarray:
@@ -289,22 +290,38 @@ def description_digest(split_folder: Path) -> str:
 
 
 def content_digest(split_folder: Path) -> str:
-    """The identity of a split's content, 16 hexadecimal digits: equal for equal builds, and only for those.
+    """The identity of a split's content, for `same_content`: 16 hexadecimal digits of samples of its files, then 16 of
+    all that they hold where the builder recorded it; `load_set` says whether the arrays still have these digests.
 
-    It follows from the digests that the builder recorded; `load_set` says whether the arrays still have them. Of an
-    array without a recorded one, as in older datasets, the sample is digested now, which takes a moment.
+    Samples that were not recorded, as in older datasets, are digested now, which takes a moment.
     """
     metadata = load_metadata(split_folder)
-    recorded = {file: whole for file, (whole, _) in (metadata.digests or {}).items()}
-    files = [set_file(split_folder, name, field) for name in metadata.sets for field in PuzzleSet.__dataclass_fields__]
-    found = {path.name: recorded.get(path.name) or sample_digest(map_array(path, REBUILD)) for path in files}
+    recorded = metadata.digests or {}
+    found: dict[str, Sequence[str | None]] = {
+        path.name: recorded.get(path.name) or (None, sample_digest(map_array(path, REBUILD)))
+        for path in array_files(split_folder, metadata)
+    }
     names = split_folder / _IDENTIFIERS
-    if _IDENTIFIERS in recorded:
-        found[_IDENTIFIERS] = recorded[_IDENTIFIERS]
-    elif names.exists():
-        found[_IDENTIFIERS] = _file_sample(names)
-    described = json.dumps([description_digest(split_folder), dict(sorted(found.items()))])
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
+    if names.exists():
+        found[_IDENTIFIERS] = recorded.get(_IDENTIFIERS) or _file_digests(names)
+    described = description_digest(split_folder)
+    wholes, samples = ({name: digests[i] for name, digests in found.items()} for i in (0, 1))
+    return _combined(described, samples) + ("" if None in wholes.values() else _combined(described, wholes))
+
+
+def _combined(described: str, digests: Mapping[str, str | None]) -> str:
+    return hashlib.sha256(json.dumps([described, dict(sorted(digests.items()))]).encode()).hexdigest()[:16]
+
+
+def same_content(one: str, other: str) -> bool:
+    """Whether two `content_digest`s are of the same content, as far as both say."""
+    known = min(len(one), len(other))
+    return one[:known] == other[:known]
+
+
+def array_files(split_folder: Path, metadata: PuzzleDatasetMetadata) -> list[Path]:
+    """The arrays of all sets."""
+    return [set_file(split_folder, name, field) for name in metadata.sets for field in PuzzleSet.__dataclass_fields__]
 
 
 def set_file(split_folder: Path, name: str, field: str) -> Path:
