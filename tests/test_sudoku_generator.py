@@ -8,8 +8,7 @@ import pytest
 from numba import njit
 
 from errors import UserError
-from puzzles.compiled import compiled
-from puzzles.compiled import interruptible
+from puzzles.compiled import compiled, interruptible
 from puzzles.sudoku_generator import all_4x4_grids, carve, count_solutions, generate_sudokus, random_grids
 
 BOXES = [(2, 2), (2, 3), (3, 3)]
