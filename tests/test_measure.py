@@ -3,6 +3,16 @@
 import json
 import re
 
+from scripts.measure_dataset import (
+    first_batch,
+    first_test_batch,
+    identity,
+    measured,
+    names,
+    open_train,
+    whole,
+    write,
+)
 from tests.launch import error_line, run
 
 
@@ -22,3 +32,12 @@ def test_predictions_are_saved_and_read():
     out = run("-m", "scripts.measure_predictions", "--examples", 40, "--seq-len", 16).stdout
     assert re.search(r"\d+ cells are right", out)
     assert re.search(r"\| save \| [\d.]+ \| \d+ \|\n\| read \| [\d.]+ \| \d+ \|", out)
+
+
+def test_the_steps_of_a_huge_dataset_at_a_small_size(tmp_path, capsys):
+    write(tmp_path, puzzles=20_000, sets=4, identifiers=100)
+    for number, step in enumerate((open_train, first_batch, first_test_batch, identity, names, whole)):
+        measured(step, number, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [f"| {number}" for number in range(6)]
+    assert all(re.fullmatch(r"\| \d \| [^|]+ \| \d+\.\d\d \| \d+ \|", line) for line in lines)
