@@ -5,11 +5,12 @@ Unknown keys are errors at every level. Whether keys fit together is checked her
 
 import difflib
 import logging
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -26,6 +27,7 @@ from pydantic import (
 
 from dataset.format import PuzzleDatasetMetadata
 from errors import UserError, describe_validation_error
+from files import read_yaml
 from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
@@ -254,22 +256,42 @@ def keys_of(model: type[BaseModel], values: dict[str, Any], prefix: str = "") ->
 
 
 def from_hydra(cfg: DictConfig) -> PretrainConfig:
-    return validate(PretrainConfig, OmegaConf.to_container(cfg, resolve=True))
+    return validate(PretrainConfig, resolved(cfg))
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The plain values of a config, `${…}` replaced by what it refers to. Raises `UserError` where that is nothing."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise hydra_error(error) from None
+
+
+def hydra_error(error: Exception) -> UserError:
+    """Several lines of Hydra, OmegaConf or a YAML reader as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    place = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), "")
+    text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=")))
+    text = re.sub(r"\s*(Config search path|Set the environment variable|\[?provider=).*", "", text)
+    return UserError(f"{place}: {text}" if place else text or type(error).__name__)
 
 
 def load_config(path: str) -> PretrainConfig:
-    """Read an `all_config.yaml`, the original's and those of earlier versions included."""
+    """Read an `all_config.yaml`, the original's and those of earlier versions included.
+
+    It is data, perhaps somebody else's: a `${…}` in it is text like any other.
+    """
+    place, remedy = Path(path), "name a checkpoint in its run folder, whose all_config.yaml is whole"
+    if not place.exists():
+        raise UserError(f"{path} is missing; a checkpoint must be in its run folder, with all_config.yaml")
+    values = read_yaml(place, remedy)
     try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
+        if not isinstance(values, dict):
             raise UserError("it is not a mapping")
-        values = OmegaConf.to_container(config, resolve=True)
         if isinstance(values.get("arch"), dict):
             values["arch"] = without_retired(values["arch"])
         return validate(PretrainConfig, values)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; a checkpoint must be in its run folder, with all_config.yaml") from None
-    except (UserError, yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except UserError as error:
         raise UserError(f"{path} is not the config of a run: {error}") from None
 
 
