@@ -85,25 +85,26 @@ def _by_position(
 
 
 def value_of(key: str, text: str, field: FieldInfo | None) -> Any:
-    """What the text means as a value of this field; None is for a key that no field has.
+    """What the text means as a value of this field; None is for a key that no field has, such as a whole section.
 
     What cannot be read remains the text, which the typed config then refuses by name. Raises `UserError` for a list
     that does not end, and for several values where one belongs.
     """
-    if field is None:
-        return text
-    if field.json_schema_extra == AS_TYPED:
-        return text
-    if _is_list(field):
-        return _items(key, text)
-    kinds = get_args(field.annotation) or (field.annotation,)
-    if str in kinds and not (bool in kinds and text in ("true", "false")):
-        return None if text == "null" else _unquoted(text)
+    if field is not None:
+        if field.json_schema_extra == AS_TYPED:
+            return text
+        if _is_list(field):
+            return _items(key, text)
+        kinds = get_args(field.annotation) or (field.annotation,)
+        if str in kinds and not (bool in kinds and text.lower() in ("true", "false")):
+            return None if text == "null" else _unquoted(text)
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except (HydraException, ValueError, RecursionError):  # ValueError: an integer of thousands of digits
         return text
     if override.is_sweep_override():
+        if field is None:
+            return text
         raise UserError(f"{key}={text} gives several values; a run has one, so start one for each")
     return override.value()
 
@@ -196,7 +197,9 @@ def run_arguments(config_dir: str, args: Sequence[str]) -> RunArguments:
         if match is None:
             raise UserError(f"'{arg}' is not of the form key=value (see --help)")
         key, text = match.groups()
-        if key in GROUPS:
+        if key == "experiment" and text == "null":
+            found.choices.pop(key, None)
+        elif key in GROUPS:
             found.choices[key] = _unquoted(text)
         else:
             found.values.append((key, text))
@@ -219,7 +222,7 @@ def compose_run(config_dir: str, args: Sequence[str]) -> DictConfig:
     given = run_arguments(config_dir, args)
     names = {"": given.config_name} | given.choices
     for group, name in names.items():
-        for part in re.split(r"[\[\],]", name) if name.startswith("[") else [name]:
+        for part in name.strip("[]").split(",") if name.startswith("[") else [name]:
             _check_choice(given.config_dirs, group, part.strip())
     overrides = [f"{GROUPS[group]}{group}={_as_choice(name)}" for group, name in given.choices.items()]
     if len(given.config_dirs) > 1:
@@ -236,10 +239,13 @@ def compose_run(config_dir: str, args: Sequence[str]) -> DictConfig:
 
 def _set_values(cfg: DictConfig, values: list[tuple[str, str]]) -> None:
     """Set each key to what its text means, whether or not the config has it."""
-    for key, text in sorted(values, key=lambda value: value[0] != "arch.name"):  # it says which keys there are
-        fields = keys_of(PretrainConfig, OmegaConf.to_container(cfg, resolve=False))
+    fields: Fields = {}
+    for key, text in sorted(values, key=lambda value: value[0] != "arch.name"):  # which says what keys there are
+        if not fields and key != "arch.name":
+            fields = keys_of(PretrainConfig, OmegaConf.to_container(cfg, resolve=False))
+        value = _unquoted(text) if key == "arch.name" and text != "null" else value_of(key, text, fields.get(key))
         try:
-            OmegaConf.update(cfg, key, value_of(key, text, fields.get(key)), merge=True, force_add=True)
+            OmegaConf.update(cfg, key, value, merge=True, force_add=True)
         except (OmegaConfBaseException, TypeError, AttributeError, AssertionError) as error:
             raise UserError(f"cannot set {key}={text}: {first_line(error)}") from None
 
@@ -247,7 +253,8 @@ def _set_values(cfg: DictConfig, values: list[tuple[str, str]]) -> None:
 def _check_choice(config_dirs: Sequence[Path], group: str, name: str) -> None:
     """Raise `UserError` if there is no such file, or it cannot be read; the nearest that exist are named."""
     name = name.removesuffix(".yaml")
-    places = [folder / group / f"{name}.yaml" for folder in config_dirs] if name else []
+    is_below = name and ".." not in name and not name.startswith("/")
+    places = [folder / group / f"{name}.yaml" for folder in config_dirs] if is_below else []
     for place in places:
         if place.is_file():
             read_yaml(place, "mend it, or choose another")

@@ -31,11 +31,15 @@ from files import read_yaml
 from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
+from training.memory import CheckedAllocations
 
 log = logging.getLogger(__name__)
 
 HEADS = {"losses@ACTLossHead": ACTLossHead}
 SAVABLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits")
+
+# Largest count: of sequences, steps, epochs, also their products fit 64 bits
+MOST = 2**31 - 1
 
 # Keys of `arch` that earlier versions wrote and that no longer exist. None of them did anything at its default.
 RETIRED_ARCH_KEYS = ("q_target_interval",)
@@ -52,6 +56,8 @@ class StrictModel(BaseModel):
             return "on" if value else "off"  # YAML takes both words for booleans
         if isinstance(value, bool) and annotation not in (bool, bool | str):
             raise ValueError("Input should not be true or false")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("Input should not hold a NUL character")
         return value
 
 
@@ -71,7 +77,10 @@ class ArchConfig(StrictModel):
         return find_architecture(self.name)
 
     def build(self, *, batch_size: int, seq_len: int, vocab_size: int, num_puzzle_identifiers: int) -> ACTLossHead:
-        """The model in its loss head, on the current default device; `batch_size` is one rank's."""
+        """The model in its loss head, on the current default device; `batch_size` is one rank's.
+
+        Raises `UserError` for a model that needs more memory than there is.
+        """
         own = self.model_dump(exclude=set(ArchConfig.model_fields))
         shape = dict(
             batch_size=batch_size,
@@ -79,7 +88,13 @@ class ArchConfig(StrictModel):
             vocab_size=vocab_size,
             num_puzzle_identifiers=num_puzzle_identifiers,
         )
-        return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
+
+        def build() -> ACTLossHead:
+            return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
+
+        what = f"the model for {', '.join(f'{key}={value}' for key, value in shape.items())}"
+        with CheckedAllocations(torch.empty(0).device, build, what):
+            return build()
 
     def build_for(self, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device) -> ACTLossHead:
         """Build the model for a dataset, on a device."""
@@ -110,14 +125,19 @@ def type_of_arch(values: Any) -> type[ArchConfig]:
 
 def arch_config(values: dict[str, Any]) -> ArchConfig:
     """The typed `arch` of a config."""
-    return type_of_arch(values)(**values)
+    if not isinstance(values.get("name"), str):  # without it no other key would be known either
+        raise ValueError(f"name={values.get('name')}: it must be <module>@<class> below models/")
+    return type_of_arch(values).model_validate(values)
 
 
 class EarlyStop(StrictModel):
     """When to end before the epochs are used up (see training/stopping.py); null means never."""
 
     patience: int | None = Field(
-        default=None, ge=1, description="end after this many evaluations in a row without a better eval/exact_accuracy"
+        default=None,
+        ge=1,
+        le=MOST,
+        description="end after this many evaluations in a row without a better eval/exact_accuracy",
     )
     train_exact_accuracy: float | None = Field(
         default=None, gt=0, le=1, description="end when this share of the last 100 steps' sequences is exactly right"
@@ -126,23 +146,25 @@ class EarlyStop(StrictModel):
 
 class PretrainConfig(StrictModel):
     arch: SerializeAsAny[ArchConfig]
-    data_path: str = Field(description="a dataset folder, see dataset/format.py")
+    data_path: str = Field(min_length=1, description="a dataset folder, see dataset/format.py")
 
-    global_batch_size: int = Field(ge=1, description="sequences in a step, over all ranks")
-    epochs: int = Field(ge=1, description="how often every group is visited")
+    global_batch_size: int = Field(ge=1, le=MOST, description="sequences in a step, over all ranks")
+    epochs: int = Field(ge=1, le=MOST, description="how often every group is visited")
     eval_interval: int | None = Field(
-        default=None, ge=1, description="epochs between evaluations; null: evaluate once, at the end"
+        default=None, ge=1, le=MOST, description="epochs between evaluations; null: evaluate once, at the end"
     )
 
-    lr: float = Field(ge=0, description="learning rate of the weights, after the warm-up")
+    lr: float = Field(ge=0, le=1e6, description="learning rate of the weights, after the warm-up")
     lr_min_ratio: float = Field(ge=0, le=1, description="the cosine schedule ends at this share of lr")
-    lr_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(ge=0, description="decoupled weight decay of the weights")
+    lr_warmup_steps: int = Field(ge=0, le=MOST, description="steps of linear warm-up")
+    weight_decay: float = Field(ge=0, le=1e6, description="decoupled weight decay of the weights")
     beta1: float = Field(ge=0, lt=1, description="decay of AdamATan2's first moment")
     beta2: float = Field(ge=0, lt=1, description="decay of AdamATan2's second moment")
 
-    puzzle_emb_lr: float = Field(ge=0, description="learning rate of the puzzle embeddings")
-    puzzle_emb_weight_decay: float = Field(ge=0, description="decoupled weight decay of the puzzle embeddings in use")
+    puzzle_emb_lr: float = Field(ge=0, le=1e6, description="learning rate of the puzzle embeddings")
+    puzzle_emb_weight_decay: float = Field(
+        ge=0, le=1e6, description="decoupled weight decay of the puzzle embeddings in use"
+    )
 
     ema_decay: float | None = Field(
         default=None, ge=0, lt=1, description="average the weights with this decay, and evaluate the average"
@@ -150,7 +172,7 @@ class PretrainConfig(StrictModel):
     freeze: Literal["weights"] | None = Field(default=None, description="weights: train the puzzle embeddings only")
     early_stop: EarlyStop = EarlyStop()
 
-    seed: int = Field(default=0, ge=0, description="seed of weights, sampling and exploration")
+    seed: int = Field(default=0, ge=0, le=2**62, description="seed of weights, sampling and exploration")
     device: Literal[DEVICES] = Field(default="auto", description="auto: CUDA, then MPS, then the CPU")
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile; auto: on CUDA, and on a CPU where it pays within the run"
@@ -158,7 +180,9 @@ class PretrainConfig(StrictModel):
     cuda_graph: Literal["auto", "on", "off"] = Field(
         default="auto", description="launch a step as one CUDA graph; auto: on one GPU"
     )
-    log_interval: int = Field(default=1, ge=1, description="steps between fetches of the metrics; all are kept")
+    log_interval: int = Field(
+        default=1, ge=1, le=MOST, description="steps between fetches of the metrics; all are kept"
+    )
     checkpoint_every_eval: bool = Field(
         default=False, description="save a checkpoint at every evaluation; false: at the best so far and the last"
     )
@@ -169,12 +193,12 @@ class PretrainConfig(StrictModel):
         default="test", description="evaluated during training; with val, the whole test split follows once, at the end"
     )
     eval_batch_size: int | None = Field(
-        default=None, ge=1, description="for evaluation, over all ranks; null: global_batch_size, on CUDA more"
+        default=None, ge=1, le=MOST, description="for evaluation, over all ranks; null: global_batch_size, on CUDA more"
     )
     eval_max_examples: int | None = Field(
-        default=None, ge=1, description="evaluate only a seeded subset of this size during training"
+        default=None, ge=1, le=MOST, description="evaluate only a seeded subset of this size during training"
     )
-    load_checkpoint: str | None = Field(default=None, description="start from the weights of this file")
+    load_checkpoint: str | None = Field(default=None, min_length=1, description="start from the weights of this file")
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
         default="error", description="error: refuse another number of puzzle embeddings; mean, zero: start from that"
     )
@@ -184,16 +208,20 @@ class PretrainConfig(StrictModel):
         description="true: go on from the newest state in checkpoint_path, or start; or a state or run folder",
     )
     checkpoint_interval: int | None = Field(
-        default=None, ge=1, description="steps between training states, besides those saved with checkpoints"
+        default=None, ge=1, le=MOST, description="steps between training states, besides those saved with checkpoints"
     )
-    checkpoint_minutes: float | None = Field(default=None, gt=0, description="the same in minutes")
-    keep_last: int = Field(default=2, ge=1, description="training states to keep; model checkpoints are all kept")
-    max_minutes: float | None = Field(default=None, gt=0, description="after this time, save and stop as on a signal")
+    checkpoint_minutes: float | None = Field(default=None, gt=0, le=1e9, description="the same in minutes")
+    keep_last: int = Field(
+        default=2, ge=1, le=MOST, description="training states to keep; model checkpoints are all kept"
+    )
+    max_minutes: float | None = Field(
+        default=None, gt=0, le=1e9, description="after this time, save and stop as on a signal"
+    )
 
-    project_name: str | None = Field(default=None, description="W&B project, and the folder of its runs")
-    run_name: str | None = Field(default=None, description="W&B name of the run, and its folder")
+    project_name: str | None = Field(default=None, min_length=1, description="W&B project, and the folder of its runs")
+    run_name: str | None = Field(default=None, min_length=1, description="W&B name of the run, and its folder")
     checkpoint_path: str | None = Field(
-        default=None, description="the run folder; null: checkpoints/<project_name>/<run_name>"
+        default=None, min_length=1, description="the run folder; null: checkpoints/<project_name>/<run_name>"
     )
 
     @field_validator("arch", mode="before")
@@ -211,6 +239,8 @@ class PretrainConfig(StrictModel):
             raise ValueError("freeze=weights trains puzzle embeddings, but arch.puzzle_emb_ndim=0: there are none")
         if self.freeze and self.ema_decay is not None:
             raise ValueError("freeze=weights leaves nothing for ema_decay to average; leave one of them out")
+        if self.resume == "":
+            raise ValueError("resume is empty; give true, or a state or run folder")
         if self.resume is True and self.checkpoint_path is None:
             raise ValueError("resume=true needs checkpoint_path, the run folder; give both from the first start on")
         return self
@@ -227,7 +257,7 @@ class PretrainConfig(StrictModel):
 def validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
     """`model(**values)`, or a `UserError` that names each key and, for an unknown one, the nearest known."""
     try:
-        return model(**values)
+        return model.model_validate(values)
     except ValidationError as error:
         unknown = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
         if unknown:
@@ -237,6 +267,8 @@ def validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
+    if key.removeprefix("arch.") in RETIRED_ARCH_KEYS:
+        return f"{key} no longer exists: leave it out (in the config of an old run it is passed over)"
     near = difflib.get_close_matches(key, known, n=1)
     return f"unknown config key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help")
 
@@ -284,15 +316,16 @@ def load_config(path: str) -> PretrainConfig:
     place, remedy = Path(path), "name a checkpoint in its run folder, whose all_config.yaml is whole"
     if not place.exists():
         raise UserError(f"{path} is missing; a checkpoint must be in its run folder, with all_config.yaml")
-    values = read_yaml(place, remedy)
     try:
+        values = read_yaml(place, remedy)
         if not isinstance(values, dict):
             raise UserError("it is not a mapping")
         if isinstance(values.get("arch"), dict):
             values["arch"] = without_retired(values["arch"])
         return validate(PretrainConfig, values)
     except UserError as error:
-        raise UserError(f"{path} is not the config of a run: {error}") from None
+        reason = str(error).removeprefix(f"{path} ")
+        raise UserError(f"{path} is not the config of a run: {reason}") from None
 
 
 def without_retired(arch: dict[str, Any]) -> dict[str, Any]:
