@@ -158,7 +158,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-@cache
 def _flash(name: str) -> AttentionKernel:
     flash_attn_func = importlib.import_module(_FLASH_MODULES[name]).flash_attn_func
     if not callable(flash_attn_func):
