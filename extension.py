@@ -14,7 +14,10 @@ from types import ModuleType
 
 from errors import UserError
 
-_CURRENT = os.getcwd()  # when the command started
+try:
+    _CURRENT = os.getcwd()  # when the command started
+except OSError:  # it has been removed
+    _CURRENT = None
 _MODULE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 
 

@@ -15,8 +15,10 @@ def _leave_out_the_current_folder() -> None:
     if sys.argv[:1] != ["-m"] and os.path.dirname(os.path.abspath(main)) != root:  # "-m": until the module is found
         return  # somebody else's program, which imports us
     wanted = {root, *filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))}
-    current = os.getcwd()
-    sys.path[:] = [entry for entry in sys.path if entry in wanted or os.path.abspath(entry) != current]
+    try:
+        sys.path[:] = [entry for entry in sys.path if entry in wanted or os.path.abspath(entry) != os.getcwd()]
+    except OSError:  # the current folder has been removed
+        return
 
 
 _leave_out_the_current_folder()

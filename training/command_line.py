@@ -6,6 +6,7 @@ config from the files in config/ with Hydra, whose grammar of overrides is not t
 """
 
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -60,7 +61,7 @@ def _sorted_out(args: Sequence[str], fields: Fields, positional: Sequence[str]) 
                 value = "true" if is_switch else next(rest, "")
                 if value == "" or value.startswith("--"):
                     raise UserError(f"--{key} needs a value (see --help)")
-        elif not equals or (positional and key not in fields and ("/" in key or Path(arg).exists())):
+        elif not equals or (positional and key not in fields and ("/" in key or os.path.exists(arg))):
             words.append(arg)
             continue
         named[key] = value_of(key, value, fields.get(key))
@@ -186,7 +187,7 @@ def run_arguments(config_dir: str, args: Sequence[str]) -> RunArguments:
                 raise UserError(f"{name} needs a value (see --help)")
             if name in ("--config-name", "-cn"):
                 found = found._replace(config_name=value.removesuffix(".yaml"))
-            elif Path(value).is_dir():
+            elif os.path.isdir(value):
                 found.config_dirs.append(Path(value).resolve())
             else:
                 raise UserError(f"{name} {value}: there is no such folder; name one that holds arch/ or experiment/")
@@ -256,11 +257,11 @@ def _check_choice(config_dirs: Sequence[Path], group: str, name: str) -> None:
     is_below = name and ".." not in name and not name.startswith("/")
     places = [folder / group / f"{name}.yaml" for folder in config_dirs] if is_below else []
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # also where the name is too long for a file
             read_yaml(place, "mend it, or choose another")
             return
     known = _choices(config_dirs, group)
-    near = difflib.get_close_matches(name, known, n=3) or [other for other in known if name and name in other]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
     where = "/".join(filter(None, ("config", group, f"{name}.yaml")))
     raise UserError(f"there is no {where}; {hint}")

@@ -45,19 +45,24 @@ MOST = 2**31 - 1
 RETIRED_ARCH_KEYS = ("q_target_interval",)
 
 
+_UNFIT = re.compile("[\0\ud800-\udfff]")  # half of a pair stands for a byte that is not UTF-8
+
+
 class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_number_is_a_bool(cls, value, info: ValidationInfo):
+    def _is_plain(cls, value, info: ValidationInfo):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and "off" in get_args(annotation):
             return "on" if value else "off"  # YAML takes both words for booleans
         if isinstance(value, bool) and annotation not in (bool, bool | str):
             raise ValueError("Input should not be true or false")
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("Input should not hold a NUL character")
+        if isinstance(value, int) and value.bit_length() > 1024:
+            raise ValueError("Input should be a smaller number")  # Python would not even write it
+        if isinstance(value, str) and _UNFIT.search(value):
+            raise ValueError("Input should be UTF-8 text without a NUL character")
         return value
 
 
@@ -125,8 +130,9 @@ def type_of_arch(values: Any) -> type[ArchConfig]:
 
 def arch_config(values: dict[str, Any]) -> ArchConfig:
     """The typed `arch` of a config."""
-    if not isinstance(values.get("name"), str):  # without it no other key would be known either
-        raise ValueError(f"name={values.get('name')}: it must be <module>@<class> below models/")
+    name = values.get("name")
+    if not isinstance(name, str) or _UNFIT.search(name):  # without it no other key would be known either
+        raise ValueError(f"name={name!a}: it must be <module>@<class> below models/")
     return type_of_arch(values).model_validate(values)
 
 
