@@ -10,9 +10,17 @@
 
 A group is one original puzzle with all its augmentations. Every builder writes one set, `all`.
 
-The keys of dataset.json from `kind` on say what kind of puzzle it holds (`puzzles.kind.Kind.describe`). They may be
-absent, and say nothing about the arrays: `description_digest`, by which a run or saved predictions recognise their
-dataset, leaves them out.
+The keys of dataset.json from `kind` on may be absent, and `description_digest`, by which older runs and predictions
+recognise their dataset, leaves them out. The first of them say what kind of puzzle it holds
+(`puzzles.kind.Kind.describe`). The last, `digests`, says what was built, for every array of the split and for
+identifiers.json:
+
+    "digests": {"all__inputs.npy": [<SHA-256 of the array's data>, <SHA-256 of a sample>], …, "../identifiers.json": …}
+
+The data are what follows the header of the .npy file. The sample is 64 blocks of 64 KiB, evenly spaced over the data,
+the first and the last included (all data where they are fewer), after the type and shape of the array. It is compared
+whenever a set is opened; `python -m dataset.check <dataset>` compares everything. `content_digest` is the identity that
+follows from them.
 """
 
 import hashlib
@@ -28,6 +36,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from dataset.digests import Digests, combined, digests_of, file_digests, sample_digest
 from errors import UserError, describe_validation_error
 from files import put_in_place
 from puzzles.kind import Kind
@@ -56,12 +65,16 @@ class PuzzleDatasetMetadata(BaseModel):
     symbols: list[str] | None = None  # of each token
     look: dict[str, Any] | None = None
 
-    def as_json(self, *, with_kind: bool = True) -> str:
-        """The text of the file; without a kind, or with that left out, as it was before kinds were recorded."""
-        return self.model_dump_json(exclude=None if with_kind and self.kind is not None else _KIND_KEYS)
+    digests: dict[str, Digests] | None = None  # of the files, by their paths from this one
+
+    def as_json(self, *, original_keys: bool = False) -> str:
+        """The text of the file; with `original_keys` as it was before anything else was recorded."""
+        left_out = _KIND_KEYS if original_keys or self.kind is None else set()
+        return self.model_dump_json(exclude=left_out | ({"digests"} if original_keys or not self.digests else set()))
 
 
 _KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
+_IDENTIFIERS = "../identifiers.json"  # as `digests` calls it
 
 
 @contextmanager
@@ -118,6 +131,7 @@ class NpyStream:
 
     def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype | type):
         self.row_shape, self.dtype, self.rows = row_shape, np.dtype(dtype), 0
+        self._digest = hashlib.sha256()
         self._file = open(path, "wb")
         self._write_header()
         self._data_start = self._file.tell()
@@ -128,8 +142,14 @@ class NpyStream:
 
     def append(self, rows: np.ndarray) -> None:
         assert rows.shape[1:] == self.row_shape, (rows.shape, self.row_shape)
-        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype))
+        data = np.ascontiguousarray(rows, dtype=self.dtype)
+        self._file.write(data)
+        self._digest.update(data)
         self.rows += len(rows)
+
+    def data_digest(self) -> str:
+        """The digest of what was appended."""
+        return self._digest.hexdigest()
 
     def close(self) -> None:
         self._file.seek(0)
@@ -151,7 +171,7 @@ class SplitWriter:
         self._group_sizes: list[np.ndarray] = []
 
     def _path(self, field: str) -> Path:
-        return self.folder / f"{self.set_name}__{field}.npy"
+        return set_file(self.folder, self.set_name, field)
 
     def append(
         self,
@@ -175,16 +195,29 @@ class SplitWriter:
     def finish(
         self, *, vocab_size: int, num_puzzle_identifiers: int, kind: Kind | None = None
     ) -> PuzzleDatasetMetadata:
-        """Write the index arrays and `dataset.json`. `num_puzzle_identifiers` counts the blank."""
+        """Write the index arrays and `dataset.json`. `num_puzzle_identifiers` counts the blank.
+
+        identifiers.json is written before, so that its digests are known too.
+        """
         assert kind is None or (kind.seq_len, kind.vocab_size) == (self.seq_len, vocab_size)
         self._inputs.close()
         self._labels.close()
         sizes, groups = _concatenate(self._puzzle_sizes), _concatenate(self._group_sizes)
         if self._inputs.rows > np.iinfo(np.int32).max:
             raise UserError(f"{self.folder.name}: {self._inputs.rows} examples are too many for int32; lower --num-aug")
-        np.save(self._path("puzzle_identifiers"), _concatenate(self._puzzle_identifiers).astype(np.int32))
-        np.save(self._path("puzzle_indices"), _starts(sizes))
-        np.save(self._path("group_indices"), _starts(groups))
+        digests = {
+            self._path(field).name: (stream.data_digest(), sample_digest(np.load(self._path(field), mmap_mode="r")))
+            for field, stream in (("inputs", self._inputs), ("labels", self._labels))
+        }
+        for field, array in (
+            ("puzzle_identifiers", _concatenate(self._puzzle_identifiers).astype(np.int32)),
+            ("puzzle_indices", _starts(sizes)),
+            ("group_indices", _starts(groups)),
+        ):
+            np.save(self._path(field), array)
+            digests[self._path(field).name] = digests_of(array)
+        if (self.folder / _IDENTIFIERS).exists():
+            digests[_IDENTIFIERS] = file_digests(self.folder / _IDENTIFIERS)
         metadata = PuzzleDatasetMetadata(
             pad_id=0,
             ignore_label_id=0,
@@ -196,6 +229,7 @@ class SplitWriter:
             mean_puzzle_examples=self._inputs.rows / max(1, len(sizes)),
             sets=[self.set_name],
             **({} if kind is None else kind.describe()),
+            digests=digests,
         )
         (self.folder / "dataset.json").write_text(metadata.as_json(), encoding="utf-8")
         return metadata
@@ -242,26 +276,57 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
 
 
 def description_digest(split_folder: Path) -> str:
-    """Digest of `dataset.json` without the kind, so that it does not depend on whether kinds were recorded yet."""
+    """Digest of the original keys of `dataset.json`: it does not depend on whether others were recorded yet."""
     path = split_folder / "dataset.json"
     try:
         described = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from None
     metadata = load_metadata(split_folder)
-    if metadata.kind is not None:
-        described = metadata.as_json(with_kind=False).encode()
+    if metadata.kind is not None or metadata.digests is not None:
+        described = metadata.as_json(original_keys=True).encode()
     return hashlib.sha256(described).hexdigest()[:16]
+
+
+def content_digest(split_folder: Path) -> str:
+    """The identity of a split's content, 16 hexadecimal digits: equal for equal builds, and only for those.
+
+    It follows from the digests that the builder recorded; `load_set` says whether the arrays still have them. Of an
+    array without a recorded one, as in older datasets, the sample is digested now, which takes a moment.
+    """
+    metadata = load_metadata(split_folder)
+    recorded = metadata.digests or {}
+    found = {}
+    for name in metadata.sets:
+        for field in PuzzleSet.__dataclass_fields__:
+            path = set_file(split_folder, name, field)
+            whole = recorded.get(path.name, (None,))[0]
+            found[path.name] = whole or sample_digest(_load_array(path, mmap=True))
+    if _IDENTIFIERS in recorded:
+        found[_IDENTIFIERS] = recorded[_IDENTIFIERS][0]
+    elif (split_folder / _IDENTIFIERS).exists():
+        found[_IDENTIFIERS] = file_digests(split_folder / _IDENTIFIERS)[1]
+    return combined(description_digest(split_folder), found)
+
+
+def set_file(split_folder: Path, name: str, field: str) -> Path:
+    """Where an array of a set is."""
+    return split_folder / f"{name}__{field}.npy"
 
 
 def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:
     """Map the arrays of one set and check that they belong together."""
     arrays = {
-        field: _load_array(folder / f"{name}__{field}.npy", mmap=field in ("inputs", "labels"))
+        field: _load_array(set_file(folder, name, field), mmap=field in ("inputs", "labels"))
         for field in PuzzleSet.__dataclass_fields__
     }
     puzzles = PuzzleSet(**arrays)
     _check_shapes(puzzles, folder, name, metadata)
+    for field, array in arrays.items():
+        path = set_file(folder, name, field)
+        built = (metadata.digests or {}).get(path.name)
+        if built is not None and built[1] != sample_digest(array):
+            raise UserError(f"{path} is not what was built (its digest differs); build the dataset again")
     for field in ("inputs", "labels"):
         rows = arrays[field]
         blocks = max(1, rows.nbytes // _SCAN_BYTES)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from dataset.format import SplitWriter, atomic_build, description_digest, load_metadata, load_set
+from dataset.format import SplitWriter, atomic_build, content_digest, description_digest, load_metadata, load_set
 from errors import UserError
 from puzzles.maze import Maze
 from puzzles.symmetry import DIHEDRAL_INVERSE, dihedral_transform, inverse_dihedral_transform
@@ -94,38 +94,102 @@ def write_split(folder, examples, kind=None):
     return folder / "train"
 
 
+# Written out by hand: the bytes that the builders wrote, to which runs and predictions hold digests.
+ORIGINAL_KEYS = (
+    b'{"pad_id":0,"ignore_label_id":0,"blank_identifier_id":0,"vocab_size":6,"seq_len":16,'
+    b'"num_puzzle_identifiers":1,"total_groups":3,"mean_puzzle_examples":1.6666666666666667,"sets":["all"]}'
+)
+
+
 def test_dataset_json_begins_with_what_stood_there_before_kinds(tmp_path):
     plain, described = write_split(tmp_path / "plain", 15), write_split(tmp_path / "described", 15, Maze(4, 4))
-    before = (plain / "dataset.json").read_bytes()
-    # Written out by hand: the bytes that the builders wrote, to which runs and predictions hold digests.
-    assert before == (
-        b'{"pad_id":0,"ignore_label_id":0,"blank_identifier_id":0,"vocab_size":6,"seq_len":16,'
-        b'"num_puzzle_identifiers":1,"total_groups":3,"mean_puzzle_examples":1.6666666666666667,"sets":["all"]}'
-    )
-    now = (described / "dataset.json").read_bytes()
+    before, now = ORIGINAL_KEYS, (described / "dataset.json").read_bytes()
+    assert (plain / "dataset.json").read_bytes().startswith(before[:-1] + b',"digests":{"all__inputs.npy":["')
     assert now.startswith(
         before[:-1] + b',"kind":"maze","rows":4,"columns":4,"symbols":["?","#"," ","S","G","o"],"look":{'
     )
     for array in plain.glob("*.npy"):
         assert array.read_bytes() == (described / array.name).read_bytes()
-    assert load_metadata(described).model_dump(exclude={"kind", "rows", "columns", "symbols", "look"}) == json.loads(
-        before
-    )
+    added = {"kind", "rows", "columns", "symbols", "look", "digests"}
+    assert load_metadata(described).model_dump(exclude=added) == json.loads(before)
 
 
 def test_the_digest_leaves_the_kind_out_and_nothing_else(tmp_path):
     plain, described = write_split(tmp_path / "plain", 15), write_split(tmp_path / "described", 15, Maze(4, 4))
     other = write_split(tmp_path / "other", 20, Maze(4, 4))
-    expected = hashlib.sha256((plain / "dataset.json").read_bytes()).hexdigest()[:16]
+    expected = hashlib.sha256(ORIGINAL_KEYS).hexdigest()[:16]
     assert description_digest(plain) == description_digest(described) == expected
     assert description_digest(other) != expected
     # One that somebody else wrote, without a kind: of its bytes as they are.
-    spaced = json.dumps(json.loads((plain / "dataset.json").read_text()), indent=1)
+    spaced = json.dumps(json.loads(ORIGINAL_KEYS), indent=1)
     (plain / "dataset.json").write_text(spaced)
     assert description_digest(plain) == hashlib.sha256(spaced.encode()).hexdigest()[:16]
     (plain / "dataset.json").unlink()
     with pytest.raises(UserError, match=r"cannot read .*dataset\.json"):
         description_digest(plain)
+
+
+def oracle_of_the_sample(path):
+    """Written anew: of the type, the shape and 64 blocks of 64 KiB, from the bytes of the file."""
+    array = np.load(path)
+    data, block = path.read_bytes()[-array.nbytes :], 65536
+    starts = [(len(data) - block) * i // 63 for i in range(64)] if len(data) > 64 * block else [0]
+    parts = [data[start : start + block] for start in starts] if len(starts) > 1 else [data]
+    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + b"".join(parts)).hexdigest()
+
+
+def test_the_builder_records_the_digests_of_every_array_and_of_the_names(tmp_path):
+    rows = np.random.default_rng(0).integers(1, 6, (70_000, 81), dtype=np.uint8)  # 5.7 MB: more than the sample
+    folder = write_dataset(tmp_path / "data", rows, rows[::-1], vocab_size=6) / "train"
+    digests = json.loads((folder / "dataset.json").read_text())["digests"]
+    arrays = {path.name: np.load(path) for path in folder.glob("*.npy")}
+    assert len(arrays) == 5 and {*digests} == {*arrays, "../identifiers.json"}
+    for name, array in arrays.items():
+        assert digests[name] == [hashlib.sha256(array.tobytes()).hexdigest(), oracle_of_the_sample(folder / name)], name
+    assert digests["../identifiers.json"][0] == hashlib.sha256(b'["<blank>"]').hexdigest()
+    assert description_digest(folder) == hashlib.sha256(original_keys_of(folder)).hexdigest()[:16]
+
+
+def original_keys_of(folder):
+    return (folder / "dataset.json").read_bytes().split(b',"digests":')[0] + b"}"
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("field", ["inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices"])
+def test_an_array_that_is_not_what_was_built_is_refused_by_name(tmp_path, field):
+    rows = np.random.default_rng(0).integers(2, 4, (500, 16), dtype=np.uint8)  # any bit of a token may flip
+    folder = write_dataset(tmp_path / "data", rows, rows, vocab_size=256, names=[f"p{i}" for i in range(500)]) / "train"
+    load_set(folder, "all", load_metadata(folder))
+    flip(folder / f"all__{field}.npy", -8)
+    with pytest.raises(UserError, match=rf"all__{field}\.npy(: | is not what was built)"):
+        load_set(folder, "all", load_metadata(folder))
+
+
+def test_the_content_has_an_identity(tmp_path):
+    rows = np.random.default_rng(0).integers(1, 6, (100, 16), dtype=np.uint8)
+
+    def identity(name, rows, keep=True, **options):
+        folder = write_dataset(tmp_path / name, rows, rows, vocab_size=6, **options) / "train"
+        if not keep:  # as older builders left it
+            (folder / "dataset.json").write_bytes(original_keys_of(folder))
+        return content_digest(folder)
+
+    changed = rows.copy()
+    changed[50, 3] ^= 1
+    different = [
+        identity("one", rows),
+        identity("changed", changed),
+        identity("named", rows, names=[f"p{i}" for i in range(100)]),
+        identity("old", rows, keep=False),
+        identity("old-changed", changed, keep=False),
+    ]
+    assert len({*different}) == len(different) and all(len(digest) == 16 for digest in different)
+    assert identity("again", rows) == different[0] and identity("old-again", rows, keep=False) == different[3]
 
 
 @pytest.mark.parametrize("field", ["inputs", "labels"])
