@@ -1,9 +1,13 @@
 """Errors that the user can put right, shown as one line."""
 
+import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -15,18 +19,53 @@ class UserError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into `error: …` on stderr and exit code 2, and Ctrl-C into exit code 130.
+    """What every command runs in: an error that is not the code's fault becomes `error: …` on stderr and exit code 2.
 
-    Any other exception keeps its traceback.
+    That is a `UserError`, any error of the operating system and memory that cannot be had; other exceptions keep their
+    traceback. Ctrl-C ends with exit code 130, SIGTERM with 143 after cleaning up, a reader of stdout that has gone
+    away (`| head`) with 141 and without a word. Characters that the terminal cannot show are replaced.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # not a text file, or closed
+            stream.reconfigure(errors="replace")
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
+        sys.stdout.flush()  # here, where an error still has a line
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except BrokenPipeError:
+        _forget_stdout()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC or error.errno == errno.EIO:
+            _forget_stdout()  # if that was it, the interpreter's last flush would fail once more
+        file = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or first_line(error)}{file}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"out of memory ({first_line(error)}); use smaller batches, a smaller model or a larger machine")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None
+
+
+def _forget_stdout() -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had: of the host, in Python's, NumPy's or PyTorch's words, or of a GPU."""
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def describe_validation_error(error: "ValidationError", option: Callable[[str], str]) -> str:

@@ -5,8 +5,6 @@ so lists default to `[]` and the builder fills in its own; and help texts go thr
 cent sign is written `%%`.
 """
 
-import signal
-import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -31,7 +29,6 @@ def run_builder(build: Callable[[Any], None]) -> None:
     parser.entrypoint = parser._build_entrypoint()
     parser.entrypoint.formatter_class = ArgumentDefaultsHelpFormatter
     parser.entrypoint.error = _refuse
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated build cleans up
     with one_line_errors():
         parser()
 

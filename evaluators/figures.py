@@ -326,6 +326,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
     } | figure.compute(subject)
+    picture.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(picture.with_suffix(".json"), lambda file: file.write(as_json(report).encode()))
     drawn = figure.draw(report)
     write_atomically(picture, lambda file: drawn.savefig(file, format="png", dpi=DPI))
@@ -333,7 +334,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 
 def picture_path(config: FigureConfig) -> Path:
-    """Where the PNG goes; its folder is made now, so that a mistake shows before the work."""
+    """Where the PNG goes; that it can be written is checked before the work."""
     checkpoint = Path(config.checkpoint)
     path = Path(config.out) if config.out else checkpoint.parent
     if path.suffix.lower() != ".png":

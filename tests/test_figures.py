@@ -293,7 +293,7 @@ def test_where_figures_go(tmp_path):
 
     assert path() == tmp_path / "step_7_steps.png"
     assert path(out=str(tmp_path / "new")) == tmp_path / "new/step_7_steps.png"
-    assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()  # made when there is something to put into it
     assert path(out=str(tmp_path / "a.PNG")) == tmp_path / "a.PNG"
     with pytest.raises(UserError, match=r"cannot write /proc/nope/step_7_steps\.png: .*; set out="):
         path(out="/proc/nope")

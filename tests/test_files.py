@@ -1,11 +1,30 @@
 """Files and folders that are whole or not there: python -m pytest tests/test_files.py"""
 
+import hashlib
+import json
 import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import pytest
 
 from errors import UserError
-from files import check_writable, put_in_place, write_atomically
+from files import (
+    check_writable,
+    durably,
+    file_digest,
+    locked,
+    put_in_place,
+    read_json,
+    read_text,
+    read_yaml,
+    remove_abandoned,
+    temporary_folder,
+    write_atomically,
+)
+from tests.launch import ROOT
 
 
 def contents(folder):
@@ -50,7 +69,7 @@ def folder_with(path, text):
 def test_a_folder_takes_the_place_of_another(tmp_path, left_over):
     new, place = folder_with(tmp_path / "new", "2"), folder_with(tmp_path / "place", "1")
     if left_over:
-        folder_with(tmp_path / "new-old", "of a killed process")
+        folder_with(tmp_path / ".place.old", "of a killed process")
     put_in_place(new, place)
     assert os.listdir(tmp_path) == ["place"]
     assert contents(place) == {"text": "2"}
@@ -70,4 +89,145 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_remedy(tmp_path):
         with pytest.raises(UserError, match=rf"cannot write figures: .* \({folder}\); set out$"):
             check_writable(folder, "figures", "set out", create=create)
     check_writable(tmp_path / "made/deep", "figures", "set out", create=True)
-    assert os.listdir(tmp_path / "made/deep") == []
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_was_written_is_known_by_size_and_digest(tmp_path):
+    content = bytes(range(256)) * 9000  # more than one buffer
+    written = write_atomically(tmp_path / "step_1", lambda file: [file.write(content[:7]), file.write(content[7:])])
+    assert written == (len(content), hashlib.sha256(content).hexdigest())
+    assert file_digest(tmp_path / "step_1") == written
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "planted").symlink_to(tmp_path / "theirs")
+    with pytest.raises(FileExistsError), durably(tmp_path / "planted"):
+        pass
+    (tmp_path / "lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "lock", "trains"):
+        pass
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+@contextmanager
+def another_process(code):
+    """Runs `code` and waits for a word on its stdin; yields when it has printed a line, and kills it at the end."""
+    code = f"from pathlib import Path\nfrom files import *\n{code}"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=-1, stdout=-1, text=True)
+    try:
+        assert process.stdout.readline() == "here\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
+    lock = tmp_path / "run/.lock"
+    hold = f"with locked(Path({str(lock)!r}), 'trains here'): print('here', flush=True); input()"
+    with another_process(hold) as process:
+        with pytest.raises(UserError) as refused, locked(lock, "trains here"):
+            pass
+        assert f"another process trains here: process {process.pid} on " in str(refused.value)
+        assert json.loads(lock.read_text())["pid"] == process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        with locked(lock, "trains here"):
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert os.listdir(lock.parent) == []
+    with locked(tmp_path / "new/folder/.lock", "trains here"):
+        pass
+    assert os.listdir(tmp_path) == ["run"]  # what was made for the lock and stays empty goes with it
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    place = tmp_path / "data"
+    write = f"with temporary_folder(Path({str(place)!r})) as f: (f / 'x').touch(); print('here', flush=True); input()"
+    half = f"with durably(Path({str(tmp_path / '.step_1.0123abcd.tmp')!r})) as f: print('here', flush=True); input()"
+    folder_with(tmp_path / ".data.of-mine", "not called as a temporary one")
+    with another_process(write), another_process(half):
+        remove_abandoned(tmp_path)
+        assert len(os.listdir(tmp_path)) == 3
+    assert len(os.listdir(tmp_path)) == 3
+    with temporary_folder(place) as folder:
+        assert sorted(os.listdir(tmp_path)) == sorted([".data.of-mine", ".step_1.0123abcd.tmp", folder.name])
+    remove_abandoned(tmp_path)
+    assert os.listdir(tmp_path) == [".data.of-mine"]
+
+
+def test_a_folder_that_was_aside_when_its_process_was_killed_comes_back(tmp_path):
+    folder_with(tmp_path / ".place.old", "1")
+    with temporary_folder(tmp_path / "place") as folder:
+        assert contents(tmp_path / "place") == {"text": "1"}
+        (folder / "text").write_text("2")
+        put_in_place(folder, tmp_path / "place")
+    assert os.listdir(tmp_path) == ["place"]
+    assert contents(tmp_path / "place") == {"text": "2"}
+
+
+def bomb(levels=9):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    return "\n".join(lines + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)])
+
+
+UNREADABLE = {
+    "UTF-16": ("{}".encode("utf-16"), r"is UTF-16 text; save it as UTF-8"),
+    "Latin-1": ('{"name": "é"}'.encode("latin-1"), r"is not UTF-8 text \(byte 0xe9 at position 10\)"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"a pointer of Git LFS.*git lfs pull"),
+    "large": (b" " * 2000, r"has 2,000 bytes, where at most 1,000 are expected; build it again$"),
+}
+NOT_JSON = {
+    "nested": (b"[" * 999, r"nested too deeply; build it again$|is not JSON"),
+    "cut short": (b'{"a":', r"is not JSON \(Expecting value: line 1 column 6 \(char 5\)\); build it again$"),
+}
+NOT_YAML = {
+    "nested": (b"[" * 990, r"nested too deeply; build it again$|is not YAML"),
+    "a billion laughs": (bomb().encode(), r"stands for more than 1,000 values"),
+    "itself": (b"a: &a [*a]", r"stands for more than 1,000 values"),
+    "tabs": (
+        b"a:\n\tb: 1",
+        r"is not YAML \(found character '\\t' that cannot start any token, line 2\); build it again$",
+    ),
+    "code": (b"!!python/object/apply:os.system [ls]", r"is not YAML \(could not determine a constructor .*\)"),
+    "a date that is none": (b"2026-13-45", r"is not YAML \(month must be in 1..12"),
+}
+
+
+@pytest.mark.parametrize("name", [*UNREADABLE, *NOT_JSON])
+def test_what_is_not_json_is_refused_in_a_line(tmp_path, name):
+    content, message = (UNREADABLE | NOT_JSON)[name]
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_json(tmp_path / "file", "build it again", limit=1000)
+    assert str(refused.value).startswith(f"{tmp_path / 'file'} ")
+
+
+@pytest.mark.parametrize("name", [*UNREADABLE, *NOT_YAML])
+def test_what_is_not_yaml_is_refused_in_a_line(tmp_path, name):
+    content, message = (UNREADABLE | NOT_YAML)[name]
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_yaml(tmp_path / "file", "build it again", limit=1000)
+
+
+def test_what_is_no_file_is_refused_in_a_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "nowhere", "is missing"),
+        (tmp_path, "is a folder, not a file"),
+        (tmp_path / "pipe", "is not a file"),
+    ):
+        with pytest.raises(UserError, match=f"{message}; name another$"):
+            read_text(path, "name another")
+
+
+def test_text_with_a_byte_order_mark_and_yaml_with_aliases_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf" + json.dumps({"names": ["é", "ü"]}).encode())
+    assert read_json(tmp_path / "file", "") == {"names": ["é", "ü"]}
+    (tmp_path / "file").write_text("a: &a [1, 2]\nb: *a\n<<: {c: 3}\n")
+    assert read_yaml(tmp_path / "file", "") == {"a": [1, 2], "b": [1, 2], "c": 3}
+    (tmp_path / "file").write_text("")
+    assert read_yaml(tmp_path / "file", "") is None

@@ -307,6 +307,7 @@ def torch_paths(prefix: Path) -> dict[int, Path]:
 def save_predictions(folder: Path, step_name: str, rank: int, saved: dict[str, Tensor]) -> Path:
     """Write `<step_name>_all_preds.<rank>`."""
     path = torch_path(folder / step_name, rank)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(saved, file))
     return path
 
