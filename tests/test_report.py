@@ -99,7 +99,10 @@ def test_what_is_no_metrics_is_refused_by_its_line(tmp_path, name):
 
 ODD_METRICS = {
     "no evaluation yet": (STEP, ["    no evaluation yet"]),
-    "evaluations alone": (b'{"step": 5, "eval/exact_accuracy": 0.5}', ["       5        -       -      -   50.0% " + 15 * "█"]),
+    "evaluations alone": (
+        b'{"step": 5, "eval/exact_accuracy": 0.5}',
+        ["       5        -       -      -   50.0% " + 15 * "█"],
+    ),
     "a byte order mark": (b"\xef\xbb\xbf" + STEP + b"\n", ["    no evaluation yet"]),
     "nothing known": (b'{"step": 1, "other": {"a": [1]}}', ["    no evaluation yet"]),
     "no finite values": (
