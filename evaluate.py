@@ -30,8 +30,9 @@ from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
 from training.metrics import start_logging
-from training.predictions import MAX_STEPS, PredictionWriter, save_predictions, torch_path, torch_paths
+from training.predictions import MAX_STEPS, PredictionWriter
 from training.reasoning import HALTING
+from training.torch_predictions import save_predictions, torch_path, torch_paths
 
 
 class EvalConfig(StrictModel):

@@ -31,7 +31,8 @@ from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.command_line import from_cli
 from training.config import StrictModel
 from training.metrics import progress_bar, start_logging
-from training.predictions import PredictionRows, read_predictions
+from training.prediction_rows import PredictionRows
+from training.predictions import read_predictions
 
 KS = (1, 2, 10, 100, 1000)
 

@@ -17,7 +17,7 @@ from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, 
 from tests.arc_oracle import oracle_encode
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
-from training.predictions import PredictionRows
+from training.prediction_rows import PredictionRows
 
 REFERENCE = Path(__file__).parent / "reference" / "arc"
 PIPELINE = REFERENCE.parent / "pipeline" / "dataset"
