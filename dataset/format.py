@@ -289,24 +289,30 @@ def description_digest(split_folder: Path) -> str:
 
 
 def content_digest(split_folder: Path) -> str:
-    """The identity of a split's content, 16 hexadecimal digits: equal for equal builds, and only for those.
+    """The identity of a split's content, for `same_content`: 16 hexadecimal digits of samples of its files, then 16 of
+    all that they hold where the builder recorded it; `load_set` says whether the arrays still have these digests.
 
-    It follows from the digests that the builder recorded; `load_set` says whether the arrays still have them. Of an
-    array without a recorded one, as in older datasets, the sample is digested now, which takes a moment.
+    Samples that were not recorded, as in older datasets, are digested now, which takes a moment.
     """
     metadata = load_metadata(split_folder)
     recorded = metadata.digests or {}
-    found = {}
+    found: dict[str, Sequence[str | None]] = {}
     for name in metadata.sets:
         for field in PuzzleSet.__dataclass_fields__:
             path = set_file(split_folder, name, field)
-            whole = recorded.get(path.name, (None,))[0]
-            found[path.name] = whole or sample_digest(_load_array(path, mmap=True))
-    if _IDENTIFIERS in recorded:
-        found[_IDENTIFIERS] = recorded[_IDENTIFIERS][0]
-    elif (split_folder / _IDENTIFIERS).exists():
-        found[_IDENTIFIERS] = file_digests(split_folder / _IDENTIFIERS)[1]
-    return combined(description_digest(split_folder), found)
+            found[path.name] = recorded.get(path.name) or (None, sample_digest(_load_array(path, mmap=True)))
+    if (split_folder / _IDENTIFIERS).exists():
+        found[_IDENTIFIERS] = recorded.get(_IDENTIFIERS) or file_digests(split_folder / _IDENTIFIERS)
+    described = description_digest(split_folder)
+    identity = combined(described, {name: sample for name, (_, sample) in found.items()})
+    whole = {name: whole for name, (whole, _) in found.items()}
+    return identity if None in whole.values() else identity + combined(described, whole)
+
+
+def same_content(one: str, other: str) -> bool:
+    """Whether two `content_digest`s are of the same content, as far as both say."""
+    known = min(len(one), len(other))
+    return one[:known] == other[:known]
 
 
 def set_file(split_folder: Path, name: str, field: str) -> Path:

@@ -4,6 +4,7 @@ A start takes hundredths of a second, not three seconds per rank, or nine for tw
 the start itself, torchrun, and how Python shuts an interpreter down: `tests.launch.run` is for these.
 """
 
+import faulthandler
 import multiprocessing.connection
 import os
 import runpy
@@ -20,11 +21,13 @@ from tests.launch import ROOT, check_exit, command_environment
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pretrain", "evaluate", "torch._dynamo"])  # the optimizers import the last one
 TIMEOUT = 280
+STACKS = signal.SIGUSR2  # on which a process writes where each of its threads is
 
 
 def _become(arguments: list[str], environment: dict[str, str], cwd: str, files: tuple[str, str]) -> None:
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    faulthandler.register(STACKS)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -80,14 +83,23 @@ class Started:
         """What was written to stdout and stderr, when all have ended; if one fails, the others are killed."""
         deadline = time.monotonic() + timeout
         while self.poll() is None:
+            if time.monotonic() > deadline:
+                self._write_stacks()
             if any(process.exitcode for process in self._processes) or time.monotonic() > deadline:
                 self.kill()
             multiprocessing.connection.wait(
                 [process.sentinel for process in self._processes if process.exitcode is None],
                 timeout=max(0, deadline - time.monotonic()),
             )
-        assert time.monotonic() < deadline, (f"not over after {timeout} s", *self._output())
+        assert time.monotonic() < deadline, "\n".join((f"not over after {timeout} s", *self._output()))
         return self._output()
+
+    def _write_stacks(self) -> None:
+        """To stderr, one process after the other."""
+        for process in self._processes:
+            if process.exitcode is None:
+                os.kill(process.pid, STACKS)
+                process.join(2)
 
     def _output(self) -> tuple[str, str]:
         return tuple(file.read_text() for file in self._files)
