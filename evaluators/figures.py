@@ -48,7 +48,9 @@ from training.command_line import from_cli
 from training.config import PretrainConfig, StrictModel, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
+from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
+from training.predictions import MAX_STEPS
 from training.reasoning import Step, reasoning_steps
 
 BATCH_SIZE = 64  # puzzles at a time, at most
@@ -61,7 +63,10 @@ class FigureConfig(StrictModel):
         default=None, ge=1, description="size of a seeded subset of puzzles; default: 4, 128 and 1000 for the three"
     )
     max_steps: int | None = Field(
-        default=None, ge=1, description="reasoning steps; default: as in training, for scaling twice as many"
+        default=None,
+        ge=1,
+        le=MAX_STEPS,
+        description="reasoning steps; default: as in training, for scaling twice as many",
     )
     split: str = Field(default="test", description="split of the dataset")
     data_path: str | None = Field(default=None, description="a dataset other than the run's")
@@ -76,6 +81,7 @@ class FigureConfig(StrictModel):
 class Subject:
     """What a figure shows: a model, and N puzzles on its device."""
 
+    checkpoint: Path
     run: PretrainConfig
     dataset: PuzzleDataset
     head: ACTLossHead
@@ -99,14 +105,24 @@ class Subject:
                     self.head.model, self.inputs[rows], self.puzzle_identifiers[rows], self.max_steps
                 )
                 for number, step in enumerate(steps):
+                    self.check_numbers(step)
                     yield rows, number, step
                     bar.update()
+
+    def check_numbers(self, step: Step) -> None:
+        """Raise `UserError` if a sequence has no answer: a figure of the others would not tell."""
+        if not step.is_number.all():
+            raise UserError(
+                f"{self.checkpoint} gives values that are no numbers (NaN or infinite) in step {step.number}; use "
+                f"another checkpoint, or fewer max_steps"
+            )
 
 
 def open_subject(config: FigureConfig, examples: int, step_factor: int, device: torch.device) -> Subject:
     """The defaults are `examples` puzzles, and `step_factor` times the steps of training."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
+    check_data(checkpoint, run, config.data_path)
     dataset = open_to_answer(
         run, config.split, data_path=config.data_path, batch_size=BATCH_SIZE, max_examples=config.examples or examples
     )
@@ -114,6 +130,7 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
     parts = [(batch, examples) for _, batch, examples in dataset.test_batches()]
     rows = {name: torch.cat([batch[name][: len(examples)] for batch, examples in parts]) for name in parts[0][0]}
     return Subject(
+        checkpoint,
         run,
         dataset,
         head,
@@ -155,7 +172,7 @@ def as_json(report: dict[str, Any]) -> str:
     def plain(value: Kind | np.ndarray) -> Any:
         return value.name if isinstance(value, Kind) else report["kind"].plain(value)
 
-    return json.dumps(report, indent=1, default=plain)
+    return json.dumps(report, indent=1, default=plain, allow_nan=False)
 
 
 # Participation ratio
@@ -170,6 +187,10 @@ def compute_participation(subject: Subject) -> dict[str, Any]:
         (trained, dimensions), (untrained, _) = (
             participation_curve(head.model, inputs, identifiers, counts, subject.max_steps, bar.update)
             for head in (subject.head, without_training(subject))
+        )
+    if not np.isfinite([*trained.values(), *untrained.values()]).all():
+        raise UserError(
+            f"{subject.checkpoint} has states that are no numbers (NaN or infinite); use another checkpoint"
         )
     return {"puzzles": counts, "hidden_size": dimensions, "trained": trained, "untrained": untrained}
 
@@ -305,10 +326,11 @@ class FigureType(NamedTuple):
     draw: Callable[[dict], Figure]
     examples: int  # default number
     step_factor: int  # default steps, in multiples of the trained ones
+    most: int | None = None  # examples that a picture can hold
 
 
 FIGURES = {
-    "steps": FigureType(compute_steps, draw_steps, 4, 1),
+    "steps": FigureType(compute_steps, draw_steps, 4, 1, most=200),  # of 300 pixels each: matplotlib ends at 65,536
     "participation": FigureType(compute_participation, draw_participation, 128, 1),
     "scaling": FigureType(compute_scaling, draw_scaling, 1000, 2),
 }
@@ -317,6 +339,8 @@ FIGURES = {
 def make_figure(config: FigureConfig, device: torch.device) -> Path:
     """Compute, draw, write; -> the PNG, beside which the JSON lies."""
     figure = FIGURES[config.figure]
+    if figure.most is not None and (config.examples or 0) > figure.most:
+        raise UserError(f"examples={config.examples}: a picture of {config.figure} holds at most {figure.most}")
     picture = picture_path(config)
     subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {

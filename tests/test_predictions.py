@@ -519,6 +519,7 @@ def torch_predictions(tmp_path_factory):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Sparse CSR")
 @pytest.mark.parametrize("name", TORCH_DAMAGE)
 def test_damaged_torch_predictions_are_refused(torch_predictions, tmp_path, name):
     damage, message = TORCH_DAMAGE[name]

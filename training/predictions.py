@@ -40,6 +40,7 @@ from dataset.format import (
     description_digest,
     load_metadata,
     load_set,
+    same_content,
 )
 from errors import UserError, describe_validation_error, first_line
 from files import check_is_file, durably, locked, put_in_place, read_json, temporary_folder
@@ -61,7 +62,8 @@ class Manifest(BaseModel):
     format: Literal[FORMAT] = FORMAT
     dataset: str
     dataset_digest: str  # of its description
-    data: str | None = None  # `content_digest` of the split; earlier versions did not record it
+    # `content_digest` of the split; earlier versions did not record it
+    data: str | None = Field(default=None, pattern="^[0-9a-f]{16,}$")
     split: str
     sets: dict[str, int]  # examples of each
     examples: int = Field(ge=0)  # that were evaluated
@@ -330,7 +332,10 @@ def _check_dataset(
             f"{folder} holds predictions for {manifest.dataset}/{manifest.split}, not for {split_folder}; "
             f"name the dataset and split that were evaluated"
         )
-    if manifest.data is not None and not other_data and manifest.data != (content := content_digest(split_folder)):
+    if manifest.data is None or other_data:
+        return
+    content = content_digest(split_folder)
+    if not same_content(manifest.data, content):
         raise UserError(
             f"{folder} holds predictions for {manifest.dataset}/{manifest.split} of content {manifest.data}, but "
             f"{split_folder} has content {content}: it was built anew or is another; evaluate again, name the dataset "
