@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
+from dataset.arrays import NpyStream, map_array
 from dataset.format import (
-    NpyStream,
     PuzzleDatasetMetadata,
     PuzzleSet,
     content_digest,
@@ -42,8 +42,8 @@ from dataset.format import (
     load_set,
     same_content,
 )
-from errors import UserError, describe_validation_error, first_line
-from files import check_is_file, durably, locked, put_in_place, read_json, temporary_folder
+from errors import UserError, describe_validation_error
+from files import durably, locked, put_in_place, read_json, temporary_folder
 from puzzle_dataset import PuzzleDataset, mark_ignored
 from training.distributed import Ranks
 from training.prediction_rows import AGAIN, PredictionRows, check_tokens, warn_of_no_numbers
@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MAX_STEPS = np.iinfo(np.uint16).max
+CHECKED_AT_ONCE = 1 << 16  # rows
 READ = ("answers", "q_halt_logits", "q_continue_logits")  # of a compact folder, beside `examples`
 
 
@@ -350,36 +351,22 @@ def _check_part(folder: Path, manifest: Manifest, rank: int) -> None:
         raise UserError(f"{folder}: rank {rank} has unequal files, {lengths}; {AGAIN}")
     for field in ("examples", *READ):
         path = _part(folder, field, rank)
-        recorded = manifest.digests.get(path.name)
-        if recorded is not None and recorded != _data_digest(path, _map_part(folder, manifest, field, rank)):
+        recorded, digest = manifest.digests.get(path.name), hashlib.sha256()
+        for start in range(0, lengths[field], CHECKED_AT_ONCE):  # mapped anew: pages that were read do not stay
+            digest.update(_map_part(folder, manifest, field, rank)[start : start + CHECKED_AT_ONCE])
+        if recorded is not None and recorded != digest.hexdigest():
             raise UserError(f"{path} is damaged: it is not what was written (its digest differs); {AGAIN}")
 
 
-def _map_part(folder: Path, manifest: Manifest, field: str, rank: int) -> np.memmap:
+def _map_part(folder: Path, manifest: Manifest, field: str, rank: int) -> np.ndarray:
     path = _part(folder, field, rank)
-    check_is_file(path, f"{folder} is not complete: {AGAIN}")
     shape, dtype = manifest.row_types()[field]
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # the reader of headers raises what Python's own parser does
-        raise UserError(f"{path} is damaged ({first_line(error)}); {AGAIN}") from None
-    if not isinstance(rows, np.memmap) or rows.dtype != dtype or rows.shape[1:] != shape or not rows.ndim:
-        found = f"{rows.dtype} of shape {rows.shape}" if isinstance(rows, np.ndarray) else "an archive"
+    rows = map_array(path, f"{folder} is damaged or not complete: {AGAIN}", kinds="iuf")
+    if not rows.ndim or rows.dtype != dtype or rows.shape[1:] != shape or not rows.flags.c_contiguous:
         wanted = f"{np.dtype(dtype)} of shape {('n', *shape)}".replace("'", "")
+        found = f"{rows.dtype} of shape {rows.shape}"
         raise UserError(f"{path} holds {found}, not {wanted} as manifest.json says; {AGAIN}")
     return rows
-
-
-def _data_digest(path: Path, mapped: np.memmap) -> str:
-    """SHA-256 of the array in a file, read without keeping its pages."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(mapped.offset)
-        left = mapped.nbytes
-        while left and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
 
 
 def _gather(
