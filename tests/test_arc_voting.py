@@ -230,7 +230,7 @@ def test_what_does_not_fit_together_is_refused(dataset, tmp_path):
     prefix = save_torch(tmp_path / "step_1", rows)
     with pytest.raises(UserError, match=r"identifiers\.json is missing"):
         vote(tmp_path / "nothing", [prefix])
-    for content, message in (("{", "not readable"), ('{"a": 1}', "not a list of names")):
+    for content, message in (("{", "not JSON"), ('{"a": 1}', "not a list of names")):
         (tmp_path / "identifiers.json").write_text(content)
         with pytest.raises(UserError, match=message):
             vote(tmp_path, [prefix])
