@@ -299,9 +299,9 @@ def test_an_arc_task_from_a_file(arc, capsys, monkeypatch):
     (folder / "data/identifiers.json").write_text('["<blank>", "007bbfb7"]')
     assert "identifiers.json is not what was built" in problem(f"task={known}")
     for split in ("train", "test"):  # as of an earlier version, which recorded no digests
-        path = folder / "data" / split / "dataset.json"
-        described = json.loads(path.read_text())
-        path.write_text(json.dumps({key: value for key, value in described.items() if key != "digests"}))
+        described_in = folder / "data" / split / "dataset.json"
+        described = json.loads(described_in.read_text())
+        described_in.write_text(json.dumps({key: value for key, value in described.items() if key != "digests"}))
     assert "15 puzzle embeddings" in problem(f"task={known}")
     found = as_json(capsys, f"checkpoint={path}", f"task={known}", f"data_path={folder / 'gone'}")
     assert "which names them, is not there" in found["notes"][1]

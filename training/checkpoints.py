@@ -25,6 +25,11 @@ def save_weights(path: Path, head: torch.nn.Module) -> None:
     write_atomically(path, lambda file: torch.save(head.state_dict(), file))
 
 
+def trained_on(checkpoint: Path) -> str | None:
+    """The identity of the training split (`dataset.format.content_digest`) of a checkpoint, if it was recorded."""
+    return None
+
+
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, on the CPU, without the prefix of compiled ones."""
     try:

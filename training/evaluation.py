@@ -13,7 +13,7 @@ from dataset.format import content_digest, same_content
 from errors import UserError
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training import checkpoints
+from training.checkpoints import trained_on
 from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
@@ -34,10 +34,7 @@ def check_data(checkpoint: Path, run: PretrainConfig, data_path: str | None) -> 
     A `data_path` that the user names is what they asked for. Without a train split, or for a checkpoint of an earlier
     version or of the original, nobody can tell.
     """
-    trained, split = (
-        getattr(checkpoints, "trained_on", lambda checkpoint: None)(checkpoint),
-        Path(run.data_path) / "train",
-    )
+    trained, split = trained_on(checkpoint), Path(run.data_path) / "train"
     if data_path is not None or trained is None or not (split / "dataset.json").exists():
         return
     content = content_digest(split)
