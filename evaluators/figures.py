@@ -23,6 +23,7 @@ one sample is. Here it is the state of one cell of one puzzle after one reasonin
 the positions of the puzzle embedding, which are not cells, are left out.
 """
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ from torch import Tensor
 
 from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
-from files import check_writable, write_atomically
+from files import check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
@@ -246,7 +247,7 @@ def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
 def participation_ratio(covariance: Tensor) -> float:
     """Covariance (D, D) -> PR in [1, D]; 0 if nothing varies. Σλ is its trace, Σλ² its squared Frobenius norm."""
     total, squares = covariance.trace().item(), covariance.square().sum().item()
-    return total**2 / squares if squares > 0 else 0.0
+    return 0.0 if squares == 0 else total**2 / squares
 
 
 class Moments:
@@ -350,10 +351,11 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
     } | figure.compute(subject)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(picture.with_suffix(".json"), lambda file: file.write(as_json(report).encode()))
-    drawn = figure.draw(report)
-    write_atomically(picture, lambda file: drawn.savefig(file, format="png", dpi=DPI))
+    text, drawn = as_json(report).encode(), io.BytesIO()
+    figure.draw(report).savefig(drawn, format="png", dpi=DPI)
+    with locked(picture.with_name(f".{picture.name}.lock"), f"is writing {picture}"):  # makes its folder
+        write_atomically(picture.with_suffix(".json"), lambda file: file.write(text))
+        write_atomically(picture, lambda file: file.write(drawn.getvalue()))
     return picture
 
 
@@ -361,7 +363,7 @@ def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes; that it can be written is checked before the work."""
     checkpoint = Path(config.checkpoint)
     path = Path(config.out) if config.out else checkpoint.parent
-    if path.suffix.lower() != ".png":
+    if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"
     check_writable(path.parent, str(path), "set out=<folder or .png file>", create=True)
     return path

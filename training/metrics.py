@@ -227,4 +227,5 @@ def start_logging(is_main: bool, as_json: bool = False) -> None:
     level = logging.INFO if is_main else logging.ERROR
     if as_json:
         level = max(level, logging.WARNING)
+    logging.raiseExceptions = False  # a reader that has gone away ends the command elsewhere, without tracebacks
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr if as_json else sys.stdout)
