@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,7 +88,9 @@ def _read_header(file: BinaryIO, kinds: str) -> tuple[tuple[int, ...], np.dtype,
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that Python 2 wrote
+            shape, fortran, dtype = read(file)
     except Exception as error:  # Python's parser has many: SyntaxError, TokenError, RecursionError, MemoryError
         raise ValueError(f"it is truncated or not a .npy file ({first_line(error):.100})") from None
     if dtype.kind not in kinds:

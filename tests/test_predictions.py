@@ -468,6 +468,10 @@ TORCH_DAMAGE = {
         lambda folder: (folder / TORCH).rename(folder / "step_1_all_preds.999999"),
         "step_1_all_preds.999999 is there, but not that of rank 0",
     ),
+    "the file of another rank": (
+        lambda folder: shutil.copy(folder / "step_1_all_preds.1", folder / TORCH),
+        "step_1_all_preds.0 and .*step_1_all_preds.1 hold the same predictions",
+    ),
     "half a file": (truncate(TORCH), "does not hold saved predictions"),
     "nothing": (write(TORCH, ""), "does not hold saved predictions"),
     "an LFS pointer": (write(TORCH, LFS), "git lfs pull"),

@@ -62,19 +62,22 @@ def read_torch(
     missing = next(rank for rank in range(len(paths) + 1) if rank not in paths)
     if missing < len(paths):
         raise UserError(f"{paths[max(paths)]} is there, but not that of rank {missing}; {AGAIN}")
-    sizes = []
+    sizes, seen = [], {}
     for path in paths.values():
-        _check_bytes(path)
+        checksums = _checksums(path)
         part = _map(path)
         _check_torch(path, part, split_folder, metadata)
         sizes.append(len(part["inputs"]))
+        twin = seen.setdefault(checksums, path)
+        if twin != path and len(_without_padding(_known(part), path, metadata)[1]):
+            raise UserError(f"{twin} and {path} hold the same predictions: one is a copy; {AGAIN}")
 
     def read() -> Iterator[PredictionRows]:
         for path, size in zip(paths.values(), sizes, strict=True):
             passed = total = 0
             for start in range(0, size, rows):
                 # Mapped anew for each part, so that pages that were read do not stay with the process.
-                here = {key: values[start : start + rows] for key, values in _map(path).items() if key in _TENSORS}
+                here = {key: values[start : start + rows] for key, values in _known(_map(path)).items()}
                 found, numbers = _without_padding(here, path, metadata)
                 passed += int((~numbers).sum())
                 total += len(numbers)
@@ -84,16 +87,21 @@ def read_torch(
     return read()
 
 
-def _check_bytes(path: Path) -> None:
-    """Check the file's own checksums, which PyTorch writes and does not look at."""
+def _checksums(path: Path) -> tuple[int, ...]:
+    """The file's own checksums, which PyTorch writes and does not look at; here its bytes are compared with them."""
     check_is_file(path, AGAIN)
     try:
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
+            damaged, checksums = file.testzip(), tuple(part.CRC for part in file.infolist())
     except Exception as error:  # of a parser of bytes that may be anything
         _not_predictions(path, f"({first_line(error)})")
     if damaged is not None:
         raise UserError(f"{path} is damaged: the checksum of its part {damaged} differs; {AGAIN}")
+    return checksums
+
+
+def _known(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: values for key, values in part.items() if key in _TENSORS}
 
 
 def _map(path: Path) -> dict[str, Tensor]:
@@ -124,10 +132,9 @@ def _check_torch(
         missing.append("logits")
     if missing:
         raise UserError(f"{path} holds no {', '.join(missing)}; evaluate again and save them (save_outputs)")
-    for key, values in part.items():
-        if key in _TENSORS:
-            _check_tensor(path, key, values, *_TENSORS[key])
-    known = {key: values for key, values in part.items() if key in _TENSORS}
+    known = _known(part)
+    for key, values in known.items():
+        _check_tensor(path, key, values, *_TENSORS[key])
     if len({len(values) for values in known.values()}) > 1:
         raise UserError(f"{path} is damaged: its tensors are not equally long; {AGAIN}")
     widths = {values.shape[1] for values in known.values() if values.ndim > 1}
