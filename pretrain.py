@@ -10,18 +10,13 @@ import training.threads  # noqa: F401, before torch loads
 
 import logging
 import math
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import hydra
 import torch
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing import errors as elastic
 from tqdm import tqdm
 
@@ -29,7 +24,7 @@ from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset
 from training import resume, run_folder
 from training.checkpoints import save_weights
-from training.command_line import accept_plain_overrides, hydra_error, pretrain_help
+from training.command_line import compose_run, pretrain_help
 from training.compilation import compile_blocks
 from training.config import PretrainConfig, from_hydra
 from training.data import open_datasets, train_batches_on
@@ -281,32 +276,25 @@ def summary(step: int, metrics: dict[str, float]) -> str:
     )
 
 
-@hydra.main(config_path=CONFIG_DIR, config_name="cfg_pretrain", version_base=None)
-def launch(cfg: DictConfig) -> None:
-    with one_line_errors():  # here too: Hydra adds a line to errors that pass through it
-        ranks = Ranks.from_environment()
-        config = from_hydra(cfg)
-        config.check_ranks(ranks.world_size)
-        device = select_device(config.device, ranks.local_rank)
-        start_logging(ranks.is_main)
-        ranks.connect(device)
-        config = ranks.broadcast_object(run_folder.name_run(config) if ranks.is_main else None)
-        train(config, ranks, device)
-        ranks.close()
+def launch(config: PretrainConfig) -> None:
+    ranks = Ranks.from_environment()
+    config.check_ranks(ranks.world_size)
+    device = select_device(config.device, ranks.local_rank)
+    start_logging(ranks.is_main)
+    ranks.connect(device)
+    config = ranks.broadcast_object(run_folder.name_run(config) if ranks.is_main else None)
+    train(config, ranks, device)
+    ranks.close()
 
 
 @elastic.record  # torchrun then ends its report with the traceback of the rank that failed first
 def main() -> None:
-    accept_plain_overrides()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to the line below
     with one_line_errors():
-        try:
-            if {"-h", "--help"} & set(sys.argv):
-                print(pretrain_help(__doc__, CONFIG_DIR, "cfg_pretrain", sys.argv[1:]))
-                return
-            launch()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise hydra_error(error) from None
+        args = sys.argv[1:]
+        if {"-h", "--help"} & set(args):
+            print(pretrain_help(__doc__, CONFIG_DIR, args))
+            return
+        launch(from_hydra(compose_run(CONFIG_DIR, args)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 import json
 import re
 
+import pytest
+
+from scripts import measure_predictions, measure_voting
 from tests.launch import error_line, run
 
 
@@ -22,3 +25,21 @@ def test_predictions_are_saved_and_read():
     out = run("-m", "scripts.measure_predictions", "--examples", 40, "--seq-len", 16).stdout
     assert re.search(r"\d+ cells are right", out)
     assert re.search(r"\| save \| [\d.]+ \| \d+ \|\n\| read \| [\d.]+ \| \d+ \|", out)
+
+
+@pytest.mark.parametrize(
+    ("main", "option", "value"),
+    [
+        (measure_predictions.main, "--examples", "0"),
+        (measure_predictions.main, "--seq-len", "-1"),
+        (measure_voting.main, "--num-aug", "-1"),
+        (measure_voting.main, "--wrong", "1.5"),
+    ],
+)
+def test_a_number_that_cannot_be_is_one_line(main, option, value, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["measure", option, value])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and option in line

@@ -38,7 +38,7 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 
 def name_run(config: PretrainConfig) -> PretrainConfig:
     """Fill in the names that were not given; called on rank 0 only, since the slug is random."""
-    project = config.project_name or f"{Path(config.data_path).name} ACT-torch".capitalize()
+    project = config.project_name or f"{Path(config.data_path).name.capitalize()} ACT-torch"
     run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
     path = config.checkpoint_path or str(Path("checkpoints") / project / run)
     return config.model_copy(update=dict(project_name=project, run_name=run, checkpoint_path=path))
