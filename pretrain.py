@@ -31,9 +31,9 @@ from training.data import open_datasets, train_batches_on
 from training.distributed import Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
 from training.metrics import MetricsLog, Unread, progress_bar, start_logging, train_metrics
-from training.predictions import save_predictions
 from training.step import TrainState, create_state, train_step
 from training.stopping import Stopped, StopRequest
+from training.torch_predictions import save_predictions
 
 CONFIG_DIR = str(Path(__file__).resolve().parent / "config")
 

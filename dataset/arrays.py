@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,14 +51,16 @@ class NpyStream:
         self._file.close()
 
 
-def map_array(path: Path, remedy: str) -> np.ndarray:
-    """A read-only memory map of integers. Raises a `UserError`, which ends with `remedy`, for any other file.
+def map_array(path: Path, remedy: str, kinds: str = "iu") -> np.ndarray:
+    """A read-only memory map of integers, or of types of other `kinds`, in numpy's letters.
+
+    Raises a `UserError`, which ends with `remedy`, for any other file.
 
     Nothing is allocated by what the file says of itself: a header that claims more than there is, is refused.
     """
     try:
         with open(path, "rb") as file:
-            shape, dtype, order, start = _read_header(file)
+            shape, dtype, order, start = _read_header(file, kinds)
             wanted, found = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - start
             if min(shape, default=1) < 0 or wanted > found:
                 raise ValueError(
@@ -74,7 +77,7 @@ def map_array(path: Path, remedy: str) -> np.ndarray:
         raise UserError(f"{path}: {first_line(error)}; {remedy}") from None
 
 
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, str, int]:
+def _read_header(file: BinaryIO, kinds: str) -> tuple[tuple[int, ...], np.dtype, str, int]:
     """-> shape, type, order ("C" or "F"), where the data begin. Raises ValueError with what is wrong."""
     start = file.read(64)
     if start.startswith(b"PK\x03\x04"):
@@ -85,11 +88,13 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, str, int]:
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that Python 2 wrote
+            shape, fortran, dtype = read(file)
     except Exception as error:  # Python's parser has many: SyntaxError, TokenError, RecursionError, MemoryError
         raise ValueError(f"it is truncated or not a .npy file ({first_line(error):.100})") from None
-    if dtype.kind not in "iu":
-        raise ValueError(f"it holds {dtype}, not integers"[:200])
+    if dtype.kind not in kinds:
+        raise ValueError(f"it holds {dtype}, not {'integers' if kinds == 'iu' else 'numbers'}"[:200])
     return tuple(map(int, shape)), dtype, "F" if fortran else "C", file.tell()
 
 

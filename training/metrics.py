@@ -236,7 +236,13 @@ def progress_bar(
     )
 
 
-def start_logging(is_main: bool) -> None:
-    """Rank 0 logs everything; the other ranks log errors only."""
+def start_logging(is_main: bool, as_json: bool = False) -> None:
+    """Rank 0 logs everything; the other ranks log errors only.
+
+    A command that prints JSON logs its warnings on stderr, and nothing else.
+    """
     level = logging.INFO if is_main else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+    if as_json:
+        level = max(level, logging.WARNING)
+    logging.raiseExceptions = False  # a reader that has gone away ends the command elsewhere, without tracebacks
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr if as_json else sys.stdout)
