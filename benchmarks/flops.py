@@ -27,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from benchmarks.report import in_turns
 from errors import one_line_errors
 from models.losses import ACTLossHead
-from training.command_line import accept_plain_overrides
 
 META = torch.device("meta")
 
@@ -144,7 +143,6 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return
-    accept_plain_overrides()
     print(f"One step of `batch` sequences; the roofline of training is that of an {H100.source}\n")
     print("| size | batch | parameters | TFLOP of training | as the original | roofline, ms | TFLOP of evaluation |")
     print("| --- " * 7 + "|")

@@ -6,14 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 
 from dataset.format import PuzzleDatasetMetadata, SplitWriter, write_identifiers
 from models.act import tensors_of
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
-from training.command_line import hydra_error
+from training.command_line import compose_run
 from training.config import PretrainConfig, from_hydra
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,11 +50,7 @@ def default_size(toy: bool, device: torch.device) -> str:
 def config_of(size: Size, batch: int, *overrides: str) -> PretrainConfig:
     """The experiment's config with this global batch size, and further `key=value` as pretrain.py reads them."""
     values = [f"+experiment={size.experiment}", f"global_batch_size={batch}", *size.overrides, *overrides]
-    try:
-        with initialize_config_dir(str(ROOT / "config"), version_base=None):
-            return from_hydra(compose("cfg_pretrain", overrides=values))
-    except HydraException as error:
-        raise hydra_error(error) from None
+    return from_hydra(compose_run(str(ROOT / "config"), values))
 
 
 def build_head(size: Size, batch: int, device: torch.device, *overrides: str) -> ACTLossHead:

@@ -37,7 +37,6 @@ from benchmarks.sizes import SIZES, Size, config_of, default_size, forward_dtype
 from dataset.format import PuzzleDatasetMetadata
 from errors import first_line, one_line_errors
 from puzzle_dataset import Batch
-from training.command_line import accept_plain_overrides
 from training.compilation import compile_blocks
 from training.config import PretrainConfig
 from training.cuda_graph import WARM_UP
@@ -326,7 +325,6 @@ def options(doc: str = __doc__) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    accept_plain_overrides()
     args = options().parse_args()
     with one_line_errors():
         ranks = Ranks.from_environment()

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -52,17 +53,19 @@ class NpyStream:
         self._file.close()
 
 
-def map_array(path: Path, remedy: str) -> np.ndarray:
-    """A read-only memory map of integers. Raises a `UserError`, which ends with `remedy`, for any other file.
+def map_array(path: Path, remedy: str, kinds: str = "iu") -> np.ndarray:
+    """A read-only memory map of integers, or of types of other `kinds`, in numpy's letters.
+
+    Raises a `UserError`, which ends with `remedy`, for any other file.
 
     Nothing is allocated by what the file says of itself: a header that claims more than there is, is refused. A map
     holds a file descriptor; for a dataset of very many sets this process's limit of them is raised.
     """
     try:
-        return _map_array(path)
+        return _map_array(path, kinds)
     except OSError as error:
         if error.errno == errno.EMFILE and _raise_limit_of_files():
-            return map_array(path, remedy)
+            return map_array(path, remedy, kinds)
         if error.errno == errno.EMFILE:
             remedy = "raise the limit with `ulimit -n`"
         missing = isinstance(error, FileNotFoundError)
@@ -72,10 +75,10 @@ def map_array(path: Path, remedy: str) -> np.ndarray:
         raise UserError(f"{path}: {first_line(error)}; {remedy}") from None
 
 
-def _map_array(path: Path) -> np.ndarray:
+def _map_array(path: Path, kinds: str) -> np.ndarray:
     """Raises OSError, and ValueError or OverflowError with what is wrong with the file."""
     with open(path, "rb") as file:
-        shape, dtype, order, start = _read_header(file)
+        shape, dtype, order, start = _read_header(file, kinds)
         wanted, found = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - start
         if min(shape, default=1) < 0 or wanted > found:
             raise ValueError(
@@ -98,7 +101,7 @@ def _raise_limit_of_files() -> bool:
     return False
 
 
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, str, int]:
+def _read_header(file: BinaryIO, kinds: str) -> tuple[tuple[int, ...], np.dtype, str, int]:
     """-> shape, type, order ("C" or "F"), where the data begin. Raises ValueError with what is wrong."""
     start = file.read(64)
     if start.startswith(b"PK\x03\x04"):
@@ -109,11 +112,13 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, str, int]:
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that Python 2 wrote
+            shape, fortran, dtype = read(file)
     except Exception as error:  # Python's parser has many: SyntaxError, TokenError, RecursionError, MemoryError
         raise ValueError(f"it is truncated or not a .npy file ({first_line(error):.100})") from None
-    if dtype.kind not in "iu":
-        raise ValueError(f"it holds {dtype}, not integers"[:200])
+    if dtype.kind not in kinds:
+        raise ValueError(f"it holds {dtype}, not {'integers' if kinds == 'iu' else 'numbers'}"[:200])
     return tuple(map(int, shape)), dtype, "F" if fortran else "C", file.tell()
 
 

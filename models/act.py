@@ -35,7 +35,7 @@ class ACTConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    halt_max_steps: int = Field(ge=1, description="most reasoning steps; 1 switches ACT off")
+    halt_max_steps: int = Field(ge=1, le=65_535, description="most reasoning steps; 1 switches ACT off")
     halt_exploration_prob: float = Field(
         ge=0, le=1, description="in training, probability that a step must not halt before a drawn number of steps"
     )

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import UserError
+from errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +158,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-@cache
 def _flash(name: str) -> AttentionKernel:
     flash_attn_func = importlib.import_module(_FLASH_MODULES[name]).flash_attn_func
+    if not callable(flash_attn_func):
+        raise TypeError("flash_attn_func is no function")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not q.is_cuda:  # the model was built on a GPU and moved
@@ -175,7 +176,8 @@ def _flash(name: str) -> AttentionKernel:
 def select_attention(name: str, device_type: str, dtype: torch.dtype) -> AttentionKernel:
     """The kernel for `name`; `auto` takes FA3, then FA2, on CUDA in half precision, else SDPA. Logs each choice once.
 
-    Raises `UserError` for a kernel that is not known or installed, or does not fit the device and dtype.
+    A package that is installed but broken is passed over with a warning. Raises `UserError` for a kernel that is not
+    known, or was named but does not import or fit the device and dtype.
     """
     if name not in ATTENTION_KERNELS:
         raise UserError(f"unknown attention kernel '{name}'; choose one of {', '.join(ATTENTION_KERNELS)}")
@@ -184,17 +186,22 @@ def select_attention(name: str, device_type: str, dtype: torch.dtype) -> Attenti
     if name == "auto" and fits:
         major, _ = torch.cuda.get_device_capability()
         wanted = [kernel for kernel, needed in _FLASH_CAPABILITY.items() if major in needed]
+    if device_type == "meta":  # nothing is computed there
+        return sdpa
     if name in _FLASH_MODULES and not fits:
         raise UserError(f"arch.attention={name} needs CUDA and half precision, not {device_type} and {dtype}; use auto")
     for candidate in wanted:
         if candidate == "sdpa":
             break
+        module = _FLASH_MODULES[candidate]
         try:
             kernel = _flash(candidate)
-        except ImportError as error:
+        except Exception as error:  # a package built for another PyTorch or CUDA may raise anything
             if name != "auto":
-                module = _FLASH_MODULES[candidate]
-                raise UserError(f"arch.attention={name}: {module} does not import ({error}); use auto") from None
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise UserError(f"arch.attention={name}: {module} does not work here ({reason}); use auto") from None
+            if not (isinstance(error, ModuleNotFoundError) and error.name == module):
+                log.warning("%s is installed but broken (%s: %s)", module, type(error).__name__, first_line(error))
             continue
         log.info("attention: %s", candidate)
         return kernel

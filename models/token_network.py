@@ -31,15 +31,17 @@ Q_HEAD_BIAS = -5.0  # sigmoid(-5) = 0.007: Q-learning starts from "almost never 
 class TokenConfig(ACTConfig):
     """What a user chooses about any network of Transformer blocks over tokens."""
 
-    hidden_size: int = Field(ge=1, description="width of the states, D")
-    num_heads: int = Field(ge=1, description="attention heads")
-    expansion: float = Field(gt=0, description="width of the SwiGLU relative to hidden_size, before the factor 2/3")
+    hidden_size: int = Field(ge=1, le=10**9, description="width of the states, D")
+    num_heads: int = Field(ge=1, le=10**9, description="attention heads")
+    expansion: float = Field(
+        gt=0, le=1e4, description="width of the SwiGLU relative to hidden_size, before the factor 2/3"
+    )
     pos_encodings: Literal["rope", "learned"] = Field(description="rotary positions, or a learned vector per position")
     puzzle_emb_ndim: int = Field(
-        default=0, ge=0, description="size of a puzzle's embedding; 0: none, puzzles are not told apart"
+        default=0, ge=0, le=10**9, description="size of a puzzle's embedding; 0: none, puzzles are not told apart"
     )
-    rms_norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of RMSNorm")
-    rope_theta: float = Field(default=10000.0, gt=0, description="base of the rotary positions' wavelengths")
+    rms_norm_eps: float = Field(default=1e-5, ge=1e-30, le=1, description="epsilon of RMSNorm")
+    rope_theta: float = Field(default=10000.0, ge=1, le=1e30, description="base of the rotary positions' wavelengths")
     forward_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="dtype of activations; auto: bfloat16 on CUDA, float32 elsewhere"
     )
@@ -54,6 +56,8 @@ class TokenConfig(ACTConfig):
                 f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
                 f"choose a hidden_size that is a multiple of it"
             )
+        if round(self.expansion * self.hidden_size * 2 / 3) < 1:
+            raise ValueError(f"expansion={self.expansion} leaves SwiGLU no width; choose a larger one, 4 is usual")
         if self.pos_encodings == "rope" and (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"hidden_size/num_heads={self.hidden_size // self.num_heads} is odd; "

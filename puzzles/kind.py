@@ -10,6 +10,7 @@ do not say it, and their kind is inferred here.
 
 import logging
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -309,15 +310,16 @@ class Places:
     """Says where a character of a text is: by its number in a single line, else by line and column."""
 
     def __init__(self, text: str):
-        self.text, self.one_line = text, "\n" not in text.strip("\n")
+        self.one_line = "\n" not in text.strip("\n")
+        self._starts = [0, *(offset for offset, character in enumerate(text, start=1) if character == "\n")]
 
     def __call__(self, offset: int) -> str:
-        line_start = self.text.rfind("\n", 0, offset) + 1
-        column = offset - line_start + 1
-        return f"character {column}" if self.one_line else f"line {self.line(offset)}, column {column}"
+        line = self.line(offset)
+        column = offset - self._starts[line - 1] + 1
+        return f"character {column}" if self.one_line else f"line {line}, column {column}"
 
     def line(self, offset: int) -> int:
-        return self.text.count("\n", 0, offset) + 1
+        return bisect_right(self._starts, offset)
 
 
 def shown(character: str) -> str:

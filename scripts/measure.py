@@ -36,10 +36,10 @@ def measure(*arguments: object) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        raise SystemExit(0 if len(sys.argv) > 1 else 2)
     with one_line_errors():
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            print(__doc__)
+            raise SystemExit(0 if len(sys.argv) > 1 else 2)
         print(json.dumps(measure(*sys.argv[1:])))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from dataset.check import CheckConfig, check
 from dataset.format import SplitWriter, content_digest, load_metadata, read_identifiers, write_identifiers
-from errors import one_line_errors
+from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.sudoku import Sudoku
 
@@ -37,6 +37,10 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="a folder with room for the temporary files")
     args = parser.parse_args()
     with one_line_errors():
+        if args.sets < 1 or args.identifiers < 1 or args.puzzles < args.sets * PUZZLES_A_GROUP:
+            raise UserError(
+                f"--sets and --identifiers must be 1 or more, --puzzles {PUZZLES_A_GROUP} for each set or more"
+            )
         print("| sets | what | seconds | peak memory, MB |\n| --- | --- | --- | --- |")
         for sets in dict.fromkeys((1, args.sets)):
             with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dataset.format import SplitWriter, write_identifiers
-from errors import one_line_errors
+from errors import UserError, one_line_errors
 from models.act import ACTConfig, ACTModel, Data, InnerNetwork, QValues
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
@@ -81,14 +81,21 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=900)
     parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # what `measure` runs
     args = parser.parse_args()
-    if args.stage:
-        STAGES[args.stage[0]](Path(args.stage[1]))
-        return
-    with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
-        build(Path(scratch), args.examples, args.seq_len)
+    with one_line_errors():
+        if args.stage:
+            STAGES[args.stage[0]](Path(args.stage[1]))
+            return
+        if args.examples < 1 or args.seq_len < 1:
+            raise UserError("--examples and --seq-len must be 1 or more")
+        measure_all(args.examples, args.seq_len)
+
+
+def measure_all(examples: int, seq_len: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        build(Path(scratch), examples, seq_len)
         results = {stage: measure("-m", "scripts.measure_predictions", "--stage", stage, scratch) for stage in STAGES}
         disk = sum(path.stat().st_size for path in Path(scratch, "step_1_preds").iterdir()) / 2**20
-    print(f"\n{args.examples} × {args.seq_len}: {disk:.0f} MB of predictions on disk\n")
+    print(f"\n{examples} × {seq_len}: {disk:.0f} MB of predictions on disk\n")
     print("| predictions | seconds | peak memory, MB |\n| --- | --- | --- |")
     for stage, result in results.items():
         print(f"| {stage} | {result['seconds']} | {result['peak_mb']} |")

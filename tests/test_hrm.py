@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from errors import UserError
 from models.act import ACTConfig, ACTModel, InnerNetwork
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from models.layers import ATTENTION_KERNELS, SwiGLU, sdpa, select_attention, trunc_normal_init_
@@ -254,6 +255,47 @@ def test_a_flash_kernel_is_the_package_s(monkeypatch, name, module):
     on_gpu = SimpleNamespace(is_cuda=True)
     assert select_attention(name, "cuda", torch.bfloat16)(on_gpu, "k", "v") == "attended"
     assert asked == [(on_gpu, "k", "v", False)]
+
+
+@pytest.mark.parametrize("module", ["flash_attn_interface", "flash_attn"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise OSError('libcudart.so.11: cannot open shared object file')",
+        "raise ImportError('undefined symbol: _ZN3c10')",
+        "import a_module_that_is_not_there",
+        "raise AttributeError('module torch has no attribute x')",
+        "raise RuntimeError('built for another PyTorch')",
+        "",  # imports, but has no such function
+        "flash_attn_func = None",
+        "def __getattr__(name): raise OSError('broken at the look-up')",
+    ],
+)
+def test_a_broken_flash_package_is_passed_over(monkeypatch, tmp_path, caplog, module, source):
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    select_attention.cache_clear()
+    try:
+        for _ in range(2):
+            assert select_attention("auto", "cuda", torch.bfloat16) is sdpa
+        (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warning.startswith(f"{module} is installed but broken (")
+        name = "flash3" if module == "flash_attn_interface" else "flash2"
+        with pytest.raises(UserError, match=rf"^arch.attention={name}: {module} does not work here \(.+\); use auto$"):
+            select_attention(name, "cuda", torch.bfloat16)
+    finally:
+        sys.modules.pop(module, None)
+        select_attention.cache_clear()
+
+
+def test_a_flash_package_that_is_not_installed_is_no_warning(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    select_attention.cache_clear()
+    assert select_attention("auto", "cuda", torch.bfloat16) is sdpa
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    select_attention.cache_clear()
 
 
 @pytest.mark.parametrize("ndim", [0, 1, 32, 33, 64])

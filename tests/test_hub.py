@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import stat
 import threading
+import time
 
 import pytest
 import torch
@@ -163,6 +165,77 @@ def test_what_is_uploaded(fake, folder):
     assert fake.uploads == 1
 
 
+STRANGERS = ("my_secrets.py", "numpy.py", "notes.txt", ".env", "id_rsa", "step_60.py", "all_config.yaml.bak")
+
+
+def test_only_what_a_run_writes_is_uploaded(fake, folder, capsys):
+    """By a list of names: nobody knows what else lies in a folder."""
+    for name in STRANGERS:
+        (folder / name).write_text("hf_secret")
+    hub.push(folder, REPO)
+    place = fake.root / REPO
+    assert not names(place) & set(STRANGERS)
+    assert not any(b"hf_secret" in path.read_bytes() for path in place.iterdir())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert line.split(": ")[1] == "all_config.yaml.bak, id_rsa, my_secrets.py, notes.txt, numpy.py"
+
+
+def test_only_what_a_run_holds_is_brought(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    for name in STRANGERS:
+        (fake.root / REPO / name).write_text("raise SystemExit")
+    hub.pull(REPO, tmp_path / "pulled")
+    assert not names(tmp_path / "pulled") & set(STRANGERS)
+
+
+def test_the_environment_travels_without_the_commands(fake, folder, tmp_path):
+    start = {"command": ["python", "pretrain.py", "run_name=hf_secret"], "git_commit": "abc", "python": "3.11.7"}
+    start |= {"packages": {"torch": "2.13"}, "device": "cpu (x86_64)", "ranks": 1, "HF_TOKEN": "hf_secret"}
+    (folder / "environment.json").write_text(json.dumps([start, start]))
+    hub.push(folder, REPO)
+    uploaded = (fake.root / REPO / "environment.json").read_text()
+    assert "hf_secret" not in uploaded and "pretrain" not in uploaded
+    assert json.loads(uploaded)[1] == {key: start[key] for key in hub.ENVIRONMENT}
+    hub.pull(REPO, tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "environment.json").read_text() == uploaded
+
+
+def test_a_secret_that_a_config_asks_for_is_not_published(fake, folder, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hf_secret")
+    config = yaml.safe_load((folder / "all_config.yaml").read_text()) | {"data_path": "data/${oc.env:SECRET_TOKEN}"}
+    (folder / "all_config.yaml").write_text(yaml.safe_dump(config))
+    hub.push(folder, REPO)
+    assert not any(b"hf_secret" in path.read_bytes() for path in (fake.root / REPO).iterdir())
+
+
+def test_a_dataset_s_name_stays_in_its_cell(fake, folder):
+    config = yaml.safe_load((folder / "all_config.yaml").read_text()) | {"data_path": "x`|\n```\n<script>"}
+    (folder / "all_config.yaml").write_text(yaml.safe_dump(config))
+    hub.push(folder, REPO)
+    card = (fake.root / REPO / "README.md").read_text()
+    assert "| dataset folder | `x________script_` |" in card
+    assert card.count("```") == 2 and "<script>" not in card
+
+
+@pytest.mark.parametrize("inside", ["run", "runs/a [1]", "./run/"])
+def test_a_run_in_a_folder_of_a_repository(fake, folder, tmp_path, monkeypatch, capsys, inside):
+    hub.push(folder, REPO)
+    whole = fake.root / REPO
+    shutil.move(whole, fake.root / "moved")
+    shutil.move(fake.root / "moved", whole / inside)
+    (whole / "checkpoint").write_bytes(b"of another run")
+    monkeypatch.chdir(tmp_path)
+    hub.main(["pull", REPO, "--subfolder", inside])
+    pulled = tmp_path / "checkpoints" / "small-run" / inside
+    assert f"{inside.strip('./')}/step_60" in capsys.readouterr().out
+    assert names(pulled) == {"all_config.yaml", "metrics.jsonl", "hrm_act_v1.py", "losses.py", "step_60", "README.md"}
+    assert_same_bits(load(pulled / "step_60"), load(PIPELINE / "final_checkpoint.pt"))
+    for wrong, message in (("rum", "it has no folder rum"), ("../x", "leaves the repository"), ("/x", "leaves")):
+        with pytest.raises(UserError, match=message):
+            hub.pull(REPO, tmp_path / "other", subfolder=wrong)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_model_card(fake, folder, tmp_path):
     hub.push(folder, REPO)
     _, head, text = (fake.root / REPO / "README.md").read_text().split("---\n", 2)
@@ -307,6 +380,10 @@ def test_a_run_that_cannot_be_pushed(fake, folder, break_it, checkpoint, message
     assert not fake.root.exists()  # not even an empty repository
 
 
+ALIAS_BOMB = "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [{9 * f'*a{i - 1},'}]\n" for i in range(1, 10))
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+
+
 class Trap:
     def __init__(self, path):
         self.path = path
@@ -328,6 +405,10 @@ def bad_safetensors(place, weights, **about):
             "^someone/small-run is not a run: .*all_config.yaml is missing",
         ),
         (lambda place: (place / "all_config.yaml").write_text("archi: 1"), "unknown config key 'archi'"),
+        (lambda place: (place / "all_config.yaml").write_text(ALIAS_BOMB), "stands for more than"),
+        (lambda place: (place / "all_config.yaml").write_text("a: &a [*a]"), "stands for more than"),
+        (lambda place: (place / "all_config.yaml").write_text(LFS_POINTER), "git lfs pull"),
+        (lambda place: (place / "checkpoint").write_text(LFS_POINTER), "git lfs pull|not a readable checkpoint"),
         (lambda place: (place / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
         (lambda place: (place / "model.safetensors").write_bytes(b"not safe at all"), "model.safetensors is damaged"),
         (lambda place: bad_safetensors(place, {}, step="60"), "holds no tensors|is damaged"),
@@ -389,6 +470,34 @@ def test_a_failing_pull_leaves_nothing(fake, folder, tmp_path, monkeypatch, when
         assert left == []
         assert len(seen) == 1 and target.name not in seen[0]
         assert bool(seen[0]) == (when != "during the download")  # the sibling
+
+
+def test_the_litter_of_a_killed_pull_is_removed(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    (tmp_path / "pulls" / ".b.0123abcd.tmp").mkdir(parents=True)
+    (tmp_path / "pulls" / ".b.0123abcd.tmp" / "step_60").write_bytes(b"half")
+    hub.pull(REPO, tmp_path / "pulls" / "b")
+    assert names(tmp_path / "pulls") == {"b"}
+
+
+def test_a_pull_that_is_told_to_end_leaves_nothing(fake, folder, tmp_path, monkeypatch):
+    hub.push(folder, REPO)
+
+    def save(*_):
+        assert list((tmp_path / "pulls").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(hub.torch, "save", save)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as end:
+            hub.main(["pull", REPO, str(tmp_path / "pulls" / "b")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert names(tmp_path / "pulls") == set()
 
 
 def test_a_failing_upload_is_one_line(fake, folder, monkeypatch):

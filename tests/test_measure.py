@@ -3,6 +3,9 @@
 import json
 import re
 
+import pytest
+
+from scripts import measure_dataset, measure_predictions, measure_voting
 from scripts.measure_dataset import (
     first_batch,
     first_test_batch,
@@ -41,3 +44,23 @@ def test_the_steps_of_a_huge_dataset_at_a_small_size(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines] == [f"| {number}" for number in range(6)]
     assert all(re.fullmatch(r"\| \d \| [^|]+ \| \d+\.\d\d \| \d+ \|", line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("main", "option", "value"),
+    [
+        (measure_predictions.main, "--examples", "0"),
+        (measure_predictions.main, "--seq-len", "-1"),
+        (measure_voting.main, "--num-aug", "-1"),
+        (measure_voting.main, "--wrong", "1.5"),
+        (measure_dataset.main, "--sets", "0"),
+        (measure_dataset.main, "--puzzles", "-1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_one_line(main, option, value, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["measure", option, value])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and option in line

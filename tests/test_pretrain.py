@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from dataset.format import SplitWriter, write_identifiers
 from pretrain import main
 from tests import warm
+from tests.in_memory import composed
 from tests.launch import ROOT, error_line, run
 from tests.runs import (
     PIPELINE,
@@ -25,6 +26,7 @@ from tests.runs import (
 )
 from training.config import from_hydra, load_config
 from training.metrics import eval_metrics
+from training.run_folder import name_run
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ REFUSED = {
     "grammar": (["epochs=[1"], "epochs"),
     "no dataset": (["data_path=/nonexistent"], "no dataset at /nonexistent"),
     "batch too large": (["global_batch_size=4096"], "do not fill one batch of 4096"),
-    "checkpoint": (["load_checkpoint=/nonexistent"], "checkpoint /nonexistent does not exist"),
+    "checkpoint": (["load_checkpoint=/nonexistent"], "/nonexistent is missing; name a step_<n> file"),
     "device": (["device=tpu"], "device: "),
     "attention": (["arch.attention=flash2"], "arch.attention=flash2 needs CUDA and half precision"),
     "bool for a number": (["epochs=true"], "epochs: Input should not be true or false"),
@@ -173,6 +175,21 @@ def test_mistakes_are_refused_in_one_line(tmp_path, case, monkeypatch, capsys):
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data_path", "project"),
+    [
+        ("data/arc-aug-1000", "Arc-aug-1000 ACT-torch"),
+        ("data/sudoku-extreme-1k-aug-1000/", "Sudoku-extreme-1k-aug-1000 ACT-torch"),
+    ],
+)
+def test_a_project_is_called_as_in_the_original(data_path, project):
+    config = name_run(composed(f"data_path={data_path}"))
+    assert config.project_name == project
+    assert config.run_name.startswith("HierarchicalReasoningModel_ACTV1 ")
+    assert config.checkpoint_path == f"checkpoints/{project}/{config.run_name}"
+    assert name_run(composed("project_name=My Project")).project_name == "My Project"
 
 
 def test_a_mistake_is_one_line_for_the_shell_too(tmp_path):

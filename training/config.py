@@ -5,11 +5,12 @@ Unknown keys are errors at every level. Whether keys fit together is checked her
 
 import difflib
 import logging
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -26,17 +27,25 @@ from pydantic import (
 
 from dataset.format import PuzzleDatasetMetadata
 from errors import UserError, describe_validation_error
+from files import read_yaml
 from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
+from training.memory import CheckedAllocations
 
 log = logging.getLogger(__name__)
 
 HEADS = {"losses@ACTLossHead": ACTLossHead}
 SAVABLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits")
 
+# Largest count: of sequences, steps, epochs, also their products fit 64 bits
+MOST = 2**31 - 1
+
 # Keys of `arch` that earlier versions wrote and that no longer exist. None of them did anything at its default.
 RETIRED_ARCH_KEYS = ("q_target_interval",)
+
+
+_UNFIT = re.compile("[\0\ud800-\udfff]")  # half of a pair stands for a byte that is not UTF-8
 
 
 class StrictModel(BaseModel):
@@ -44,12 +53,16 @@ class StrictModel(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_number_is_a_bool(cls, value, info: ValidationInfo):
+    def _is_plain(cls, value, info: ValidationInfo):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and "off" in get_args(annotation):
             return "on" if value else "off"  # YAML takes both words for booleans
         if isinstance(value, bool) and annotation not in (bool, bool | str):
             raise ValueError("Input should not be true or false")
+        if isinstance(value, int) and value.bit_length() > 1024:
+            raise ValueError("Input should be a smaller number")  # Python would not even write it
+        if isinstance(value, str) and _UNFIT.search(value):
+            raise ValueError("Input should be UTF-8 text without a NUL character")
         return value
 
 
@@ -69,7 +82,10 @@ class ArchConfig(StrictModel):
         return find_architecture(self.name)
 
     def build(self, *, batch_size: int, seq_len: int, vocab_size: int, num_puzzle_identifiers: int) -> ACTLossHead:
-        """The model in its loss head, on the current default device; `batch_size` is one rank's."""
+        """The model in its loss head, on the current default device; `batch_size` is one rank's.
+
+        Raises `UserError` for a model that needs more memory than there is.
+        """
         own = self.model_dump(exclude=set(ArchConfig.model_fields))
         shape = dict(
             batch_size=batch_size,
@@ -77,7 +93,13 @@ class ArchConfig(StrictModel):
             vocab_size=vocab_size,
             num_puzzle_identifiers=num_puzzle_identifiers,
         )
-        return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
+
+        def build() -> ACTLossHead:
+            return HEADS[self.loss.name](self.model_class(own | shape), self.loss.loss_type)
+
+        what = f"the model for {', '.join(f'{key}={value}' for key, value in shape.items())}"
+        with CheckedAllocations(torch.empty(0).device, build, what):
+            return build()
 
     def build_for(self, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device) -> ACTLossHead:
         """Build the model for a dataset, on a device."""
@@ -108,14 +130,20 @@ def type_of_arch(values: Any) -> type[ArchConfig]:
 
 def arch_config(values: dict[str, Any]) -> ArchConfig:
     """The typed `arch` of a config."""
-    return type_of_arch(values)(**values)
+    name = values.get("name")
+    if not isinstance(name, str) or _UNFIT.search(name):  # without it no other key would be known either
+        raise ValueError(f"name={name!a}: it must be <module>@<class> below models/")
+    return type_of_arch(values).model_validate(values)
 
 
 class EarlyStop(StrictModel):
     """When to end before the epochs are used up (see training/stopping.py); null means never."""
 
     patience: int | None = Field(
-        default=None, ge=1, description="end after this many evaluations in a row without a better eval/exact_accuracy"
+        default=None,
+        ge=1,
+        le=MOST,
+        description="end after this many evaluations in a row without a better eval/exact_accuracy",
     )
     train_exact_accuracy: float | None = Field(
         default=None, gt=0, le=1, description="end when this share of the last 100 steps' sequences is exactly right"
@@ -124,23 +152,25 @@ class EarlyStop(StrictModel):
 
 class PretrainConfig(StrictModel):
     arch: SerializeAsAny[ArchConfig]
-    data_path: str = Field(description="a dataset folder, see dataset/format.py")
+    data_path: str = Field(min_length=1, description="a dataset folder, see dataset/format.py")
 
-    global_batch_size: int = Field(ge=1, description="sequences in a step, over all ranks")
-    epochs: int = Field(ge=1, description="how often every group is visited")
+    global_batch_size: int = Field(ge=1, le=MOST, description="sequences in a step, over all ranks")
+    epochs: int = Field(ge=1, le=MOST, description="how often every group is visited")
     eval_interval: int | None = Field(
-        default=None, ge=1, description="epochs between evaluations; null: evaluate once, at the end"
+        default=None, ge=1, le=MOST, description="epochs between evaluations; null: evaluate once, at the end"
     )
 
-    lr: float = Field(ge=0, description="learning rate of the weights, after the warm-up")
+    lr: float = Field(ge=0, le=1e6, description="learning rate of the weights, after the warm-up")
     lr_min_ratio: float = Field(ge=0, le=1, description="the cosine schedule ends at this share of lr")
-    lr_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(ge=0, description="decoupled weight decay of the weights")
+    lr_warmup_steps: int = Field(ge=0, le=MOST, description="steps of linear warm-up")
+    weight_decay: float = Field(ge=0, le=1e6, description="decoupled weight decay of the weights")
     beta1: float = Field(ge=0, lt=1, description="decay of AdamATan2's first moment")
     beta2: float = Field(ge=0, lt=1, description="decay of AdamATan2's second moment")
 
-    puzzle_emb_lr: float = Field(ge=0, description="learning rate of the puzzle embeddings")
-    puzzle_emb_weight_decay: float = Field(ge=0, description="decoupled weight decay of the puzzle embeddings in use")
+    puzzle_emb_lr: float = Field(ge=0, le=1e6, description="learning rate of the puzzle embeddings")
+    puzzle_emb_weight_decay: float = Field(
+        ge=0, le=1e6, description="decoupled weight decay of the puzzle embeddings in use"
+    )
 
     ema_decay: float | None = Field(
         default=None, ge=0, lt=1, description="average the weights with this decay, and evaluate the average"
@@ -148,7 +178,7 @@ class PretrainConfig(StrictModel):
     freeze: Literal["weights"] | None = Field(default=None, description="weights: train the puzzle embeddings only")
     early_stop: EarlyStop = EarlyStop()
 
-    seed: int = Field(default=0, ge=0, description="seed of weights, sampling and exploration")
+    seed: int = Field(default=0, ge=0, le=2**62, description="seed of weights, sampling and exploration")
     device: Literal[DEVICES] = Field(default="auto", description="auto: CUDA, then MPS, then the CPU")
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile; auto: on CUDA, and on a CPU where it pays within the run"
@@ -156,7 +186,9 @@ class PretrainConfig(StrictModel):
     cuda_graph: Literal["auto", "on", "off"] = Field(
         default="auto", description="launch a step as one CUDA graph; auto: on one GPU"
     )
-    log_interval: int = Field(default=1, ge=1, description="steps between fetches of the metrics; all are kept")
+    log_interval: int = Field(
+        default=1, ge=1, le=MOST, description="steps between fetches of the metrics; all are kept"
+    )
     checkpoint_every_eval: bool = Field(
         default=False, description="save a checkpoint at every evaluation; false: at the best so far and the last"
     )
@@ -167,12 +199,12 @@ class PretrainConfig(StrictModel):
         default="test", description="evaluated during training; with val, the whole test split follows once, at the end"
     )
     eval_batch_size: int | None = Field(
-        default=None, ge=1, description="for evaluation, over all ranks; null: global_batch_size, on CUDA more"
+        default=None, ge=1, le=MOST, description="for evaluation, over all ranks; null: global_batch_size, on CUDA more"
     )
     eval_max_examples: int | None = Field(
-        default=None, ge=1, description="evaluate only a seeded subset of this size during training"
+        default=None, ge=1, le=MOST, description="evaluate only a seeded subset of this size during training"
     )
-    load_checkpoint: str | None = Field(default=None, description="start from the weights of this file")
+    load_checkpoint: str | None = Field(default=None, min_length=1, description="start from the weights of this file")
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
         default="error", description="error: refuse another number of puzzle embeddings; mean, zero: start from that"
     )
@@ -182,16 +214,20 @@ class PretrainConfig(StrictModel):
         description="true: go on from the newest state in checkpoint_path, or start; or a state or run folder",
     )
     checkpoint_interval: int | None = Field(
-        default=None, ge=1, description="steps between training states, besides those saved with checkpoints"
+        default=None, ge=1, le=MOST, description="steps between training states, besides those saved with checkpoints"
     )
-    checkpoint_minutes: float | None = Field(default=None, gt=0, description="the same in minutes")
-    keep_last: int = Field(default=2, ge=1, description="training states to keep; model checkpoints are all kept")
-    max_minutes: float | None = Field(default=None, gt=0, description="after this time, save and stop as on a signal")
+    checkpoint_minutes: float | None = Field(default=None, gt=0, le=1e9, description="the same in minutes")
+    keep_last: int = Field(
+        default=2, ge=1, le=MOST, description="training states to keep; model checkpoints are all kept"
+    )
+    max_minutes: float | None = Field(
+        default=None, gt=0, le=1e9, description="after this time, save and stop as on a signal"
+    )
 
-    project_name: str | None = Field(default=None, description="W&B project, and the folder of its runs")
-    run_name: str | None = Field(default=None, description="W&B name of the run, and its folder")
+    project_name: str | None = Field(default=None, min_length=1, description="W&B project, and the folder of its runs")
+    run_name: str | None = Field(default=None, min_length=1, description="W&B name of the run, and its folder")
     checkpoint_path: str | None = Field(
-        default=None, description="the run folder; null: checkpoints/<project_name>/<run_name>"
+        default=None, min_length=1, description="the run folder; null: checkpoints/<project_name>/<run_name>"
     )
 
     @field_validator("arch", mode="before")
@@ -209,6 +245,8 @@ class PretrainConfig(StrictModel):
             raise ValueError("freeze=weights trains puzzle embeddings, but arch.puzzle_emb_ndim=0: there are none")
         if self.freeze and self.ema_decay is not None:
             raise ValueError("freeze=weights leaves nothing for ema_decay to average; leave one of them out")
+        if self.resume == "":
+            raise ValueError("resume is empty; give true, or a state or run folder")
         if self.resume is True and self.checkpoint_path is None:
             raise ValueError("resume=true needs checkpoint_path, the run folder; give both from the first start on")
         return self
@@ -225,7 +263,7 @@ class PretrainConfig(StrictModel):
 def validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
     """`model(**values)`, or a `UserError` that names each key and, for an unknown one, the nearest known."""
     try:
-        return model(**values)
+        return model.model_validate(values)
     except ValidationError as error:
         unknown = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
         if unknown:
@@ -235,6 +273,8 @@ def validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
+    if key.removeprefix("arch.") in RETIRED_ARCH_KEYS:
+        return f"{key} no longer exists: leave it out (in the config of an old run it is passed over)"
     near = difflib.get_close_matches(key, known, n=1)
     return f"unknown config key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help")
 
@@ -254,23 +294,44 @@ def keys_of(model: type[BaseModel], values: dict[str, Any], prefix: str = "") ->
 
 
 def from_hydra(cfg: DictConfig) -> PretrainConfig:
-    return validate(PretrainConfig, OmegaConf.to_container(cfg, resolve=True))
+    return validate(PretrainConfig, resolved(cfg))
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The plain values of a config, `${…}` replaced by what it refers to. Raises `UserError` where that is nothing."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise hydra_error(error) from None
+
+
+def hydra_error(error: Exception) -> UserError:
+    """Several lines of Hydra, OmegaConf or a YAML reader as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    place = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), "")
+    text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=")))
+    text = re.sub(r"\s*(Config search path|Set the environment variable|\[?provider=).*", "", text)
+    return UserError(f"{place}: {text}" if place else text or type(error).__name__)
 
 
 def load_config(path: str) -> PretrainConfig:
-    """Read an `all_config.yaml`, the original's and those of earlier versions included."""
+    """Read an `all_config.yaml`, the original's and those of earlier versions included.
+
+    It is data, perhaps somebody else's: a `${…}` in it is text like any other.
+    """
+    place, remedy = Path(path), "name a checkpoint in its run folder, whose all_config.yaml is whole"
+    if not place.exists():
+        raise UserError(f"{path} is missing; a checkpoint must be in its run folder, with all_config.yaml")
     try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
+        values = read_yaml(place, remedy)
+        if not isinstance(values, dict):
             raise UserError("it is not a mapping")
-        values = OmegaConf.to_container(config, resolve=True)
         if isinstance(values.get("arch"), dict):
             values["arch"] = without_retired(values["arch"])
         return validate(PretrainConfig, values)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; a checkpoint must be in its run folder, with all_config.yaml") from None
-    except (UserError, yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not the config of a run: {error}") from None
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise UserError(f"{path} is not the config of a run: {reason}") from None
 
 
 def without_retired(arch: dict[str, Any]) -> dict[str, Any]:

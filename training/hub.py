@@ -1,19 +1,22 @@
 """Move a run to and from the Hugging Face Hub.
 
     python -m training.hub push <run> <user/name> [checkpoint=step_<n>] [private=true]
-    python -m training.hub pull <user/name> <run> [revision=<branch, tag or commit>]
+    python -m training.hub pull <user/name> [<run>] [revision=<branch, tag or commit>] [subfolder=<folder>]
 
 A repository holds one checkpoint:
 
 model.safetensors            its tensors, bit for bit; metadata: `checkpoint`, the file's name in the run, and `step`
 README.md                    a model card
-all_config.yaml, metrics.jsonl, *.py    as in the run folder, see training/run_folder.py
+all_config.yaml, metrics.jsonl, the model's source    as in the run folder, see training/run_folder.py
+environment.json             of the run folder, without the commands, in which there may be secrets
 
-Training states and predictions are not uploaded. Pull also takes repositories in the original's format: a pickled
-`checkpoint` or `step_<n>` beside `all_config.yaml`. Nothing that comes with a download is ever executed. Pushing needs
-a login with write permission (`hf auth login`, or HF_TOKEN).
+Nothing else is uploaded or brought, training states and predictions neither. Pull also takes repositories in the
+original's format: a pickled `checkpoint` or `step_<n>` beside `all_config.yaml`. Nothing that comes with a download is
+ever executed. Pushing needs a login with write permission (`hf auth login`, or HF_TOKEN).
 """
 
+import fnmatch
+import glob
 import json
 import re
 import shlex
@@ -22,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -39,16 +42,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from errors import UserError, first_line, one_line_errors
-from files import write_atomically
+from files import read_json, read_text, temporary_folder, write_atomically
 from training.checkpoints import read_weights
 from training.command_line import from_cli
 from training.config import PretrainConfig, StrictModel, load_config
+from training.run_folder import model_sources
 
 Weights = dict[str, torch.Tensor]
 
-RECORDS = ("all_config.yaml", "metrics.jsonl", "*.py")  # of the run folder, beside the checkpoint
 ORIGINAL_CHECKPOINT = "checkpoint"  # as the original's repositories call it
-PULLED = ("model.safetensors", "README.md", *RECORDS, ORIGINAL_CHECKPOINT, "step_*")
+RECORDS = ("all_config.yaml", "metrics.jsonl", "environment.json")
+DOWNLOADED = ("model.safetensors", "README.md", *RECORDS, "*.py", ORIGINAL_CHECKPOINT, "step_*")
+AT_HOME = ("step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "README.md", "wandb", ".*")
+ENVIRONMENT = ("git_commit", "python", "packages", "device", "ranks")  # what environment.json says in public
 PREDICTIONS = ("*_all_preds.*", "*_preds/*")
 CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
 
@@ -83,7 +89,7 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
         folder = Path(temporary)
         try:
             write_safetensors(weights, folder / "model.safetensors", path.name)
-            copy_records(run, folder, RECORDS)
+            copy_records(run, folder, config)
             (folder / "README.md").write_text(model_card(repo, path.name, config, metrics), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot prepare the upload in {folder}: {error}; free space, or set TMPDIR") from None
@@ -94,35 +100,45 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
                 commit_message=f"{path.name} of {run.resolve().name}",
                 delete_patterns="metrics.jsonl",  # of another run, if this one has none
             )
+    if left_out := strangers(run, config):
+        print(f"left out, since no run writes it: {', '.join(left_out)}")
     return repo
 
 
-def pull(repo: str, run: Path, revision: str | None = None) -> Path:
+def pull(repo: str, run: Path, revision: str | None = None, subfolder: str | None = None) -> Path:
     """Make a run folder from a repository, whole or not at all; -> its checkpoint, for evaluate.py or load_checkpoint.
 
-    The download goes through the Hub's cache, so that an interrupted one goes on where it stopped.
+    `subfolder` is the folder of the repository that holds the run. The download goes through the Hub's cache, so that
+    an interrupted one goes on where it stopped.
     """
+    inside = PurePosixPath(subfolder or ".")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(f"subfolder={subfolder} leaves the repository; name a folder in it")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists already; name a new folder, or remove it")
     with hub_errors("pull", repo):
+        patterns = [str(PurePosixPath(glob.escape(str(inside)), name)) for name in DOWNLOADED]
         snapshot = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=list(PULLED), ignore_patterns=list(PREDICTIONS))
+            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(PREDICTIONS))
         )
     try:
-        load_config(str(snapshot / "all_config.yaml"))
+        snapshot = snapshot / inside
+        if not snapshot.is_dir():
+            raise UserError(f"it has no folder {subfolder}")
+        config = load_config(str(snapshot / "all_config.yaml"))
         name, weights = read_snapshot(snapshot)
     except UserError as error:
         raise UserError(f"{repo} is not a run: {error}") from None
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{run.name}.pulling-", dir=run.parent) as temporary:
-            folder = Path(temporary) / run.name  # one deeper: what tempfile makes is private for good
-            folder.mkdir()
+        with temporary_folder(run) as folder:
             write_atomically(folder / name, lambda file: torch.save(weights, file))
-            copy_records(snapshot, folder, (*RECORDS, "README.md"))
+            copy_records(snapshot, folder, config)
+            if (snapshot / "README.md").is_file():
+                shutil.copyfile(snapshot / "README.md", folder / "README.md")
             folder.rename(run)
-    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-        raise UserError(f"cannot write {run}: {error}; nothing was kept") from None
+    except OSError as error:
+        raise UserError(f"cannot write {run}: {error.strerror or error}; nothing was kept") from None
     return run / name
 
 
@@ -130,9 +146,9 @@ def choose_checkpoint(folder: Path, name: str | None) -> Path:
     """The checkpoint with this file name, the one in best.json for `best`, or by default the newest step_<n>."""
     if name == "best" and (folder / "best.json").exists():
         try:
-            name = json.loads((folder / "best.json").read_text())["checkpoint"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder}/best.json is damaged; name a step_<n> file") from None
+            name = str(read_json(folder / "best.json", "name another", limit=1 << 20)["checkpoint"])
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}/best.json is damaged ({error}); name a step_<n> file") from None
     there = sorted((path for path in folder.iterdir() if is_checkpoint(path.name) and path.is_file()), key=by_step)
     chosen = [path for path in there if (path.name == name if name else re.fullmatch(r"step_\d+", path.name))]
     if not chosen:
@@ -190,11 +206,36 @@ def read_snapshot(folder: Path) -> tuple[str, Weights]:
     return path.name, read_weights(path)
 
 
-def copy_records(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    for pattern in patterns:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)
+def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
+    """Copy what a run folder is known to hold beside its checkpoints, and nothing else that may lie there."""
+    for name in ("all_config.yaml", "metrics.jsonl", *source_names(config)):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    environment = public_environment(source)
+    if environment is not None:
+        (target / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def source_names(config: PretrainConfig) -> list[str]:
+    return [Path(source).name for source in model_sources(config.arch)]
+
+
+def strangers(run: Path, config: PretrainConfig) -> list[str]:
+    """The names in a run folder that no run, evaluation or figure has written."""
+    known = (*RECORDS, *source_names(config), *AT_HOME)
+    names = sorted(path.name for path in run.iterdir())
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known)]
+
+
+def public_environment(folder: Path) -> list[dict] | None:
+    """What environment.json says of each start but the command, in which a token may have been given; None without."""
+    path = folder / "environment.json"
+    if not path.is_file():
+        return None
+    starts = read_json(path, "remove it", limit=1 << 26)
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise UserError(f"{path} is damaged: it must be a list of starts; remove it")
+    return [{key: start[key] for key in ENVIRONMENT if key in start} for start in starts]
 
 
 def metrics_at(run: Path, step: int | None) -> dict[str, float]:
@@ -204,16 +245,19 @@ def metrics_at(run: Path, step: int | None) -> dict[str, float]:
         return {}
     found = {}
     try:
-        for line in map(json.loads, path.read_text().splitlines()):
+        for line in map(json.loads, read_text(path, "remove it").splitlines()):
             if line["step"] == step:
                 found |= {key: float(line[key]) for key in CARD_METRICS if key in line}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is damaged: {error}") from None
     return found
 
 
 def model_card(repo: str, checkpoint: str, config: PretrainConfig, metrics: dict[str, float]) -> str:
-    dataset, run = Path(config.data_path).name, f"checkpoints/{repo.split('/')[-1]}"
+    dataset = re.sub(r"[^\w.+ -]", "_", Path(config.data_path).name)  # whatever it is, it stays in its cell and line
+    run = default_run(repo)
     rows = [
         ("checkpoint", f"`{checkpoint}`"),
         ("dataset folder", f"`{dataset}`"),
@@ -259,8 +303,12 @@ def hub_errors(action: str, repo: str) -> Iterator[None]:
         raise UserError(f"cannot {action} {repo} ({type(error).__name__}: {first_line(error)}); {remedy}") from error
 
 
+def default_run(repo: str, subfolder: str | None = None) -> str:
+    return str(Path("checkpoints", repo.split("/")[-1], subfolder or ""))
+
+
 class PushConfig(StrictModel):
-    run: str = Field(description="run folder")
+    run: str = Field(min_length=1, description="run folder")
     repo: str = Field(description="user/name; made where it does not exist")
     checkpoint: str | None = Field(default=None, description="its file name, or best; null: the newest step_<n>")
     private: bool = Field(default=False, description="make the repository private")
@@ -268,8 +316,11 @@ class PushConfig(StrictModel):
 
 class PullConfig(StrictModel):
     repo: str = Field(description="user/name")
-    run: str = Field(description="run folder to make")
+    run: str | None = Field(
+        default=None, min_length=1, description="run folder to make; null: checkpoints/<name>[/<subfolder>]"
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit; null: the newest of main")
+    subfolder: str | None = Field(default=None, description="the run's folder in the repository; null: all of it")
 
 
 COMMANDS = {"push": (PushConfig, ("run", "repo")), "pull": (PullConfig, ("repo", "run"))}
@@ -289,7 +340,8 @@ def main(args: list[str] | None = None) -> None:
             repo = push(Path(given.run), given.repo, given.checkpoint, given.private)
             print(f"pushed to {repo}; fetch it with: python -m training.hub pull {repo} <run>")
         else:
-            checkpoint = pull(given.repo, Path(given.run), given.revision)
+            run = given.run or default_run(given.repo, given.subfolder)
+            checkpoint = pull(given.repo, Path(run), given.revision, given.subfolder)
             print(f"evaluate with: python evaluate.py {shlex.quote(f'checkpoint={checkpoint}')} data_path=<dataset>")
 
 

@@ -22,6 +22,7 @@ from training.checkpoints import load_weights
 from training.config import PretrainConfig
 from training.cuda_graph import StepGraph, uses_graph
 from training.distributed import Ranks
+from training.memory import check_available
 from training.stopping import EarlyStopping
 
 
@@ -83,6 +84,11 @@ def create_state(
         raise UserError(f"freeze=weights trains puzzle embeddings, but {config.arch.name} has none here")
     graphed = uses_graph(config.cuda_graph, device, ranks)
     optimizers, base_lrs = create_optimizers(head, config, ranks, graphed)
+    trained = sum(p.numel() * p.element_size() for p in head.parameters() if p.requires_grad)
+    copies = 3 if config.ema_decay is None else 4
+    check_available(
+        copies * trained, "training (gradients, two moments, perhaps the average) needs as much again", device
+    )
     return TrainState(
         head=head,
         summed=ranks.sum_gradients_of(head),

@@ -18,10 +18,10 @@ from models.token_network import TokenConfig, TokenNetwork
 
 
 class HRMConfig(TokenConfig):
-    H_cycles: int = Field(ge=1, description="updates of the slow state in a reasoning step")
-    L_cycles: int = Field(ge=1, description="updates of the fast state before each update of the slow state")
-    H_layers: int = Field(ge=1, description="blocks of the slow level")
-    L_layers: int = Field(ge=1, description="blocks of the fast level")
+    H_cycles: int = Field(ge=1, le=1000, description="updates of the slow state in a reasoning step")
+    L_cycles: int = Field(ge=1, le=1000, description="updates of the fast state before each update of the slow state")
+    H_layers: int = Field(ge=1, le=1000, description="blocks of the slow level")
+    L_layers: int = Field(ge=1, le=1000, description="blocks of the fast level")
 
 
 @dataclass
