@@ -31,7 +31,11 @@ def one_line_errors() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield
+        try:
+            yield
+        except SystemExit:  # `--help`
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()  # here, where an error still has a line
     except UserError as error:
         _fail(str(error))

@@ -10,7 +10,7 @@ import training.threads  # noqa: F401, before torch loads
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -28,10 +28,11 @@ from training.compilation import EVALUATION, compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_config
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
-from training.evaluation import choose_batch_size, evaluate_split
+from training.evaluation import check_data, choose_batch_size, evaluate_split, fitting
 from training.metrics import start_logging
-from training.predictions import MAX_STEPS, PredictionWriter, save_predictions, torch_path, torch_paths
+from training.predictions import MAX_STEPS, PredictionWriter, writing_predictions
 from training.reasoning import HALTING
+from training.torch_predictions import save_predictions, torch_path, torch_paths
 
 
 class EvalConfig(StrictModel):
@@ -97,12 +98,30 @@ def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) 
         global_batch_size=config.global_batch_size,
         max_examples=config.max_examples,
     )
+    wanted = None if config.global_batch_size is None else fitting(config.global_batch_size, dataset, ranks)
+    if wanted is not None:
+        dataset.set_batch_size(wanted)
     prefix = Path(config.output_dir or checkpoint.parent) / checkpoint.name
-    if config.save_format != "none":
-        check_writable(prefix.parent, "predictions", "set output_dir, or save_format=none", create=True)
-    torch.manual_seed(run.seed + ranks.rank)
-    head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
-    choose_batch_size(config.global_batch_size, dataset, head, ranks, device)
+    with ExitStack() as stack:
+        if config.save_format != "none":
+            check_writable(prefix.parent, "predictions", "set output_dir, or save_format=none", create=True)
+            stack.enter_context(writing_predictions(prefix, ranks))
+        check_data(checkpoint, run, config.data_path)
+        torch.manual_seed(run.seed + ranks.rank)
+        head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
+        choose_batch_size(wanted, dataset, head, ranks, device)
+        return evaluate_and_save(config, prefix, run, dataset, head, ranks, device)
+
+
+def evaluate_and_save(
+    config: EvalConfig,
+    prefix: Path,
+    run: PretrainConfig,
+    dataset: PuzzleDataset,
+    head: ACTLossHead,
+    ranks: Ranks,
+    device: torch.device,
+) -> dict[str, float]:
     writer = open_writer(config, prefix, run, dataset, ranks) if config.save_format == "compact" else nullcontext()
     compile_mode = "off" if config.halt == "q" else config.compile
     reasoning_steps = dataset.num_test_batches() * run.arch.halt_max_steps
@@ -142,11 +161,17 @@ def open_writer(
 
 
 def save_torch(prefix: Path, saved: dict[str, torch.Tensor], ranks: Ranks) -> None:
-    save_predictions(prefix.parent, prefix.name, ranks.rank, saved)
+    """Save every rank's dictionary, rank 0's last: without it the others are not read, so that those of two
+    evaluations are not mixed after a kill."""
     if ranks.is_main:
-        for rank, path in torch_paths(prefix).items():
-            if rank >= ranks.world_size:
-                path.unlink()  # from an evaluation by more ranks: it would be read as a part of this one
+        for path in torch_paths(prefix).values():
+            path.unlink()
+    ranks.barrier()
+    if not ranks.is_main:
+        save_predictions(prefix.parent, prefix.name, ranks.rank, saved)
+    ranks.barrier()
+    if ranks.is_main:
+        save_predictions(prefix.parent, prefix.name, ranks.rank, saved)
 
 
 def warm_up(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> None:

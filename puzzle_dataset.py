@@ -92,15 +92,27 @@ class PuzzleDataset:
 
     def train_batches(self, passes: int, skip: int = 0) -> Iterator[tuple[str, Batch]]:
         """Yield (set, narrow batch) of the pass after `passes` others, without its first `skip` batches."""
-        size = self.config.global_batch_size
         mine = slice(self.config.rank * self.local_batch_size, (self.config.rank + 1) * self.local_batch_size)
-        for number, (name, puzzles) in enumerate(self.sets.items(), start=passes * len(self.sets) + 1):
-            rng = np.random.Generator(np.random.Philox(seed=self.config.seed + number))
-            for examples, puzzle_ids in sample_batches(rng, puzzles, self.config.epochs_per_iter, size):
+        for name, drawn in self._drawn(passes):
+            for examples, puzzle_ids in drawn:
                 if skip:
                     skip -= 1
                     continue
-                yield name, self._collate(puzzles, examples[mine], puzzle_ids[mine])
+                yield name, self._collate(self.sets[name], examples[mine], puzzle_ids[mine])
+
+    def gives_a_batch(self, passes: int) -> bool:
+        """Whether the pass after `passes` others has a batch: each set has to fill one of its own."""
+        for puzzles in self.sets.values():  # no need to draw where even the smallest puzzles fill it
+            groups, smallest = len(puzzles.group_indices) - 1, np.diff(puzzles.puzzle_indices).min(initial=2**31 - 1)
+            if groups and groups * self.config.epochs_per_iter * int(smallest) >= self.config.global_batch_size:
+                return True
+        return any(next(drawn, None) is not None for _, drawn in self._drawn(passes))
+
+    def _drawn(self, passes: int) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]]:
+        """Yield each set and what is drawn from it in the pass after `passes` others."""
+        for number, (name, puzzles) in enumerate(self.sets.items(), start=passes * len(self.sets) + 1):
+            rng = np.random.Generator(np.random.Philox(seed=self.config.seed + number))
+            yield name, sample_batches(rng, puzzles, self.config.epochs_per_iter, self.config.global_batch_size)
 
     def test_batches(self) -> Iterator[tuple[str, Batch, np.ndarray]]:
         """Yield (set, batch, which examples its real rows are) in order, for this rank; the other rows are padding.
@@ -112,7 +124,8 @@ class PuzzleDataset:
 
     def num_examples(self) -> int:
         """How many examples all sets and ranks have together, after `max_examples`."""
-        return sum(len(self._test_examples(puzzles)) for puzzles in self.sets.values())
+        sizes, limit = [len(puzzles.inputs) for puzzles in self.sets.values()], self.config.max_examples
+        return sum(size if limit is None else min(size, limit) for size in sizes)
 
     def num_own_examples(self) -> int:
         """How many of them this rank evaluates."""

@@ -19,6 +19,7 @@ import training.threads  # noqa: F401, before torch loads
 
 # isort: split
 
+import io
 import json
 import os
 import shutil
@@ -33,8 +34,8 @@ from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
-from evaluators.solution import Answer, as_json, dataset_at_hand, judge, read_text, think
-from files import check_writable, write_atomically
+from evaluators.solution import Answer, as_json, dataset_at_hand, judge, read_typed, think
+from files import check_writable, read_text, write_atomically
 from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
 from puzzles.kind import Kind, Puzzle, all_kinds
@@ -42,18 +43,31 @@ from training.checkpoints import load_model_alone
 from training.command_line import AS_TYPED, from_cli
 from training.config import StrictModel, load_config
 from training.distributed import DEVICES, select_device
+from training.evaluation import check_data
 from training.metrics import progress_bar
+from training.predictions import MAX_STEPS
+
+MAX_TEXT = 1 << 14  # characters of a puzzle: 128×128 cells
+MAX_PATH = 4096
 
 
 class SolveConfig(StrictModel):
     checkpoint: str = Field(description="a step_<n> in its run folder")
-    puzzle: str | None = Field(default=None, json_schema_extra=AS_TYPED, description="the puzzle itself")
-    file: str | None = Field(default=None, json_schema_extra=AS_TYPED, description="a text file that holds the puzzle")
+    puzzle: str | None = Field(
+        default=None, max_length=MAX_TEXT, json_schema_extra=AS_TYPED, description="the puzzle itself"
+    )
+    file: str | None = Field(
+        default=None, max_length=MAX_PATH, json_schema_extra=AS_TYPED, description="a text file that holds the puzzle"
+    )
     task: str | None = Field(
-        default=None, description="an ARC task: its id, or its JSON file (named as in the run's dataset)"
+        default=None,
+        max_length=MAX_PATH,
+        description="an ARC task: its id, or its JSON file (named as in the run's dataset)",
     )
     query: int = Field(default=1, ge=1, description="which test input of the ARC task")
-    max_steps: int | None = Field(default=None, ge=1, description="reasoning steps; default: as in training")
+    max_steps: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="reasoning steps; default: as in training"
+    )
     data_path: str | None = Field(default=None, description="the run's dataset, if it has moved")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
     gif: str | None = Field(default=None, description="a file to write the steps to, as an animation")
@@ -78,12 +92,14 @@ def solve(config: SolveConfig) -> None:
     checkpoint = Path(config.checkpoint)
     gif = None if config.gif is None else writable_file(config.gif)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
+    if config.is_task:  # whose embedding is found by its place in the dataset
+        check_data(checkpoint, run, config.data_path)
     data_path = Path(config.data_path or run.data_path)
     metadata, trained_on = dataset_at_hand(data_path)
     if config.is_task:
         puzzle = read_query(config.task or config.file, config.query, data_path)
     else:
-        puzzle = read_text(*typed(config), trained_on)
+        puzzle = read_typed(*typed(config), trained_on)
     device = select_device(config.device)
     try:
         model = load_model_alone(checkpoint, run, len(puzzle.inputs), device, metadata).model
@@ -101,14 +117,15 @@ def solve(config: SolveConfig) -> None:
     found = list(progress_bar(steps, total=total, desc="reasoning", unit="step", enabled=watched, leave=False))
     verdict = judge(puzzle, found[-1].tokens)
     if config.as_json:
-        print(json.dumps(as_json(puzzle, found, verdict)))
+        print(json.dumps(as_json(puzzle, found, verdict), allow_nan=False))
     else:
         print(f"{puzzle.title}, {len(found)} reasoning steps of {checkpoint} ({puzzle.kind.marks_mean})\n")
         print(picture(puzzle, found))
         print(f"\n{verdict.text}")
     if gif is not None:
-        frames = draw_frames(puzzle, found, verdict)
-        write_atomically(gif, lambda file: save_gif(frames, file))
+        animation = io.BytesIO()  # the encoder goes back and forth
+        save_gif(draw_frames(puzzle, found, verdict), animation)
+        write_atomically(gif, lambda file: file.write(animation.getvalue()))
         print(f"animation: {gif}", file=sys.stderr if config.as_json else sys.stdout)
 
 
@@ -116,11 +133,7 @@ def typed(config: SolveConfig) -> tuple[str, str]:
     """-> what the person typed, and what to call it in a message."""
     if config.puzzle is not None:
         return config.puzzle, "puzzle"
-    try:
-        # Bytes that are not UTF-8 become an unknown character, which is reported with its place.
-        return Path(config.file).read_text(encoding="utf-8", errors="replace"), config.file
-    except OSError as error:
-        raise UserError(f"cannot read file={config.file}: {error.strerror}") from None
+    return read_text(Path(config.file), "name a text file that holds one puzzle", limit=MAX_TEXT), config.file
 
 
 def writable_file(name: str) -> Path:

@@ -19,30 +19,32 @@ identifiers.json:
 
 The data are what follows the header of the .npy file. The sample is 64 blocks of 64 KiB, evenly spaced over the data,
 the first and the last included (all data where they are fewer), after the type and shape of the array. It is compared
-whenever a set is opened; `python -m dataset.check <dataset>` compares everything. `content_digest` is the identity that
-follows from them.
+whenever a set is opened; `python -m dataset.check --dataset FOLDER` compares everything. `content_digest` is the
+identity that follows from them.
 """
 
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from dataset.digests import Digests, combined, digests_of, file_digests, sample_digest
+from dataset.arrays import NpyStream, data_digest, map_array, sample_digest
 from errors import UserError, describe_validation_error
-from files import put_in_place
+from files import file_digest, put_in_place, read_json, temporary_folder
 from puzzles.kind import Kind
 
 BLANK_IDENTIFIER = "<blank>"
 IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
+_MOST = int(np.iinfo(np.int32).max)  # of what a batch holds as int32
+REBUILD = "build the dataset again"
 _SCAN_BYTES = 1 << 30  # how much of each array is checked against the vocabulary before a run starts
 
 
@@ -52,20 +54,37 @@ class PuzzleDatasetMetadata(BaseModel):
     pad_id: int
     ignore_label_id: int | None
     blank_identifier_id: int
-    vocab_size: int = Field(ge=2)
-    seq_len: int = Field(ge=1)
-    num_puzzle_identifiers: int = Field(ge=1)
-    total_groups: int = Field(ge=0)
+    vocab_size: int = Field(ge=2, le=_MOST)
+    seq_len: int = Field(ge=1, le=_MOST)
+    num_puzzle_identifiers: int = Field(ge=1, le=_MOST)
+    total_groups: int = Field(ge=0, le=_MOST)
     mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
     sets: list[str] = Field(min_length=1)
 
     kind: str | None = None
-    rows: int | None = None
-    columns: int | None = None
+    rows: int | None = Field(default=None, ge=1, le=_MOST)
+    columns: int | None = Field(default=None, ge=1, le=_MOST)
     symbols: list[str] | None = None  # of each token
     look: dict[str, Any] | None = None
 
-    digests: dict[str, Digests] | None = None  # of the files, by their paths from this one
+    digests: dict[str, tuple[str, str]] | None = None  # of the files, by their paths from this one: data, sample
+
+    @model_validator(mode="after")
+    def _within_range(self) -> "PuzzleDatasetMetadata":
+        for key, count in (
+            ("pad_id", self.vocab_size),
+            ("ignore_label_id", self.vocab_size),
+            ("blank_identifier_id", self.num_puzzle_identifiers),
+        ):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < count:
+                raise ValueError(f"{key} is outside 0..{count - 1}")
+        for name, times in Counter(self.sets).items():
+            if times > 1:
+                raise ValueError(f"the set {name!r} is named twice")
+            if not name or not name.isprintable() or {"/", "\\"} & {*name}:
+                raise ValueError(f"{name!r:.100} cannot be the name of a set")
+        return self
 
     def as_json(self, *, original_keys: bool = False) -> str:
         """The text of the file; with `original_keys` as it was before anything else was recorded."""
@@ -81,27 +100,36 @@ _IDENTIFIERS = "../identifiers.json"  # as `digests` calls it
 def atomic_build(output_dir: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `output_dir` that takes its place when the block ends without an error.
 
-    An existing dataset is replaced only then. After an error or Ctrl-C the temporary folder is removed.
+    An existing dataset is replaced only then. After an error or Ctrl-C nothing is left; what a killed build has left is
+    removed by the next one for the same place. Raises `UserError` also for what the operating system refuses.
     """
-    target = Path(output_dir).resolve()  # a link to a scratch disk stays a link
+    target = Path(output_dir)
+    made: list[Path] = []
+    try:
+        target = target.resolve()  # a link to a scratch disk stays a link
+        made += [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target) as folder:
+            _refuse_foreign(target)
+            yield folder
+            put_in_place(folder, target)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"cannot write the dataset to --output-dir {target}: {error.strerror or error}{where}; make room, or name "
+            f"another folder"
+        ) from None
+    finally:
+        for empty in made:
+            with suppress(OSError):
+                empty.rmdir()
+
+
+def _refuse_foreign(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise UserError(f"--output-dir {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / "identifiers.json").exists():
         raise UserError(f"--output-dir {target} is not empty and holds no dataset; name a new folder")
-    # Named before it is made: a signal may come between any two lines, and its handler must know what to remove.
-    folder = target.with_name(f".{target.name}.building-{os.getpid()}")
-    try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with this number
-            folder.mkdir()
-        except OSError as error:
-            raise UserError(f"cannot write next to --output-dir {target}: {error.strerror}") from None
-        yield folder
-        put_in_place(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def write_identifiers(folder: Path, names: Sequence[str]) -> None:
@@ -112,50 +140,15 @@ def write_identifiers(folder: Path, names: Sequence[str]) -> None:
 def read_identifiers(folder: Path) -> list[str]:
     """The puzzles' names by identifier, from a dataset's identifiers.json."""
     path = folder / "identifiers.json"
-    try:
-        names = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; name the folder of a dataset") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable ({error}); build the dataset again") from None
+    names = read_json(path, "name the folder of a dataset, or build it again")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is not a list of names; build the dataset again")
+        raise UserError(f"{path} is not a list of names; {REBUILD}")
+    found = file_digest(path).sha256
+    for split in sorted(described.parent for described in folder.glob("*/dataset.json")):
+        built = (load_metadata(split).digests or {}).get(_IDENTIFIERS)
+        if built is not None and built[0] != found:
+            raise UserError(f"{path} is not what was built with {split.name} (its digest differs); {REBUILD}")
     return names
-
-
-class NpyStream:
-    """A `.npy` file written chunk by chunk, so that no more than one chunk is ever in memory.
-
-    (Dirty pages of a writable memory map count as the process's own memory; a stream's do not.)
-    """
-
-    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype | type):
-        self.row_shape, self.dtype, self.rows = row_shape, np.dtype(dtype), 0
-        self._digest = hashlib.sha256()
-        self._file = open(path, "wb")
-        self._write_header()
-        self._data_start = self._file.tell()
-
-    def _write_header(self) -> None:
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def append(self, rows: np.ndarray) -> None:
-        assert rows.shape[1:] == self.row_shape, (rows.shape, self.row_shape)
-        data = np.ascontiguousarray(rows, dtype=self.dtype)
-        self._file.write(data)
-        self._digest.update(data)
-        self.rows += len(rows)
-
-    def data_digest(self) -> str:
-        """The digest of what was appended."""
-        return self._digest.hexdigest()
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._write_header()  # numpy pads the header, so that it keeps its length when the first axis grows
-        assert self._file.tell() == self._data_start
-        self._file.close()
 
 
 class SplitWriter:
@@ -164,14 +157,13 @@ class SplitWriter:
     def __init__(self, folder: Path, split: str, *, seq_len: int, set_name: str = "all"):
         self.folder, self.set_name, self.seq_len = folder / split, set_name, seq_len
         self.folder.mkdir()
-        self._inputs = NpyStream(self._path("inputs"), (seq_len,), np.uint8)
-        self._labels = NpyStream(self._path("labels"), (seq_len,), np.uint8)
+        self._inputs, self._labels = self._stream("inputs", (seq_len,)), self._stream("labels", (seq_len,))
         self._puzzle_identifiers: list[np.ndarray] = []
         self._puzzle_sizes: list[np.ndarray] = []
         self._group_sizes: list[np.ndarray] = []
 
-    def _path(self, field: str) -> Path:
-        return set_file(self.folder, self.set_name, field)
+    def _stream(self, field: str, row_shape: tuple[int, ...] = (), dtype: type = np.uint8) -> NpyStream:
+        return NpyStream(set_file(self.folder, self.set_name, field), row_shape, dtype)
 
     def append(
         self,
@@ -186,6 +178,8 @@ class SplitWriter:
         puzzle_sizes, group_sizes = np.asarray(puzzle_sizes), np.asarray(group_sizes)
         assert len(inputs) == len(labels) == puzzle_sizes.sum() and (puzzle_sizes > 0).all()
         assert len(puzzle_identifiers) == len(puzzle_sizes) == group_sizes.sum() and (group_sizes > 0).all()
+        if self._inputs.rows + len(inputs) > _MOST:
+            raise UserError(f"{self.folder.name}: more than {_MOST:,} examples are too many for int32; lower --num-aug")
         self._inputs.append(inputs)
         self._labels.append(labels)
         self._puzzle_identifiers.append(np.asarray(puzzle_identifiers))
@@ -200,24 +194,19 @@ class SplitWriter:
         identifiers.json is written before, so that its digests are known too.
         """
         assert kind is None or (kind.seq_len, kind.vocab_size) == (self.seq_len, vocab_size)
-        self._inputs.close()
-        self._labels.close()
         sizes, groups = _concatenate(self._puzzle_sizes), _concatenate(self._group_sizes)
-        if self._inputs.rows > np.iinfo(np.int32).max:
-            raise UserError(f"{self.folder.name}: {self._inputs.rows} examples are too many for int32; lower --num-aug")
-        digests = {
-            self._path(field).name: (stream.data_digest(), sample_digest(np.load(self._path(field), mmap_mode="r")))
-            for field, stream in (("inputs", self._inputs), ("labels", self._labels))
-        }
+        streams = [self._inputs, self._labels]
         for field, array in (
-            ("puzzle_identifiers", _concatenate(self._puzzle_identifiers).astype(np.int32)),
+            ("puzzle_identifiers", _concatenate(self._puzzle_identifiers)),
             ("puzzle_indices", _starts(sizes)),
             ("group_indices", _starts(groups)),
         ):
-            np.save(self._path(field), array)
-            digests[self._path(field).name] = digests_of(array)
-        if (self.folder / _IDENTIFIERS).exists():
-            digests[_IDENTIFIERS] = file_digests(self.folder / _IDENTIFIERS)
+            streams.append(self._stream(field, dtype=np.int32))
+            streams[-1].append(array)
+        digests = {stream.path.name: _close(stream) for stream in streams}
+        names = self.folder / _IDENTIFIERS
+        if names.exists():
+            digests[_IDENTIFIERS] = _file_digests(names)
         metadata = PuzzleDatasetMetadata(
             pad_id=0,
             ignore_label_id=0,
@@ -235,13 +224,25 @@ class SplitWriter:
         return metadata
 
 
+def _close(stream: NpyStream) -> tuple[str, str]:
+    """Close a stream; -> the digests of its data and of their sample."""
+    stream.close()
+    return stream.data_digest(), sample_digest(map_array(stream.path, REBUILD))
+
+
+def _file_digests(path: Path) -> tuple[str, str]:
+    """Those of a file that is no array: of its bytes."""
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    return data_digest(content), sample_digest(content)
+
+
 def _concatenate(chunks: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:
-    """Where each run begins, plus the end: (n,) sizes -> (n + 1,) int32."""
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    """Where each run begins, plus the end: (n,) sizes -> (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 @dataclass
@@ -262,17 +263,17 @@ class PuzzleSet:
 def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
     """Read `<folder>/dataset.json`."""
     path = folder / "dataset.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         if not folder.parent.is_dir():
             raise UserError(f"no dataset at {folder.parent}; build one (dataset/build_*_dataset.py) or set data_path")
         splits = sorted(p.parent.name for p in folder.parent.glob("*/dataset.json"))
         found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
         raise UserError(f"{path} is missing; {found}")
     try:
-        return PuzzleDatasetMetadata(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        reason = describe_validation_error(error, str) if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} is not a valid dataset description ({reason}); build the dataset again") from None
+        return PuzzleDatasetMetadata.model_validate(read_json(path, REBUILD))
+    except ValidationError as error:
+        reason = describe_validation_error(error, str)
+        raise UserError(f"{path} is not a valid dataset description ({reason:.300}); {REBUILD}") from None
 
 
 def description_digest(split_folder: Path) -> str:
@@ -296,17 +297,20 @@ def content_digest(split_folder: Path) -> str:
     """
     metadata = load_metadata(split_folder)
     recorded = metadata.digests or {}
-    found: dict[str, Sequence[str | None]] = {}
-    for name in metadata.sets:
-        for field in PuzzleSet.__dataclass_fields__:
-            path = set_file(split_folder, name, field)
-            found[path.name] = recorded.get(path.name) or (None, sample_digest(_load_array(path, mmap=True)))
-    if (split_folder / _IDENTIFIERS).exists():
-        found[_IDENTIFIERS] = recorded.get(_IDENTIFIERS) or file_digests(split_folder / _IDENTIFIERS)
+    found: dict[str, Sequence[str | None]] = {
+        path.name: recorded.get(path.name) or (None, sample_digest(map_array(path, REBUILD)))
+        for path in array_files(split_folder, metadata)
+    }
+    names = split_folder / _IDENTIFIERS
+    if names.exists():
+        found[_IDENTIFIERS] = recorded.get(_IDENTIFIERS) or _file_digests(names)
     described = description_digest(split_folder)
-    identity = combined(described, {name: sample for name, (_, sample) in found.items()})
-    whole = {name: whole for name, (whole, _) in found.items()}
-    return identity if None in whole.values() else identity + combined(described, whole)
+    wholes, samples = ({name: digests[i] for name, digests in found.items()} for i in (0, 1))
+    return _combined(described, samples) + ("" if None in wholes.values() else _combined(described, wholes))
+
+
+def _combined(described: str, digests: Mapping[str, str | None]) -> str:
+    return hashlib.sha256(json.dumps([described, dict(sorted(digests.items()))]).encode()).hexdigest()[:16]
 
 
 def same_content(one: str, other: str) -> bool:
@@ -315,49 +319,40 @@ def same_content(one: str, other: str) -> bool:
     return one[:known] == other[:known]
 
 
+def array_files(split_folder: Path, metadata: PuzzleDatasetMetadata) -> list[Path]:
+    """The arrays of all sets."""
+    return [set_file(split_folder, name, field) for name in metadata.sets for field in PuzzleSet.__dataclass_fields__]
+
+
 def set_file(split_folder: Path, name: str, field: str) -> Path:
     """Where an array of a set is."""
     return split_folder / f"{name}__{field}.npy"
 
 
 def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> PuzzleSet:
-    """Map the arrays of one set and check that they belong together."""
-    arrays = {
-        field: _load_array(set_file(folder, name, field), mmap=field in ("inputs", "labels"))
-        for field in PuzzleSet.__dataclass_fields__
-    }
-    puzzles = PuzzleSet(**arrays)
+    """Map the arrays of one set; check that they belong together, and are what was built."""
+    files = {field: set_file(folder, name, field) for field in PuzzleSet.__dataclass_fields__}
+    puzzles = PuzzleSet(**{field: map_array(path, REBUILD) for field, path in files.items()})
     _check_shapes(puzzles, folder, name, metadata)
-    for field, array in arrays.items():
-        path = set_file(folder, name, field)
-        built = (metadata.digests or {}).get(path.name)
-        if built is not None and built[1] != sample_digest(array):
-            raise UserError(f"{path} is not what was built (its digest differs); build the dataset again")
+    for field, path in files.items():
+        _, built = (metadata.digests or {}).get(path.name, (None, None))
+        if built is not None and built != sample_digest(getattr(puzzles, field)):
+            raise UserError(f"{path} is not what was built (its digest differs); {REBUILD}")
     for field in ("inputs", "labels"):
-        rows = arrays[field]
+        rows = getattr(puzzles, field)
         blocks = max(1, rows.nbytes // _SCAN_BYTES)
         for start in range(0, len(rows), 4096 * blocks):  # all of it, or evenly spaced parts of a large file
-            check_vocabulary(rows[start : start + 4096], f"{folder}/{name}__{field}.npy", metadata)
+            check_vocabulary(rows[start : start + 4096], str(files[field]), metadata)
+    puzzles.puzzle_identifiers = puzzles.puzzle_identifiers.astype(np.int32)
+    for field in ("puzzle_indices", "group_indices"):  # int64 where they were something else: numpy mixes only those
+        indices = getattr(puzzles, field)
+        setattr(puzzles, field, indices.astype(np.int32 if indices.dtype == np.int32 else np.int64))
     return puzzles
-
-
-def _load_array(path: Path, mmap: bool) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; build the dataset again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is truncated or not a .npy file ({error}); build the dataset again") from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is an archive, not a .npy file; build the dataset again")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise UserError(f"{path} holds {array.dtype}, not integers; build the dataset again")
-    return array.view(np.ndarray)  # on the same map; every slice of a `memmap` costs microseconds more
 
 
 def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> None:
     def fail(field: str, what: str) -> None:
-        raise UserError(f"{folder}/{name}__{field}.npy: {what}; build the dataset again")
+        raise UserError(f"{set_file(folder, name, field)}: {what}; {REBUILD}")
 
     ids = puzzles.puzzle_identifiers
     if ids.ndim != 1:
@@ -373,7 +368,7 @@ def _check_shapes(puzzles: PuzzleSet, folder: Path, name: str, metadata: PuzzleD
         ("group_indices", len(puzzles.puzzle_identifiers), "puzzles"),
     ):
         indices = getattr(puzzles, field)
-        if indices.ndim != 1 or not len(indices) or indices[0] != 0 or (np.diff(indices) <= 0).any():
+        if indices.ndim != 1 or not len(indices) or indices[0] != 0 or (indices[1:] <= indices[:-1]).any():
             fail(field, "does not ascend from 0")
         if indices[-1] != end:
             fail(field, f"ends at {indices[-1]}, but there are {end} {of}")
@@ -393,9 +388,7 @@ def check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleData
         ("mean_puzzle_examples", metadata.mean_puzzle_examples, mean),
     ):
         if not np.isclose(stated, found, rtol=1e-6):
-            raise UserError(
-                f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; build the dataset again"
-            )
+            raise UserError(f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; {REBUILD}")
 
 
 def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata) -> None:
@@ -403,5 +396,5 @@ def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetada
     if rows.size and (lowest < 0 or rows.max() >= metadata.vocab_size):
         raise UserError(
             f"{where}: token {rows.max() if lowest >= 0 else lowest} is outside the vocabulary "
-            f"0..{metadata.vocab_size - 1} that dataset.json states; build the dataset again"
+            f"0..{metadata.vocab_size - 1} that dataset.json states; {REBUILD}"
         )

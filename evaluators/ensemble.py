@@ -10,6 +10,7 @@ one process.
 """
 
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,16 +25,21 @@ from pydantic import Field, field_validator
 from errors import UserError, one_line_errors
 from models.act import ACTModel
 from models.losses import IGNORE_LABEL_ID
-from puzzles.kind import Transform
+from puzzles.kind import PAD, Transform
 from training.checkpoints import load_model
 from training.command_line import from_cli
 from training.compilation import EVALUATION, compile_blocks
 from training.config import PretrainConfig, StrictModel, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
+from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
+from training.predictions import MAX_STEPS
 from training.reasoning import reasoning_steps
 
+log = logging.getLogger(__name__)
+
+MAX_COPIES = 10_000  # of a puzzle
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # puzzles and answers (…, cells) -> whether they obey the rules
 METHODS = {
     "single_pass": "single pass",
@@ -46,14 +52,19 @@ METHODS = {
 class EnsembleConfig(StrictModel):
     checkpoint: list[str] = Field(min_length=1, description="step_<n> in its run folder; several, [a,b], vote together")
     copies: int | None = Field(
-        default=None, ge=1, description="copies of each puzzle, itself included; default: as its kind suggests"
+        default=None,
+        ge=1,
+        le=MAX_COPIES,
+        description="copies of each puzzle, itself included; default: as its kind suggests",
     )
     split: str = Field(default="test", description="split of the dataset")
     data_path: str | None = Field(default=None, description="a dataset other than the run's")
     max_examples: int | None = Field(
         default=None, ge=1, description="size of a seeded subset of the puzzles, the same as in evaluate.py"
     )
-    max_steps: int | None = Field(default=None, ge=1, description="reasoning steps; default: as in training")
+    max_steps: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="reasoning steps; default: as in training"
+    )
     global_batch_size: int | None = Field(default=None, ge=1, description="puzzles at a time; default: the run's")
     seed: int = Field(default=0, ge=0, description="seed of the copies")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
@@ -70,7 +81,7 @@ class Choices:
     """The answers of all copies of B puzzles, K per puzzle over all models, and which of them were chosen."""
 
     answers: np.ndarray  # (B, K, cells) uint8, transformed back; the copies of the first model come first
-    confidence: np.ndarray  # (B, K) float64: sigmoid(q_halt)
+    confidence: np.ndarray  # (B, K) float64: sigmoid(q_halt), NaN where the model's values are no numbers
     valid: np.ndarray  # (B, K) bool: obeys the rules
     chosen: dict[str, np.ndarray]  # method -> (B,): the copy whose answer it chose
 
@@ -98,7 +109,10 @@ def answer_copies(
     max_steps: int | None = None,
     after_pass: Callable[[], object] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-> the answers after the last step, transformed back, (B, K, cells) uint8; sigmoid(q_halt), (B, K) float64."""
+    """-> the answers after the last step, transformed back, (B, K, cells) uint8; sigmoid(q_halt), (B, K) float64.
+
+    Where a model's values are no numbers there is no answer: the cells are PAD, and the confidence is NaN.
+    """
     answers, q_halt = [], []
     for model in models:
         device = next(model.parameters()).device
@@ -112,8 +126,10 @@ def answer_copies(
         for transform in transforms:
             for step in reasoning_steps(model, padded(transform.apply(inputs)), identifiers, max_steps):
                 last = step
-            answers.append(transform.undo(last.answer[: len(inputs)].cpu().numpy()))
-            q_halt.append(last.q_halt[: len(inputs)].cpu().double())
+            numbers = last.is_number[: len(inputs)].cpu()
+            answer = transform.undo(last.answer[: len(inputs)].cpu().numpy())
+            answers.append(np.where(numbers[:, None], answer, PAD))
+            q_halt.append(last.q_halt[: len(inputs)].cpu().double().where(numbers, torch.nan))
             after_pass()
     return np.stack(answers, axis=1), torch.sigmoid(torch.stack(q_halt, dim=1)).numpy()
 
@@ -121,16 +137,18 @@ def answer_copies(
 def choose(answers: np.ndarray, confidence: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
     """(B, K, cells), (B, K), (B, K) -> for each method the chosen copy of each puzzle (B,); copy 0 is the single pass.
 
-    If no answer is valid, the majority of the valid ones is that of all answers.
+    If no answer is valid, the majority of the valid ones is that of all answers. A copy without an answer, whose
+    confidence is NaN, has no vote; if no copy has one, copy 0 is chosen.
     """
     majorities, valid_majorities = [], []
     for row, sure, obeys in zip(answers, confidence, valid, strict=True):
-        majorities.append(majority(row, sure))
-        among = np.flatnonzero(obeys)
+        voters = np.flatnonzero(~np.isnan(sure))
+        majorities.append(voters[majority(row[voters], sure[voters])] if len(voters) else 0)
+        among = voters[obeys[voters]]
         valid_majorities.append(among[majority(row[among], sure[among])] if len(among) else majorities[-1])
     chosen = {
         "single_pass": np.zeros(len(answers), np.intp),
-        "confidence": confidence.argmax(axis=1),  # the first among equals
+        "confidence": np.nan_to_num(confidence, nan=-1.0).argmax(axis=1),  # the first among equals
         "majority": np.array(majorities, np.intp),
         "majority_valid": np.array(valid_majorities, np.intp),
     }
@@ -162,6 +180,8 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     """Vote on a split and count the right answers; -> the report, as json=true prints it."""
     checkpoints = [Path(path) for path in config.checkpoint]
     runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
+    for path, run in zip(checkpoints, runs, strict=True):
+        check_data(path, run, config.data_path)
     dataset = open_to_answer(
         runs[0],
         config.split,
@@ -169,6 +189,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
         batch_size=config.global_batch_size or runs[0].global_batch_size,
         max_examples=config.max_examples,
     )
+    dataset.set_batch_size(min(dataset.config.global_batch_size, dataset.num_examples()))  # more would be padding
     kind = dataset.kind
     transforms = kind.symmetries(config.copies or kind.copies(), config.seed)
     models, passes = [], dataset.num_test_batches() * len(transforms)
@@ -178,6 +199,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
         models.append(head.model)
 
     right, valid, valid_answers = Counter(), Counter(), 0
+    no_answer = np.zeros(len(models), int)
     bar = progress_bar(total=passes * len(models), desc="vote", unit="batch", enabled=True, leave=False)
     with bar:
         for _, batch, count in dataset:
@@ -186,6 +208,10 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
             right.update(score(choices, batch["labels"][:count].numpy()))
             valid.update({m: int(choices.valid[np.arange(count), copy].sum()) for m, copy in choices.chosen.items()})
             valid_answers += int(choices.valid.sum())
+            no_answer += np.isnan(choices.confidence).reshape(count, len(models), -1).sum((0, 2))
+    for path, times in zip(checkpoints, no_answer, strict=True):
+        if times:
+            log.warning("%d answers of %s are no numbers (NaN or infinite): they have no vote", times, path)
     return {
         "checkpoints": [str(path) for path in checkpoints],
         "dataset": f"{dataset.config.dataset_path}/{dataset.split}",
@@ -227,9 +253,9 @@ def main() -> None:
     with one_line_errors():
         config = from_cli(EnsembleConfig, sys.argv[1:], __doc__)
         device = select_device(config.device)
-        start_logging(is_main=not config.as_json)
+        start_logging(is_main=True, as_json=config.as_json)
         report = ensemble(config, device)
-        print(json.dumps(report, indent=1) if config.as_json else table(report))
+        print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
 
 
 if __name__ == "__main__":

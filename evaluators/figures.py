@@ -23,6 +23,7 @@ one sample is. Here it is the state of one cell of one puzzle after one reasonin
 the positions of the puzzle embedding, which are not cells, are left out.
 """
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ from torch import Tensor
 
 from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
-from files import check_writable, write_atomically
+from files import check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
@@ -48,7 +49,9 @@ from training.command_line import from_cli
 from training.config import PretrainConfig, StrictModel, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
+from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
+from training.predictions import MAX_STEPS
 from training.reasoning import Step, reasoning_steps
 
 BATCH_SIZE = 64  # puzzles at a time, at most
@@ -61,7 +64,10 @@ class FigureConfig(StrictModel):
         default=None, ge=1, description="size of a seeded subset of puzzles; default: 4, 128 and 1000 for the three"
     )
     max_steps: int | None = Field(
-        default=None, ge=1, description="reasoning steps; default: as in training, for scaling twice as many"
+        default=None,
+        ge=1,
+        le=MAX_STEPS,
+        description="reasoning steps; default: as in training, for scaling twice as many",
     )
     split: str = Field(default="test", description="split of the dataset")
     data_path: str | None = Field(default=None, description="a dataset other than the run's")
@@ -76,6 +82,7 @@ class FigureConfig(StrictModel):
 class Subject:
     """What a figure shows: a model, and N puzzles on its device."""
 
+    checkpoint: Path
     run: PretrainConfig
     dataset: PuzzleDataset
     head: ACTLossHead
@@ -99,14 +106,24 @@ class Subject:
                     self.head.model, self.inputs[rows], self.puzzle_identifiers[rows], self.max_steps
                 )
                 for number, step in enumerate(steps):
+                    self.check_numbers(step)
                     yield rows, number, step
                     bar.update()
+
+    def check_numbers(self, step: Step) -> None:
+        """Raise `UserError` if a sequence has no answer: a figure of the others would not tell."""
+        if not step.is_number.all():
+            raise UserError(
+                f"{self.checkpoint} gives values that are no numbers (NaN or infinite) in step {step.number}; use "
+                f"another checkpoint, or fewer max_steps"
+            )
 
 
 def open_subject(config: FigureConfig, examples: int, step_factor: int, device: torch.device) -> Subject:
     """The defaults are `examples` puzzles, and `step_factor` times the steps of training."""
     checkpoint = Path(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
+    check_data(checkpoint, run, config.data_path)
     dataset = open_to_answer(
         run, config.split, data_path=config.data_path, batch_size=BATCH_SIZE, max_examples=config.examples or examples
     )
@@ -114,6 +131,7 @@ def open_subject(config: FigureConfig, examples: int, step_factor: int, device: 
     parts = [(batch, examples) for _, batch, examples in dataset.test_batches()]
     rows = {name: torch.cat([batch[name][: len(examples)] for batch, examples in parts]) for name in parts[0][0]}
     return Subject(
+        checkpoint,
         run,
         dataset,
         head,
@@ -155,7 +173,7 @@ def as_json(report: dict[str, Any]) -> str:
     def plain(value: Kind | np.ndarray) -> Any:
         return value.name if isinstance(value, Kind) else report["kind"].plain(value)
 
-    return json.dumps(report, indent=1, default=plain)
+    return json.dumps(report, indent=1, default=plain, allow_nan=False)
 
 
 # Participation ratio
@@ -170,6 +188,10 @@ def compute_participation(subject: Subject) -> dict[str, Any]:
         (trained, dimensions), (untrained, _) = (
             participation_curve(head.model, inputs, identifiers, counts, subject.max_steps, bar.update)
             for head in (subject.head, without_training(subject))
+        )
+    if not np.isfinite([*trained.values(), *untrained.values()]).all():
+        raise UserError(
+            f"{subject.checkpoint} has states that are no numbers (NaN or infinite); use another checkpoint"
         )
     return {"puzzles": counts, "hidden_size": dimensions, "trained": trained, "untrained": untrained}
 
@@ -225,7 +247,7 @@ def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
 def participation_ratio(covariance: Tensor) -> float:
     """Covariance (D, D) -> PR in [1, D]; 0 if nothing varies. Σλ is its trace, Σλ² its squared Frobenius norm."""
     total, squares = covariance.trace().item(), covariance.square().sum().item()
-    return total**2 / squares if squares > 0 else 0.0
+    return 0.0 if squares == 0 else total**2 / squares
 
 
 class Moments:
@@ -305,10 +327,11 @@ class FigureType(NamedTuple):
     draw: Callable[[dict], Figure]
     examples: int  # default number
     step_factor: int  # default steps, in multiples of the trained ones
+    most: int | None = None  # examples that a picture can hold
 
 
 FIGURES = {
-    "steps": FigureType(compute_steps, draw_steps, 4, 1),
+    "steps": FigureType(compute_steps, draw_steps, 4, 1, most=200),  # of 300 pixels each: matplotlib ends at 65,536
     "participation": FigureType(compute_participation, draw_participation, 128, 1),
     "scaling": FigureType(compute_scaling, draw_scaling, 1000, 2),
 }
@@ -317,6 +340,8 @@ FIGURES = {
 def make_figure(config: FigureConfig, device: torch.device) -> Path:
     """Compute, draw, write; -> the PNG, beside which the JSON lies."""
     figure = FIGURES[config.figure]
+    if figure.most is not None and (config.examples or 0) > figure.most:
+        raise UserError(f"examples={config.examples}: a picture of {config.figure} holds at most {figure.most}")
     picture = picture_path(config)
     subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {
@@ -326,10 +351,11 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
     } | figure.compute(subject)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(picture.with_suffix(".json"), lambda file: file.write(as_json(report).encode()))
-    drawn = figure.draw(report)
-    write_atomically(picture, lambda file: drawn.savefig(file, format="png", dpi=DPI))
+    text, drawn = as_json(report).encode(), io.BytesIO()
+    figure.draw(report).savefig(drawn, format="png", dpi=DPI)
+    with locked(picture.with_name(f".{picture.name}.lock"), f"is writing {picture}"):  # makes its folder
+        write_atomically(picture.with_suffix(".json"), lambda file: file.write(text))
+        write_atomically(picture, lambda file: file.write(drawn.getvalue()))
     return picture
 
 
@@ -337,7 +363,7 @@ def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes; that it can be written is checked before the work."""
     checkpoint = Path(config.checkpoint)
     path = Path(config.out) if config.out else checkpoint.parent
-    if path.suffix.lower() != ".png":
+    if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"
     check_writable(path.parent, str(path), "set out=<folder or .png file>", create=True)
     return path

@@ -54,7 +54,7 @@ def dataset_at_hand(data_path: Path) -> tuple[PuzzleDatasetMetadata | None, Kind
     return None, None
 
 
-def read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:
+def read_typed(text: str, source: str, trained_on: Kind | None) -> Puzzle:
     """Read a puzzle as people type it: of the kind that the model was trained on or, failing that, of another.
 
     Raises a `UserError` that begins with `source` if the text is no puzzle.
@@ -80,9 +80,17 @@ def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None) -> Iter
 
 
 def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
-    """Turn the steps of one puzzle (B = 1) into answers, with what each of them changed."""
+    """Turn the steps of one puzzle (B = 1) into answers, with what each of them changed.
+
+    Raises `UserError` at a step whose values are no numbers: it has no answer.
+    """
     before = puzzle.kind.visible(puzzle.inputs)
     for step in steps:
+        if not step.is_number.all():
+            raise UserError(
+                f"step {step.number} gives values that are no numbers (NaN or infinite), so that there is no answer; "
+                f"use another checkpoint, or fewer max_steps"
+            )
         tokens = puzzle.kind.visible(step.answer[0].cpu().numpy().astype(np.uint8))
         yield Answer(tokens, tokens != before, float(step.confidence[0]))
         before = tokens

@@ -69,8 +69,9 @@ class Arc(Kind):
         """An input grid in JSON, such as [[0, 1], [2, 0]]. It has no task, by whose name the model would know it."""
         try:
             rows = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source} is not an ARC grid in JSON ({error}); write it as [[0, 1], [2, 0]]") from None
+        except (ValueError, RecursionError) as error:
+            reason = error if isinstance(error, ValueError) else "nested too deeply"
+            raise UserError(f"{source} is not an ARC grid in JSON ({reason}); write it as [[0, 1], [2, 0]]") from None
         pair = Pair(*2 * [parse_grid(rows, source)])
         inputs, _ = encode([pair], Augmentations(np.array([0]), _IDENTITY[None]))
         note = "the model knows a task by its name, and this grid has none: do not expect much; name it with task=…"

@@ -10,11 +10,12 @@ do not say it, and their kind is inferred here.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from errors import UserError, first_line
 from extension import import_below, modules_below
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PAD = 0  # in every kind: not a cell of the puzzle
 
@@ -298,7 +300,7 @@ def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzl
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise UserError(f"{source} is empty; it must hold a puzzle")
-    kind = kind or next((one for one in all_kinds() if one.recognises(text)), None)
+    kind = kind or next((one for one in all_kinds() if _ask(one.name, one.recognises, text)), None)
     if kind is None:
         raise UserError(f"{source} is not a puzzle of a kind known here: {_known()}")
     return kind.parse(text, source)
@@ -308,15 +310,16 @@ class Places:
     """Says where a character of a text is: by its number in a single line, else by line and column."""
 
     def __init__(self, text: str):
-        self.text, self.one_line = text, "\n" not in text.strip("\n")
+        self.one_line = "\n" not in text.strip("\n")
+        self._starts = [0, *(offset for offset, character in enumerate(text, start=1) if character == "\n")]
 
     def __call__(self, offset: int) -> str:
-        line_start = self.text.rfind("\n", 0, offset) + 1
-        column = offset - line_start + 1
-        return f"character {column}" if self.one_line else f"line {self.line(offset)}, column {column}"
+        line = self.line(offset)
+        column = offset - self._starts[line - 1] + 1
+        return f"character {column}" if self.one_line else f"line {line}, column {column}"
 
     def line(self, offset: int) -> int:
-        return self.text.count("\n", 0, offset) + 1
+        return bisect_right(self._starts, offset)
 
 
 def shown(character: str) -> str:
@@ -333,7 +336,12 @@ def hash_rows(rows: np.ndarray) -> np.ndarray:
 
 def find_kind(name: str) -> type[Kind]:
     """The kind of this name. Raises `UserError` if there is none."""
-    module = import_below("puzzles", name)
+    try:
+        module = import_below("puzzles", name)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"puzzles/{name}.py: {type(error).__name__}: {first_line(error)}; correct it") from error
     found = _kind_in(module, name)
     if found is None:
         remedy = f"bring puzzles/{name}.py in a folder on PYTHONPATH"
@@ -348,15 +356,18 @@ def all_kinds() -> list[type[Kind]]:
 
     Somebody's file that cannot be imported is passed over with a warning: it may have nothing to do with the question.
     """
-    kinds = []
-    for name in modules_below("puzzles"):
-        if name in _HELPERS:
-            continue
-        try:
-            kinds.append(_kind_in(import_below("puzzles", name), name))
-        except (Exception, SystemExit) as error:
-            log.warning("passing over puzzles/%s.py: %s: %s", name, type(error).__name__, first_line(error))
+    names = [name for name in modules_below("puzzles") if name not in _HELPERS]
+    kinds = [_ask(name, lambda name: _kind_in(import_below("puzzles", name), name), name) for name in names]
     return [kind for kind in kinds if kind is not None]
+
+
+def _ask(name: str, question: Callable[..., T], *arguments: Any) -> T | None:
+    """What somebody's file says; if it fails, None and a warning."""
+    try:
+        return question(*arguments)
+    except (Exception, SystemExit) as error:
+        log.warning("passing over puzzles/%s.py: %s: %s", name, type(error).__name__, first_line(error))
+        return None
 
 
 def _known() -> str:
@@ -377,7 +388,9 @@ def kind_of(description: Mapping[str, Any], samples: Sequence[np.ndarray], where
     if description.get("kind") is not None:
         return _described(description, where)
     for candidate in all_kinds():
-        inferred = [candidate.infer(vocab_size, seq_len, np.asarray(inputs[:1000])) for inputs in samples]
+        inferred = [
+            _ask(candidate.name, candidate.infer, vocab_size, seq_len, np.asarray(inputs[:1000])) for inputs in samples
+        ]
         if inferred and all(kind is not None for kind in inferred):
             return inferred[0]
     raise UserError(
@@ -388,11 +401,16 @@ def kind_of(description: Mapping[str, Any], samples: Sequence[np.ndarray], where
 
 def _described(description: Mapping[str, Any], where: str) -> Kind:
     name, rows, columns = (description.get(key) for key in ("kind", "rows", "columns"))
-    found = find_kind(name)
     try:
-        kind = found.from_description(description)
-        fits = (kind.vocab_size, kind.seq_len) == (description["vocab_size"], description["seq_len"])
-    except (ValueError, TypeError, KeyError):
+        found = find_kind(name)
+    except UserError as error:
+        raise UserError(f"{where}: its dataset.json says kind {name!r:.60}, but {error}") from None
+    # Before the kind is asked: a number of rows without bounds might make it as many symbols.
+    fits = None in (rows, columns) or rows * columns == description["seq_len"]
+    try:
+        kind = found.from_description(description) if fits else None
+        fits = fits and (kind.vocab_size, kind.seq_len) == (description["vocab_size"], description["seq_len"])
+    except Exception:  # whatever somebody's kind makes of numbers that it does not know
         fits = False
     if not fits:
         raise UserError(

@@ -22,7 +22,8 @@ from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
 from scripts.measure import measure
 from training.distributed import Ranks
-from training.predictions import PredictionWriter, torch_path
+from training.predictions import PredictionWriter
+from training.torch_predictions import torch_path
 
 BATCH = 4096
 CHANGED_CELLS = 30  # out of 900 positions; changes outside the grid have no effect

@@ -17,7 +17,7 @@ from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, 
 from tests.arc_oracle import oracle_encode
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
-from training.predictions import PredictionRows
+from training.prediction_rows import PredictionRows
 
 REFERENCE = Path(__file__).parent / "reference" / "arc"
 PIPELINE = REFERENCE.parent / "pipeline" / "dataset"
@@ -230,7 +230,7 @@ def test_what_does_not_fit_together_is_refused(dataset, tmp_path):
     prefix = save_torch(tmp_path / "step_1", rows)
     with pytest.raises(UserError, match=r"identifiers\.json is missing"):
         vote(tmp_path / "nothing", [prefix])
-    for content, message in (("{", "not readable"), ('{"a": 1}', "not a list of names")):
+    for content, message in (("{", "not JSON"), ('{"a": 1}', "not a list of names")):
         (tmp_path / "identifiers.json").write_text(content)
         with pytest.raises(UserError, match=message):
             vote(tmp_path, [prefix])

@@ -74,6 +74,7 @@ def test_reference_arrays(tmp_path: Path) -> None:
         for field, array in load(tmp_path / "out", split).items():
             np.testing.assert_array_equal(array, reference[f"{split}/{field}"], err_msg=f"{split}/{field}")
         metadata = json.loads((tmp_path / "out" / split / "dataset.json").read_text())
+        metadata.pop("digests")
         kind = {key: metadata.pop(key) for key in ("kind", "rows", "columns", "symbols", "look")}
         assert metadata == json.loads((REFERENCE / f"{split}_dataset.json").read_text())
         assert kind == {
@@ -193,7 +194,7 @@ def test_malformed_csv(tmp_path: Path, rows: list[list[str]], message: str) -> N
     source = write_source(tmp_path / "csv", train=rows, test=tiny())
     with pytest.raises(UserError, match=message):
         build(MazeConfig(source_dir=source, output_dir=tmp_path / "new" / "out"))
-    assert not any((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_tiny_mazes_are_well_formed(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_script_fails_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         f"error: {source}/train.csv:3: the o cells of the answer are not a path from S to G"
     ]
     assert "Traceback" not in result.stderr
-    assert not any((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_script_builds_with_every_hash_seed_alike(tmp_path: Path) -> None:

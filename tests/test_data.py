@@ -1,13 +1,22 @@
 """Batches on their way to the device: python -m pytest tests/test_data.py"""
 
+import json
+import os
+import shutil
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from dataset.format import SplitWriter
+from errors import UserError
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, widen
-from tests.runs import PIPELINE
-from training.data import BATCHES_AHEAD, read_ahead, train_batches_on
+from tests.runs import PIPELINE, refusal
+from training.data import BATCHES_AHEAD, open_datasets, read_ahead, train_batches_on
+from training.distributed import Ranks
 
 CPU = torch.device("cpu")
 
@@ -53,3 +62,81 @@ def test_an_error_while_reading_ahead_arrives_after_the_batches_before_it():
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="stale file handle"):
         next(stream)
+
+
+def write_sets(folder: Path, **sets: list[list[int]]) -> Path:
+    """A dataset whose train split has these sets, of groups of puzzles of so many examples, and whose test split is
+    that of the reference run."""
+    shutil.copytree(PIPELINE / "dataset", folder)
+    train = folder / "train"
+    shutil.rmtree(train)
+    groups = [group for one in sets.values() for group in one]
+    sizes = [size for group in groups for size in group]
+    for name, one in sets.items():
+        writer = SplitWriter(folder, f"train-{name}", seq_len=16, set_name=name)
+        for group in one:
+            rows = np.ones((sum(group), 16), np.uint8)
+            ids = np.zeros(len(group), int)
+            writer.append(rows, rows, puzzle_identifiers=ids, puzzle_sizes=group, group_sizes=[len(group)])
+        written = writer.finish(vocab_size=6, num_puzzle_identifiers=1)
+        shutil.copytree(writer.folder, train, dirs_exist_ok=True)
+        shutil.rmtree(writer.folder)
+    totals = {"total_groups": len(groups), "mean_puzzle_examples": sum(sizes) / max(1, len(sizes)), "sets": [*sets]}
+    (train / "dataset.json").write_text(written.model_copy(update=totals).as_json())
+    return folder
+
+
+def open_all(folder: Path, **changes):
+    options = dict(epochs=4, eval_interval=2, global_batch_size=16, eval_split="test", eval_max_examples=None, seed=0)
+    return open_datasets(SimpleNamespace(data_path=str(folder), **options | changes), Ranks(0, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        {"a": [[1]] * 7},  # 14 examples a pass
+        {"a": [[1]] * 7, "b": [[1]] * 7},  # 28, but 14 in each set
+        {"a": [[1] * 99 + [99]]},  # 1.98 on average, and 2 but for the rarest draw
+    ],
+)
+def test_a_run_without_a_step_is_refused_when_its_data_are_opened(tmp_path, sets):
+    folder = write_sets(tmp_path / "data", **sets)
+    with pytest.raises(UserError, match=r"2 epochs of .* do not fill one batch of 16 from one set; lower global_b"):
+        open_all(folder)
+
+
+def test_a_run_with_a_step_is_not_refused(tmp_path):
+    for number, sets in enumerate((
+        {"a": [[1]] * 8},
+        {"a": [[1]] * 8, "b": [[1]] * 2},
+        {"a": [[99] * 99 + [1]], "b": [[1]]},  # 98 on average: any draw but the rarest
+    )):  # fmt: skip
+        train_data, *_ = open_all(write_sets(tmp_path / str(number), **sets))
+        assert next(train_data.train_batches(0), None) is not None
+
+
+def edit_split(folder: Path, split: str, **changes) -> None:
+    path = folder / split / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "num_puzzle_identifiers"])
+def test_splits_that_do_not_fit_together_are_refused_before_there_is_a_run_folder(tmp_path, capsys, key):
+    for split in ("test", "val"):
+        folder = tmp_path / split
+        shutil.copytree(PIPELINE / "dataset", folder)
+        if split == "val":
+            shutil.copytree(folder / "test", folder / "val")
+        edit_split(folder, split, **{key: 60})
+        line = refusal(capsys, tmp_path / "run", data_path=folder, eval_split=split)
+        assert f"{key} is 60 in {split}/dataset.json and " in line and line.endswith("; build the dataset again")
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_test_split_is_refused_before_there_is_a_run_folder(tmp_path, capsys):
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/test")
+    SplitWriter(tmp_path / "data", "test", seq_len=16).finish(vocab_size=6, num_puzzle_identifiers=1)
+    line = refusal(capsys, tmp_path / "run", data_path=tmp_path / "data")
+    assert "data/test holds no examples" in line
+    assert os.listdir(tmp_path) == ["data"]

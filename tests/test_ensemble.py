@@ -13,6 +13,7 @@ from errors import UserError
 from evaluators import ensemble
 from evaluators.ensemble import Choices, choose, score, vote
 from puzzles.kind import find_kind
+from tests import warm
 from tests.flattering import PUZZLES, RIGHT, flattering_run
 from tests.launch import run
 from tests.runs import PIPELINE
@@ -41,6 +42,15 @@ CASES = {
     "none valid: the majority of all": ("ABBCC", (0.9, 0.2, 0.2, 0.1, 0.1), "00000", "AABB"),
     "a tie among the valid ones": ("AAABC", (0.1, 0.1, 0.1, 0.2, 0.3), "00011", "ACAC"),
     "more valid copies win": ("AAABBC", (0.1, 0.1, 0.1, 0.2, 0.2, 0.9), "000111", "ACAB"),
+}
+
+
+NAN = float("nan")
+CASES |= {
+    "no number has no vote": ("AABBC", (NAN, NAN, 0.2, 0.1, NAN), "11111", "ABBB"),
+    "nor the highest confidence": ("ABC", (0.1, NAN, 0.2), "111", "ACCC"),
+    "nor a valid one": ("ABBC", (0.3, NAN, NAN, 0.2), "0110", "AAAA"),
+    "none is a number": ("ABBC", (NAN, NAN, NAN, NAN), "0110", "AAAA"),
 }
 
 
@@ -205,6 +215,39 @@ def test_one_copy_is_the_single_pass(checkpoint):
     assert set(report["right"].values()) == {report["oracle_right"]} == {RIGHT}
 
 
+def test_a_copy_of_no_numbers_is_never_chosen(checkpoint, monkeypatch, caplog):
+    """It would have the highest confidence of all: `argmax` takes NaN for the largest number."""
+    steps = ensemble.reasoning_steps
+    passes = []
+
+    def broken(*args):
+        *_, last = steps(*args)
+        passes.append(1)
+        if len(passes) % 2 == 0:  # the second of two copies
+            last.q_halt = torch.where(torch.arange(len(last.q_halt)) < 3, torch.nan, last.q_halt)
+        yield last
+
+    monkeypatch.setattr(ensemble, "reasoning_steps", broken)
+    config = ensemble.EnsembleConfig(checkpoint=str(checkpoint), copies=2, global_batch_size=21)
+    chosen = []
+    monkeypatch.setattr(ensemble, "score", lambda choices, labels: chosen.append(choices) or score(choices, labels))
+    ensemble.ensemble(config, torch.device("cpu"))
+    (choices,) = chosen
+    assert not choices.answers[:3, 1].any()
+    for copies in choices.chosen.values():
+        assert copies[:3].tolist() == [0, 0, 0]
+    assert caplog.messages == [f"3 answers of {checkpoint} are no numbers (NaN or infinite): they have no vote"]
+
+
+def test_warnings_stay_beside_json(checkpoint):
+    config = checkpoint.with_name("all_config.yaml")
+    config.write_text(config.read_text().replace("forward_dtype: float32", "forward_dtype: float16"))
+    assert "float16" in config.read_text()
+    done = warm.run("-m", "evaluators.ensemble", f"checkpoint={checkpoint}", "copies=1", "json=true")
+    assert json.loads(done.stdout)["copies"] == 1
+    assert done.stderr.startswith("forward_dtype=float16 is no longer supported: using auto\n")
+
+
 def build(folder, inputs, vocab_size):
     folder.mkdir(parents=True)
     writer = SplitWriter(folder, "test", seq_len=inputs.shape[1])
@@ -220,6 +263,9 @@ def test_mistakes_are_refused(checkpoint, tmp_path, monkeypatch):
             ensemble.ensemble(ensemble.EnsembleConfig(checkpoint=str(checkpoint), **changes), torch.device("cpu"))
 
     refused("has 3072 different ones", copies=9999)
+    for absurd in (dict(copies=10**9), dict(max_steps=10**12)):
+        with pytest.raises(ValueError, match="less than or equal to"):
+            ensemble.EnsembleConfig(checkpoint=str(checkpoint), **absurd)
     refused("python -m evaluators.arc", data_path=build(tmp_path / "arc", np.full((2, 900), 2, np.uint8), 12))
     nothing = build(tmp_path / "none", np.full((2, 15), 2, np.uint8), 12)
     refused("15 cells with 12 tokens are none of", data_path=nothing)

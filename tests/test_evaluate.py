@@ -1,23 +1,30 @@
 """evaluate.py on the reference run's checkpoint: python -m pytest tests/test_evaluate.py"""
 
 import json
+import os
 import re
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from dataset.format import content_digest
 from errors import UserError
 from evaluate import EvalConfig, evaluate_checkpoint
 from tests import warm
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
+from tests.tiny_model import in_two_sets, open_test_split
 from training.command_line import from_cli
 from training.config import SAVABLE_OUTPUTS, load_config
 from training.distributed import Ranks
-from training.predictions import read_predictions
+from training.evaluation import check_data, evaluate_split, fitting
+from training.predictions import read_predictions, writing_predictions
+from training.reasoning import Reasoner
 
 ARCH = TRAJECTORY["config"]["arch"]
 
@@ -146,6 +153,109 @@ def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert "not a readable checkpoint" in refusal(this)
     assert not list(tmp_path.glob("*preds*"))
+
+
+@pytest.mark.parametrize("save_format", ["compact", "torch"])
+def test_two_evaluations_do_not_write_to_the_same_place(checkpoint, save_format):
+    arguments = [f"checkpoint={checkpoint}", f"save_format={save_format}"]
+    with writing_predictions(checkpoint, Ranks(0, 1, 0)):
+        line = refusal(*arguments)
+        assert line.startswith(f"another process is writing predictions of {checkpoint}: process {os.getpid()} on ")
+        in_this_process(f"checkpoint={checkpoint}", "save_format=none")
+        in_this_process(*arguments, f"output_dir={checkpoint.parent / 'other'}")
+    in_this_process(*arguments)
+    assert not list(checkpoint.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_what_is_interrupted_leaves_nothing_behind(checkpoint, tmp_path, number):
+    """After SIGKILL until the next start."""
+    arguments = ["evaluate.py", f"checkpoint={checkpoint}", "max_steps=65535", f"output_dir={tmp_path / 'out'}"]
+    evaluation = warm.Started(*arguments)
+    wait_for(lambda: evaluation.poll() is not None or list((tmp_path / "out").glob(".*.tmp/answers.0.npy")))
+    evaluation.send_signal(number)
+    evaluation.communicate()
+    assert evaluation.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    assert (tmp_path / "out").exists() == (number == signal.SIGKILL)
+    if number == signal.SIGKILL:
+        assert list((tmp_path / "out").glob(".*.tmp"))
+        in_this_process(*arguments[1:], "max_steps=1")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["step_60_preds"]
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("wrong", [["split=val"], ["data_path=nowhere"], ["checkpoint=nowhere/step_1"], ["damaged"]])
+def test_a_refused_evaluation_leaves_nothing(checkpoint, tmp_path, wrong):
+    if wrong == ["damaged"]:
+        checkpoint.write_bytes(b"x")
+        wrong = []
+    before = sorted(tmp_path.rglob("*"))
+    refusal(f"checkpoint={checkpoint}", f"output_dir={tmp_path / 'a/b'}", *wrong)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_batch_holds_no_more_than_the_split(checkpoint, monkeypatch):
+    sizes = []
+
+    def recording(head, dataset, *args, **options):
+        sizes.append(dataset.local_batch_size)
+        return evaluate_split(head, dataset, *args, **options)
+
+    monkeypatch.setattr("evaluate.evaluate_split", recording)
+    arguments = [f"checkpoint={checkpoint}", "save_format=none"]
+    whole = in_this_process(*arguments, "global_batch_size=21")
+    assert in_this_process(*arguments, "global_batch_size=1000000000") == whole
+    in_this_process(*arguments, "global_batch_size=20000", "max_examples=5")
+    in_this_process(*arguments, "global_batch_size=4", "max_examples=5")
+    assert sizes == [21, 21, 5, 4]
+
+
+def test_ranks_share_what_the_split_holds(tmp_path):
+    assert fitting(20_000, open_test_split(ranks=2), Ranks(0, 2, 0)) == 22
+    assert fitting(6, open_test_split(ranks=2), Ranks(1, 2, 0)) == 6
+    assert fitting(20_000, open_test_split(in_two_sets(tmp_path), ranks=2), Ranks(0, 2, 0)) == 14  # 13 and 8
+
+
+def test_predictions_that_are_no_numbers_are_not_read_as_answers(checkpoint, monkeypatch, caplog):
+    """A row whose logits are NaN looks like an answer of zeros, and its q may be anything."""
+    run = Reasoner.run
+
+    def broken(self, batch, real, by_step=False):
+        done = run(self, batch, real, by_step)
+        done.outputs["logits"][2, 5, 1] = torch.nan
+        return done
+
+    monkeypatch.setattr(Reasoner, "run", broken)
+    in_this_process(f"checkpoint={checkpoint}")
+    (rows,) = read_predictions(checkpoint, PIPELINE / "dataset")
+    assert len(rows.answers) == 18  # 3 batches
+    assert "passing over 3 of 21 predictions" in caplog.text
+
+
+def test_a_dataset_that_was_built_anew_must_be_named(checkpoint, tmp_path, monkeypatch):
+    """For evaluate, and by the same function for figures, voting and solve."""
+    data = tmp_path / "data"
+    shutil.copytree(PIPELINE / "dataset", data)
+    run = load_config(str(checkpoint.with_name("all_config.yaml"))).model_copy(update={"data_path": str(data)})
+    trained = content_digest(data / "train")
+    monkeypatch.setattr("training.evaluation.trained_on", lambda path: trained)
+    check_data(checkpoint, run, None)
+    inputs = np.load(data / "train/all__inputs.npy")
+    np.save(data / "train/all__inputs.npy", inputs[::-1])
+    with pytest.raises(UserError, match="it was built anew; give data_path=… to evaluate") as refused:
+        check_data(checkpoint, run, None)
+    assert f"{data} of content {trained}, which is {content_digest(data / 'train')} now" in str(refused.value)
+    check_data(checkpoint, run, str(data))
+    shutil.rmtree(data / "train")
+    check_data(checkpoint, run, None)
+    monkeypatch.setattr("training.evaluation.trained_on", lambda path: None)
+    check_data(checkpoint, run, None)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The paper's figures: python -m pytest tests/test_figures.py"""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from errors import UserError
 from evaluators import figures
 from evaluators.figure_plots import BLUE, ORANGE, VERMILLION, draw_steps, spread, wilson_interval
 from evaluators.figures import Moments, batches, doubling, participation_ratio
+from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from puzzles.draw import PALETTE, board_image
 from puzzles.kind import find_kind
 from tests import warm
@@ -297,3 +298,31 @@ def test_where_figures_go(tmp_path):
     assert path(out=str(tmp_path / "a.PNG")) == tmp_path / "a.PNG"
     with pytest.raises(UserError, match=r"cannot write /proc/nope/step_7_steps\.png: .*; set out="):
         path(out="/proc/nope")
+
+
+@pytest.mark.parametrize(("figure", "part"), [("steps", 0), ("scaling", 0), ("steps", 1), ("participation", "state")])
+def test_no_figure_is_made_of_what_is_no_number(checkpoint, monkeypatch, figure, part):
+    """`part`: of logits and Q(halt), or the state alone."""
+    advance = HierarchicalReasoningModel_ACTV1.advance
+
+    def broken(self, state, data):
+        state, *outputs = advance(self, state, data)
+        if part == "state":
+            return replace(state, z_L=state.z_L.clone().fill_(torch.inf)), *outputs
+        outputs[part] = outputs[part].clone()
+        outputs[part][0] = torch.nan
+        return state, *outputs
+
+    monkeypatch.setattr(HierarchicalReasoningModel_ACTV1, "advance", broken)
+    config = figures.FigureConfig(figure=figure, checkpoint=str(checkpoint), examples=2, max_steps=1)
+    with pytest.raises(UserError, match="no numbers"):
+        figures.make_figure(config, torch.device("cpu"))
+    assert not list(checkpoint.parent.glob("*.png")) + list(checkpoint.parent.glob("*.json"))
+
+
+def test_absurd_counts_are_refused_at_once(checkpoint):
+    config = figures.FigureConfig(figure="steps", checkpoint=str(checkpoint), examples=201)
+    with pytest.raises(UserError, match="examples=201: a picture of steps holds at most 200"):
+        figures.make_figure(config, torch.device("cpu"))
+    with pytest.raises(ValueError, match="max_steps"):
+        figures.FigureConfig(figure="steps", checkpoint=str(checkpoint), max_steps=10**12)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -75,6 +76,37 @@ def test_folders_that_are_not_datasets_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         build(tmp_path / "thesis.tex", "1")
     assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_refused_build_leaves_nothing(tmp_path):
+    """Not even the folders above it; and what a killed one has left is removed."""
+    with pytest.raises(TypeError):
+        build(tmp_path / "far/away/data", 2)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write the dataset to .*: File exists \(.*file\)"):
+        build(tmp_path / "file/data", "1")
+    (tmp_path / ".data.0123abcd.tmp").mkdir()
+    (tmp_path / ".data.0123abcd.tmp/identifiers.json").touch()
+    build(tmp_path / "data", "1")
+    assert sorted(os.listdir(tmp_path)) == ["data", "file"]
+
+
+def test_a_file_that_does_not_fit_is_told_in_a_line_and_leaves_nothing(tmp_path):
+    build(tmp_path / "data", "1")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (100, 300, 5000):  # in the first header, in the first rows, in the middle
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            with (
+                pytest.raises(UserError, match=r"cannot write .*/data: File too large"),
+                atomic_build(tmp_path / "data") as folder,
+            ):
+                write_split(folder / "more", 1000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert os.listdir(tmp_path) == ["data"]
+    assert (tmp_path / "data/identifiers.json").read_text() == "1"
 
 
 @pytest.mark.slow

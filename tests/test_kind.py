@@ -89,6 +89,54 @@ def test_a_description_that_contradicts_itself(change):
         kind_of(described, [], "here")
 
 
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "kind", "sudoku.x", "x" * 1000, "\u0000"])
+def test_a_name_that_no_kind_can_have(name):
+    described = numbers(6, 16) | Sudoku(4, 4).describe() | {"kind": name}
+    with pytest.raises(UserError, match=r"^here: its dataset\.json says kind '.*, but .*$"):
+        kind_of(described, [], "here")
+
+
+BROKEN_KIND = """
+from puzzles.latin import Latin
+
+class Broken(Latin):
+    name = "a_broken_one"
+
+    @classmethod
+    def infer(cls, vocab_size, seq_len, inputs):
+        raise IndexError("no such cell")
+
+    @classmethod
+    def recognises(cls, text):
+        return text[1000]
+
+    @classmethod
+    def from_description(cls, description):
+        return 1 / 0
+"""
+
+
+def test_a_kind_that_fails_is_passed_over(tmp_path, caplog):
+    """It has nothing to do with the datasets and puzzles of others."""
+    with latin_dropped_in(tmp_path), caplog.at_level("WARNING"):
+        (tmp_path / "puzzles/a_broken_one.py").write_text(BROKEN_KIND)
+        inputs = np.full((3, 16), 1, np.uint8)
+        assert kind_of(numbers(6, 16), [inputs], "here") == Sudoku(4, 4)
+        assert read_puzzle("1" + "." * 15, "here").kind == Sudoku(4, 4)
+        assert caplog.messages == [
+            "passing over puzzles/a_broken_one.py: IndexError: no such cell",
+            "passing over puzzles/a_broken_one.py: IndexError: string index out of range",
+        ]
+        described = numbers(6, 16) | Sudoku(4, 4).describe() | {"kind": "a_broken_one"}
+        with pytest.raises(UserError, match=r"^here: dataset.json says a_broken_one of 4×4, but also 16 cells"):
+            kind_of(described, [], "here")
+        (tmp_path / "puzzles/faulty.py").write_text("import no_such_package")
+        with pytest.raises(
+            UserError, match=r"^here: its dataset.json says kind 'faulty', but puzzles/faulty.py: Modul"
+        ):
+            kind_of(described | {"kind": "faulty"}, [], "here")
+
+
 def test_an_unknown_kind():
     message = "there is no kind of puzzle called 'kakuro'; choose one of arc, maze, sudoku, or bring puzzles/kakuro.py"
     with pytest.raises(UserError, match=message):

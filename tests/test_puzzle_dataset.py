@@ -293,19 +293,90 @@ BROKEN = {
     "label vocabulary": (lambda d: edit(d / "train/all__labels.npy", lambda a: a + 4), "outside the vocabulary"),
     "identifiers": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a + 1), "goes outside 0..0"),
     "floats": (lambda d: edit(d / "train/all__inputs.npy", lambda a: a * 1.0), "not integers"),
-    "binary json": (
-        lambda d: (d / "train/dataset.json").write_bytes(b"\xff\xfe\x00"),
-        "not a valid dataset description",
-    ),
+    "binary json": (lambda d: (d / "train/dataset.json").write_bytes(b"\xff\xfe\x00"), "dataset.json is UTF-16"),
     "no sets": (lambda d: edit_json(d, sets=[]), "not a valid dataset description"),
     "other groups": (lambda d: edit_json(d, total_groups=999), "total_groups is 999, the arrays say 40"),
     "other mean": (lambda d: edit_json(d, mean_puzzle_examples=2.5), "mean_puzzle_examples is 2.5"),
     "not a number": (lambda d: edit_json(d, mean_puzzle_examples=float("nan")), "not a valid dataset description"),
     "archive": (lambda d: np.savez(open(d / "train/all__inputs.npy", "wb"), a=1), "is an archive"),
     "two axes": (lambda d: edit(d / "train/all__puzzle_identifiers.npy", lambda a: a[:, None]), "not one axis"),
-    "bad json": (lambda d: (d / "train/dataset.json").write_text("{"), "not a valid dataset description"),
+    "bad json": (lambda d: (d / "train/dataset.json").write_text("{"), "dataset.json is not JSON"),
     "missing key": (lambda d: (d / "train/dataset.json").write_text('{"pad_id": 0}'), "not a valid dataset"),
+    "no object": (lambda d: (d / "train/dataset.json").write_text("[1]"), "not a valid dataset description"),
+    "nested json": (lambda d: (d / "train/dataset.json").write_text("[" * 100_000), "nested too deeply"),
+    "json in a folder": (lambda d: a_folder(d / "train/dataset.json"), r"dataset.json is a folder, not a file"),
+    "pointer": (lambda d: lfs_pointer(d / "train/dataset.json"), "pointer of Git LFS"),
+    "array in a folder": (lambda d: a_folder(d / "train/all__labels.npy"), "cannot read .*labels.npy: Is a directory"),
+    "array's pointer": (lambda d: lfs_pointer(d / "train/all__inputs.npy"), "git lfs pull"),
+    # unsigned differences wrap around, and are never negative
+    "unsigned": (lambda d: edit(d / "train/all__puzzle_indices.npy", lambda a: descend(a.astype("u4"))), "ascend"),
+    "durations": (lambda d: edit(d / "train/all__labels.npy", lambda a: a.astype("m8[s]")), "not integers"),
+    "same set twice": (lambda d: edit_json(d, sets=["all", "all"]), "the set 'all' is named twice"),
+    "set elsewhere": (lambda d: edit_json(d, sets=["../test/all"]), "cannot be the name of a set"),
+    "huge vocabulary": (lambda d: edit_json(d, vocab_size=10**12), "vocab_size: Input should be less than"),
+    "huge embedding": (lambda d: edit_json(d, num_puzzle_identifiers=10**12), "num_puzzle_identifiers: Input should"),
+    "huge number": (lambda d: edit_json(d, total_groups=10**4000), "total_groups: Input should be"),
+    "padding": (lambda d: edit_json(d, pad_id=6), r"pad_id is outside 0\.\.5"),
+    "negative padding": (lambda d: edit_json(d, pad_id=-1), r"pad_id is outside 0\.\.5"),
+    "ignored": (lambda d: edit_json(d, ignore_label_id=-100), r"ignore_label_id is outside 0\.\.5"),
+    "blank": (lambda d: edit_json(d, blank_identifier_id=1), r"blank_identifier_id is outside 0\.\.0"),
+    "negative rows": (lambda d: edit_json(d, kind="sudoku", rows=-4, columns=-4), "dataset.json .*rows: Input should"),
+    "no text": (lambda d: edit_json(d, kind=5), "dataset.json .*kind: Input should be a valid string"),
+    "no list": (lambda d: edit_json(d, symbols={}), "dataset.json .*symbols: Input should be a valid list"),
+    "no look": (lambda d: edit_json(d, look=[]), "dataset.json .*look: Input should be a valid dict"),
+    "no digests": (lambda d: edit_json(d, digests={"all__inputs.npy": ["1"]}), "dataset.json .*digests"),
 }
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def lfs_pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+
+
+def write_npy(path, header, data=bytes(640)):
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data)
+
+
+HEADERS = {
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 16)}": r"1.6e\+04 GB, and 6.4e-07",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (-40, 16)}": "truncated",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (0, 10000000000000000000000)}": "inputs.npy: ",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (40, 16)}": "holds object, not integers",
+    "{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (10,)}": "not integers",
+    "{'descr': ('<i4', (4,)), 'fortran_order': False, 'shape': (40,)}": "not integers",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}": "not a .npy file",
+    "{'descr': " + "-" * 9000 + "1}": "not a .npy file",
+    "(" * 9000: "not a .npy file",
+    "1" + "+1" * 4000: "not a .npy file",
+    "  1\n 2\n3": "not a .npy file",
+    " " * 20_000: "not a .npy file",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+def test_what_a_header_says_is_not_trusted(tmp_path, header):
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    write_npy(tmp_path / "d/train/all__inputs.npy", header)
+    with pytest.raises(UserError, match=HEADERS[header]):
+        dataset(tmp_path / "d")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u8", ">i4", "<i2"])
+def test_any_integers_will_do(tmp_path, dtype):
+    """Also for the arithmetic of the sampling."""
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    for path in tmp_path.glob("d/*/*.npy"):
+        edit(path, lambda array: array.astype(dtype))
+    for split in ("train", "test"):
+        for (_, a, _), (_, b, _) in zip(
+            dataset(PIPELINE / "dataset", split), dataset(tmp_path / "d", split), strict=True
+        ):
+            for field in a:
+                np.testing.assert_array_equal(a[field], b[field])
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from errors import UserError
-from training.report import read_run, report, series, smooth
+from training.report import read_run, report, smooth
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def test_steps_in_which_nothing_halted_have_no_accuracy(folder):
-    steps, values = series(read_run(folder), "train/exact_accuracy")
+    steps, values = map(np.asarray, read_run(folder).curves["train/exact_accuracy"])
     np.testing.assert_array_equal(steps, np.arange(1, 401, 2))
     np.testing.assert_allclose(values, steps / 400)
     steps, values = smooth(steps, values)
@@ -63,9 +63,97 @@ def test_several_runs_share_a_picture_and_keep_their_names_apart(folder, tmp_pat
     assert len([row for row in rows if "80.0%" in row]) == 4
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "missing"), ("{", "damaged"), ("", "empty")])
-def test_unusable_runs(tmp_path, content, message):
+STEP = b'{"step": 1, "train/lm_loss": 1.5}\n'
+NO_METRICS = {
+    "no file": (None, "metrics.jsonl is missing; name a run folder"),
+    "nothing": (b"", "empty: the run has not made a step yet"),
+    "blank lines": (b"\n \n", "empty"),
+    "half a line": (STEP + b'{"step": 2, "tr', "damaged in line 2: Unterminated string"),
+    "NUL bytes": (STEP + bytes(100) + STEP, "damaged in line 2"),
+    "a list": (STEP + b"[1, 2]\n", "line 2: it is no JSON object"),
+    "a number": (b"1\n", "line 1: it is no JSON object"),
+    "null": (b"null", "line 1: it is no JSON object"),
+    "no step": (b'{"train/lm_loss": 1}', "line 1: it has no step"),
+    "a word as step": (b'{"step": "1"}', "line 1: its step is no number"),
+    "true as step": (b'{"step": true}', "line 1: its step is no number"),
+    "an infinite step": (b'{"step": Infinity}', "line 1: its step is no number"),
+    "NaN as step": (b'{"step": NaN}', "line 1: its step is no number"),
+    "a step of 400 digits": (b'{"step": 1' + b"0" * 400 + b"}", "line 1: its step is no number"),
+    "a step of 5000 digits": (b'{"step": 1' + b"0" * 5000 + b"}", "line 1: Exceeds the limit"),
+    "nested": (STEP + b"[" * 100_000 + b"\n", "line 2: it is nested too deeply"),
+    "Latin-1": ('{"step": 1, "é": 1}'.encode("latin-1"), "line 1: 'utf-8' codec can't decode"),
+    "UTF-16": ('{"step": 1}'.encode("utf-16"), "line 1: 'utf-8' codec can't decode"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "damaged in line 1"),
+}
+
+
+@pytest.mark.parametrize("name", NO_METRICS)
+def test_what_is_no_metrics_is_refused_by_its_line(tmp_path, name):
+    content, message = NO_METRICS[name]
     if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content)
+        (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_run(tmp_path)
+        report([tmp_path])
+    assert not list(tmp_path.glob("*.png"))
+
+
+ODD_METRICS = {
+    "no evaluation yet": (STEP, ["    no evaluation yet"]),
+    "evaluations alone": (
+        b'{"step": 5, "eval/exact_accuracy": 0.5}',
+        ["       5        -       -      -   50.0% " + 15 * "█"],
+    ),
+    "a byte order mark": (b"\xef\xbb\xbf" + STEP + b"\n", ["    no evaluation yet"]),
+    "nothing known": (b'{"step": 1, "other": {"a": [1]}}', ["    no evaluation yet"]),
+    "no finite values": (
+        b'{"step": 1, "train/lm_loss": NaN, "train/lr": 1e400, "train/exact_accuracy": -1e308}\n'
+        b'{"step": 2, "train/lm_loss": 1e308, "train/lr": -Infinity, "train/count": 1}\n'
+        b'{"step": 3, "eval/exact_accuracy": NaN, "eval/lm_loss": Infinity}\n'
+        b'{"step": 4, "eval/exact_accuracy": 1e9, "eval/lm_loss": "?", "eval/steps": null}\n'
+        b'{"step": 5, "eval/exact_accuracy": -2, "eval/lm_loss": 1e308}\n',
+        ["       3      inf       -      -    nan%", "100000000000.0% " + 30 * "█"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_METRICS)
+def test_odd_metrics_are_drawn_all_the_same(tmp_path, capsys, recwarn, name):
+    content, expected = ODD_METRICS[name]
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with Image.open(report([tmp_path])) as image:
+        assert image.size[0] > 1000
+    captured = capsys.readouterr()
+    for line in expected:
+        assert line in captured.out
+    assert not captured.err and not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["a$b$c", r"\alpha$", "$", "_hidden", "ünï", "実験", "%s", "a\nb", "\udcff"])
+def test_a_run_may_have_any_name(folder, tmp_path, recwarn, name):
+    run = tmp_path / "runs" / name
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
+    report([run, folder], tmp_path / "out.svg")
+    assert b"<svg" in (tmp_path / "out.svg").read_bytes()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("curves.xyz", r"curves.xyz must end in \.png, \.pdf, \.svg"),
+        ("curves", r"curves must end in"),
+        ("", "is a folder; name a file"),
+        ("nowhere/curves.png", "cannot write .*nowhere/curves.png: No such file or directory"),
+    ],
+)
+def test_where_no_picture_can_go_is_said_before_the_work(folder, monkeypatch, out, message):
+    monkeypatch.setattr("training.report.read_run", lambda folder: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=message):
+        report([folder], folder / out)
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_is_named_twice_is_refused(folder):
+    with pytest.raises(UserError, match="named twice"):
+        report([folder, folder])

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -294,8 +295,13 @@ def test_an_arc_task_from_a_file(arc, capsys, monkeypatch):
     task["test"][0]["input"] = [[1, 2], [3, 10]]
     unknown.write_text(json.dumps(task))
     assert "test[0].input holds 10 in row 1, column 1" in problem(f"task={unknown}")
-    assert "x.json does not exist" in problem("task=x.json")
+    assert "x.json is missing; name an ARC task's JSON file or its id" in problem("task=x.json")
     (folder / "data/identifiers.json").write_text('["<blank>", "007bbfb7"]')
+    assert "identifiers.json is not what was built" in problem(f"task={known}")
+    for split in ("train", "test"):  # as of an earlier version, which recorded no digests
+        described_in = folder / "data" / split / "dataset.json"
+        described = json.loads(described_in.read_text())
+        described_in.write_text(json.dumps({key: value for key, value in described.items() if key != "digests"}))
     assert "15 puzzle embeddings" in problem(f"task={known}")
     found = as_json(capsys, f"checkpoint={path}", f"task={known}", f"data_path={folder / 'gone'}")
     assert "which names them, is not there" in found["notes"][1]
@@ -352,7 +358,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
         ("task=007bbfb7",): "was trained on 4×4 Sudokus, but the puzzle is ARC task 007bbfb7",
         (): "give one of puzzle=…, file=… and task=…: none is given",
         ("puzzle=1", "task=1"): "puzzle and task are given",
-        ("file=nowhere.txt",): "cannot read file=nowhere.txt: No such file or directory",
+        ("file=nowhere.txt",): "nowhere.txt is missing; name a text file",
         ("puzzle=" + "." * 16, "max_steps=0"): "max_steps",
         ("puzzle=" + "." * 16, "query=0"): "query",
         ("puzzle=" + "." * 16, "jsn=true"): "unknown config key 'jsn'; did you mean 'as_json'|'json'",
@@ -366,6 +372,73 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
     # Refused before anything is loaded.
     with pytest.raises(UserError, match=r"cannot write --gif .*/nope/out.gif"):
         solved("checkpoint=nowhere/step_1", "puzzle=" + "." * 16, "--gif", tmp_path / "nope/out.gif")
+
+
+@pytest.mark.parametrize(("logits", "q_halt"), [(0.0, np.nan), (0.0, np.inf), (np.nan, 0.0)])
+def test_what_is_no_number_is_no_answer(checkpoint, monkeypatch, capsys, logits, q_halt):
+    def steps(model, inputs, puzzle_identifiers, max_steps=None):
+        yield step(1, torch.full((1, 16), 2), torch.zeros(1))
+        broken = step(2, torch.full((1, 16), 2), torch.tensor([q_halt]))
+        broken.logits[0, 3] += logits
+        yield broken
+
+    monkeypatch.setattr(solution, "reasoning_steps", steps)
+    with pytest.raises(UserError, match="step 2 gives values that are no numbers"):
+        solved(f"checkpoint={checkpoint}", "puzzle=" + "." * 16, "--json")
+    assert not capsys.readouterr().out
+
+
+WORK = {  # what would take minutes, or never end
+    "a long puzzle": (["puzzle=" + "1\n" * 10**6], "puzzle: String should have at most 16384 characters"),
+    "as long as it may be": (["puzzle=" + "1\n" * 8192], "puzzle has 8192 cells; a Sudoku has"),
+    "many starts": (["data_path=gone", "puzzle=" + "S" * 128 * 128], "a maze has one start S, this one has 16384"),
+    "nested": (["data_path=gone", "puzzle=" + "[" * 16000], "not an ARC grid in JSON .nested too deeply"),
+    "a long name": (["task=" + "x" * 10**6], "task: String should have at most 4096 characters"),
+    "many steps": (["puzzle=" + "." * 16, "max_steps=1000000000000"], "max_steps: Input should be less than or equal"),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_endless_work_is_refused_at_once(checkpoint, name):
+    arguments, message = WORK[name]
+    start = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        solved(f"checkpoint={checkpoint}", *arguments)
+    assert time.monotonic() - start < 2
+
+
+FILES = {
+    "puzzle.txt": [
+        (("." * 16).encode("utf-16"), "puzzle.txt is UTF-16 text; save it as UTF-8"),
+        ("é".encode("latin-1"), "puzzle.txt is not UTF-8 text .byte 0xe9 at position 0"),
+        (b"." * (1 << 20), "puzzle.txt has 1,048,576 bytes, where at most 16,384 are expected"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (None, "puzzle.txt is a folder"),
+    ],
+    "task.json": [
+        (b"[" * 100_000, "task.json is nested too deeply"),
+        (b"{", "task.json is not JSON"),
+        ('{"a": "é"}'.encode("latin-1"), "task.json is not UTF-8 text"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (None, "task.json is a folder"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"), [(name, *case) for name, cases in FILES.items() for case in cases]
+)
+def test_files_that_hold_no_puzzle(checkpoint, tmp_path, name, content, message):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        solved(f"checkpoint={checkpoint}", f"file={path}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_with_a_byte_order_mark(checkpoint, tmp_path, capsys):
+    (tmp_path / "puzzle.txt").write_bytes(b"\xef\xbb\xbf" + b"." * 16)
+    assert as_json(capsys, f"checkpoint={checkpoint}", f"file={tmp_path / 'puzzle.txt'}")["puzzle"] == "." * 16
 
 
 def test_without_the_dataset_the_weights_say_what_fits(tmp_path, capsys):

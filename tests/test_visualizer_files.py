@@ -159,6 +159,64 @@ def test_a_damaged_file_is_named(page, copy, damage, message):
     assert re.match(message, line), line
 
 
+def _describe(**changes):
+    def change(folder: Path) -> None:
+        path = folder / "train/dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def _array(field, values):
+    return lambda folder: np.save(folder / f"train/all__{field}.npy", values)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+HOSTILE = {
+    "train/dataset.json does not hold a JSON object": lambda folder: (folder / "train/dataset.json").write_text("null"),
+    "train/dataset.json is a pointer of Git LFS": lambda folder: (folder / "train/dataset.json").write_text(LFS),
+    "identifiers.json is a pointer of Git LFS": lambda folder: (folder / "identifiers.json").write_text(LFS),
+    "train/all__inputs.npy is a pointer of Git LFS": lambda folder: (folder / "train/all__inputs.npy").write_text(LFS),
+    "train/dataset.json is damaged: its sets is 5": _describe(sets=5),
+    "train/dataset.json is damaged: its sets is []": _describe(sets=[]),
+    'train/dataset.json is damaged: its seq_len is "16"': _describe(seq_len="16"),
+    "train/dataset.json is damaged: its vocab_size is -1": _describe(vocab_size=-1),
+    "train/dataset.json is damaged: its num_puzzle_identifiers is 1000000000000": _describe(
+        num_puzzle_identifiers=10**12
+    ),
+    "train/all__group_indices.npy does not ascend from 0": _array("group_indices", np.r_[0, 8, 4, 12:41:4]),
+    "train/all__puzzle_indices.npy does not ascend from 0": _array("puzzle_indices", np.r_[0, 2, 1, 3:41]),
+    "train/all__puzzle_identifiers.npy names puzzles that there are not": _array(
+        "puzzle_identifiers", np.full(40, 10**12)
+    ),
+    "train/all__inputs.npy has the shape (3240), not one of 2 axes": _array("inputs", np.ones(3240, np.uint8)),
+}
+
+
+def test_hostile_files_are_named(page, tmp_path, sudoku):
+    """All in one folder, chosen one after another; each goes on with the other split."""
+    folders = {f"damage-{number:02}": message for number, message in enumerate(HOSTILE)}
+    for name, message in folders.items():
+        HOSTILE[message](Path(shutil.copytree(sudoku, tmp_path / "all" / name)))
+    page.load().open(tmp_path / "all")
+    for name, message in folders.items():
+        page.select("#dataset", name)
+        page.wait(lambda name=name: page.fragment()["dataset"] == name, name)
+        page.wait(lambda message=message: any(message in line for line in page.texts("#messages li")), message)
+    assert page.console() == []
+
+
+def test_a_byte_order_mark_and_a_wrong_escape_are_read_over(page, copy):
+    for path in (copy / "train/dataset.json", copy / "identifiers.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    page.load().open(copy)
+    assert page.texts("#messages li") == []
+    (copy / "identifiers.json").write_text(r'["\x"]')
+    page.load().open(copy)
+    assert page.texts("#messages li") == []
+    assert page.console() == []
+
+
 @pytest.mark.slow
 def test_8_gigabytes_open_in_seconds_and_little_memory(tmp_path):
     """As large as a full ARC build, a million names and 4 million examples, of which all but the last are padding."""

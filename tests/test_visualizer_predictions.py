@@ -228,7 +228,7 @@ def test_two_sets_count_one_after_another(page, tmp_path):
     shutil.copytree(tmp_path / "first", folder / "test")
     shutil.copytree(tmp_path / "second", folder / "test", dirs_exist_ok=True)
     description = json.loads((folder / "test" / "dataset.json").read_text()) | {"sets": ["first", "second"]}
-    (folder / "test" / "dataset.json").write_text(json.dumps(description))
+    (folder / "test" / "dataset.json").write_text(json.dumps(description, separators=(",", ":")))
     made = Made(folder, sets=("first", "second"))
     made.write(folder / "run" / "step_3_preds", ranks=1)  # found in the chosen folder
     page.load().open(folder)
@@ -241,6 +241,9 @@ def test_two_sets_count_one_after_another(page, tmp_path):
     assert [cell["text"] for cell in page.cells(2, 4, "1234×")] == answered(made.answers[11])
     page.select("#set", "first")
     assert page.fragment()["set"] == "first" and page.text("#details").startswith("test/first__inputs.npy[0] ")
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
 def _edit(**changes):
@@ -269,7 +272,38 @@ DAMAGES = {
     "its vocab_size is 12, not 6": _edit(vocab_size=12),
     "test/dataset.json differs from the one it was made from": _edit(dataset_digest="0123456789abcdef"),
     "has format 2, this page reads 1": _edit(format=2),
-}
+    "manifest.json is not valid JSON": lambda folder: (folder / "manifest.json").write_text("{"),
+    "manifest.json does not hold a JSON object": lambda folder: (folder / "manifest.json").write_text(
+        "[" * 9000 + "]" * 9000
+    ),
+    "manifest.json is a pointer of Git LFS": lambda folder: (folder / "manifest.json").write_text(LFS),
+    "manifest.json has 16,777,217 bytes": lambda folder: (folder / "manifest.json").write_text(" " * (2**24 + 1)),
+    "manifest.json is damaged: its sets is null": _edit(sets=None),
+    "manifest.json is damaged: its fields is 5": _edit(fields=5),
+    "manifest.json is damaged: its world_size is -1": _edit(world_size=-1),
+    'manifest.json is damaged: its examples is "21"': _edit(examples="21"),
+    "manifest.json is damaged: its max_steps is 1.5": _edit(max_steps=1.5),
+    'manifest.json is damaged: its split is {"a":[1]}': _edit(split={"a": [1]}),
+    "answers.0.npy is a pointer of Git LFS": lambda folder: (folder / "answers.0.npy").write_text(LFS),
+    "answers.0.npy has the shape (11), not one of 2 axes": lambda folder: np.save(
+        folder / "answers.0.npy", np.zeros(11, np.uint8)
+    ),
+    "answers.0.npy does not fit manifest.json": lambda folder: np.save(
+        folder / "answers.0.npy", np.zeros((11, 9), np.uint8)
+    ),
+    "q_halt_logits.0.npy does not hold little-endian float32": lambda folder: np.save(
+        folder / "q_halt_logits.0.npy", np.zeros(11)
+    ),
+    "answers_by_step.0.npy does not fit manifest.json": lambda folder: np.save(
+        folder / "answers_by_step.0.npy", np.zeros((11, 3, 16), np.uint8)
+    ),
+    "steps.0.npy is truncated": lambda folder: (folder / "steps.0.npy").write_bytes(
+        (folder / "steps.0.npy").read_bytes().replace(b"(11,)", b"(9999999999999,)".ljust(5))
+    ),
+    "examples.0.npy has the shape (-11)": lambda folder: (folder / "examples.0.npy").write_bytes(
+        (folder / "examples.0.npy").read_bytes().replace(b"(11,), ", b"(-11,),")
+    ),
+}  # fmt: skip
 
 
 def test_predictions_that_do_not_fit_are_refused(page, tmp_path):
@@ -285,6 +319,22 @@ def test_predictions_that_do_not_fit_are_refused(page, tmp_path):
         page.select("#predictions", name)
         page.wait(lambda message=message: message in page.text("#messages"), message)
     assert page.boards() == ["Input", "Label", "Prediction"]  # of those opened before
+    assert page.console() == []
+
+
+def test_what_is_no_number_is_no_answer(page, tmp_path):
+    """However right its cells are."""
+    made = Made(PIPELINE)
+    folder = made.write(tmp_path / "step_1_preds")
+    q_halt = np.load(folder / "q_halt_logits.0.npy")
+    q_halt[0], q_halt[1] = np.nan, np.inf
+    np.save(folder / "q_halt_logits.0.npy", q_halt)
+    open_both(page, PIPELINE, folder, "split=test&group=1")
+    page.wait(lambda: "exactly right" in page.text("#score") and not page.visible("#compare"))
+    assert page.text("#confidence").startswith("no answer")
+    right = int((made.wrong == 0).sum() - (made.wrong[np.load(folder / "examples.0.npy")[:2]] == 0).sum())
+    assert page.text("#score").startswith(f"{right} of 21 exactly right")
+    assert page.console() == []
 
 
 def test_predictions_without_their_dataset_are_not_shown(page, tmp_path):

@@ -18,17 +18,36 @@ BATCHES_AHEAD = 8
 
 
 def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset, PuzzleDataset | None]:
-    """Open the training split, the split evaluated during training, and the whole test split if that is another one."""
+    """Open the training split, the split evaluated during training, and the whole test split if that is another one.
+
+    Raises `UserError` if they do not fit together, or give a run without a step.
+    """
     epochs_per_pass = config.eval_interval or config.epochs
     train_data = open_split(config, "train", ranks, epochs_per_iter=epochs_per_pass)
-    if total_steps(config, train_data.metadata) * epochs_per_pass < config.epochs:
+    steps, passes = total_steps(config, train_data.metadata), config.epochs // epochs_per_pass
+    if steps < passes or not any(train_data.gives_a_batch(number) for number in range(passes)):
         raise UserError(
-            f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size}; "
-            f"lower global_batch_size, or raise epochs and eval_interval"
+            f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size} from "
+            f"one set; lower global_batch_size, or raise epochs and eval_interval"
         )
     eval_data = open_split(config, config.eval_split, ranks, max_examples=config.eval_max_examples)
     is_whole_test = config.eval_split == "test" and config.eval_max_examples is None
-    return train_data, eval_data, None if is_whole_test else open_split(config, "test", ranks)
+    test_data = None if is_whole_test else open_split(config, "test", ranks)
+    for data in (eval_data, test_data):
+        if data is not None:
+            _check_fits(data, train_data)
+    return train_data, eval_data, test_data
+
+
+def _check_fits(data: PuzzleDataset, train_data: PuzzleDataset) -> None:
+    """Raise `UserError` for a split that a model of the train split cannot take."""
+    for key in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
+        found, trained = (getattr(one.metadata, key) for one in (data, train_data))
+        if found != trained:
+            raise UserError(
+                f"{data.config.dataset_path}: {key} is {found} in {data.split}/dataset.json and {trained} in "
+                f"train/dataset.json; build the dataset again"
+            )
 
 
 def open_split(
@@ -42,8 +61,8 @@ def open_split(
     epochs_per_iter: int | None = None,
 ) -> PuzzleDataset:
     """Open a split of the run's dataset, or of another one, as this rank sees it. It is read in order unless
-    `epochs_per_iter` says how many epochs a pass draws from it."""
-    return PuzzleDataset(
+    `epochs_per_iter` says how many epochs a pass draws from it. Raises `UserError` for an empty one."""
+    dataset = PuzzleDataset(
         PuzzleDatasetConfig(
             seed=run.seed,
             dataset_path=data_path or run.data_path,
@@ -56,6 +75,9 @@ def open_split(
         ),
         split,
     )
+    if not dataset.num_examples():
+        raise UserError(f"{dataset.config.dataset_path}/{split} holds no examples; build it again, or name another")
+    return dataset
 
 
 def open_to_answer(
@@ -67,12 +89,7 @@ def open_to_answer(
     if ranks.world_size > 1:
         raise UserError("this command runs in one process; start it with python, not torchrun")
     batch_size = min(batch_size, max_examples or batch_size)
-    dataset = open_split(
-        run, split, ranks, data_path=data_path, global_batch_size=batch_size, max_examples=max_examples
-    )
-    if not dataset.num_examples():
-        raise UserError(f"{dataset.config.dataset_path}/{split} holds no examples")
-    return dataset
+    return open_split(run, split, ranks, data_path=data_path, global_batch_size=batch_size, max_examples=max_examples)
 
 
 def train_batches_on(device: torch.device, dataset: PuzzleDataset, passes: int, skip: int) -> Iterator[Batch]:

@@ -3,25 +3,46 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.format import content_digest, same_content
 from errors import UserError
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
+from training.checkpoints import trained_on
+from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
 from training.metrics import eval_metrics, progress_bar, reduce_metrics
 from training.predictions import PredictionWriter
-from training.reasoning import Finished, Reasoner
+from training.reasoning import Finished, Reasoner, are_numbers
 
 log = logging.getLogger(__name__)
 
 # In an evaluation batch on one GPU: a Sudoku takes 82 of them, a maze or an ARC grid 901. The bound is fixed, so that
 # all GPUs compute the same; at the published sizes a step then takes about 2 GB.
 TOKENS = 128 * 1024
+
+
+def check_data(checkpoint: Path, run: PretrainConfig, data_path: str | None) -> None:
+    """Raise `UserError` if the run's dataset was built anew since the checkpoint was trained on it.
+
+    A `data_path` that the user names is what they asked for. Without a train split, or for a checkpoint of an earlier
+    version or of the original, nobody can tell.
+    """
+    trained, split = trained_on(checkpoint), Path(run.data_path) / "train"
+    if data_path is not None or trained is None or not (split / "dataset.json").exists():
+        return
+    content = content_digest(split)
+    if not same_content(content, trained):
+        raise UserError(
+            f"{checkpoint} was trained on {run.data_path} of content {trained}, which is {content} now: it was built "
+            f"anew; give data_path=… to evaluate on it all the same"
+        )
 
 
 def choose_batch_size(
@@ -34,6 +55,12 @@ def choose_batch_size(
         log.info("evaluating %d puzzles at a time", wanted)
     if wanted is not None:
         dataset.set_batch_size(wanted)
+
+
+def fitting(wanted: int, dataset: PuzzleDataset, ranks: Ranks) -> int:
+    """`wanted` rows at a time over all ranks, or as many as the largest set holds: more would be padding."""
+    most = min(max(len(puzzles.inputs) for puzzles in dataset.sets.values()), dataset.config.max_examples or wanted)
+    return min(wanted, max(1, -(-most // ranks.world_size)) * ranks.world_size)
 
 
 def rows_at_a_time(positions: int, at_least: int, at_most: int) -> int:
@@ -95,9 +122,13 @@ def evaluate_split(
 
 
 def compact_rows(done: Finished, real: int, fields: Collection[str]) -> dict[str, np.ndarray]:
-    """What a `PredictionWriter` writes for the first `real` rows; tokens leave the device as bytes."""
-    logits = done.outputs["logits"][:real]
-    rows = {key: done.outputs[key][:real] for key in ("q_halt_logits", "q_continue_logits")}
+    """What a `PredictionWriter` writes for the first `real` rows; tokens leave the device as bytes.
+
+    The logits, which would show it, are not among them: a row without an answer has NaN in place of Q(halt).
+    """
+    logits, q_halt, q_continue = (done.outputs[key][:real] for key in ("logits", "q_halt_logits", "q_continue_logits"))
+    numbers = are_numbers(logits, q_halt, q_continue)
+    rows = {"q_halt_logits": torch.where(numbers, q_halt, torch.nan), "q_continue_logits": q_continue}
     rows |= {"answers": logits.argmax(-1).to(torch.uint8), "steps": done.steps[:real]}
     if "answers_by_step" in fields:
         rows["answers_by_step"] = done.answers_by_step[:real]

@@ -11,59 +11,83 @@ Compact, at `<prefix>_preds/`, where the prefix is `<run>/step_<n>`; memory does
     answers_by_step.<rank>.npy    (n, max_steps, seq_len) uint8, where asked for; repeats the last from `steps` on
     logits.<rank>.npy             (n, seq_len, vocab_size) float32, where asked for
 
-Inputs, labels and identifiers are not repeated: they come from the dataset. The folder is written under another name
-and renamed when every rank is done, so that an interrupted evaluation leaves the earlier predictions untouched.
+Inputs, labels and identifiers are not repeated: they come from the dataset, whose content the manifest identifies. The
+folder is written under another name and renamed when every rank is done, so that an interrupted evaluation leaves the
+earlier predictions untouched.
 
-The original's format is one torch dictionary per rank, `<run>/step_<n>_all_preds.<rank>`. Its tensors are some of
-`inputs`, `labels`, `puzzle_identifiers`, `logits`, `q_halt_logits`, `q_continue_logits`. Padding rows are included:
-their identifier is the blank, their inputs are padding, their labels are ignored. `predictions`, the most likely
-tokens, may replace `logits`.
+A prediction that is no number (NaN logits, a q that is not finite) is no answer: reading passes over it, with a warning
+that names the file. The original's format is in training/torch_predictions.py.
 """
 
+import hashlib
 import json
 import logging
 import os
-import pickle
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from pydantic import BaseModel, Field, ValidationError
 
+from dataset.arrays import NpyStream, map_array
 from dataset.format import (
-    IGNORE_LABEL_ID,
-    NpyStream,
     PuzzleDatasetMetadata,
     PuzzleSet,
+    content_digest,
     description_digest,
     load_metadata,
     load_set,
+    same_content,
 )
-from errors import UserError, first_line
-from files import put_in_place, write_atomically
+from errors import UserError, describe_validation_error
+from files import durably, locked, put_in_place, read_json, temporary_folder
 from puzzle_dataset import PuzzleDataset, mark_ignored
 from training.distributed import Ranks
+from training.prediction_rows import AGAIN, PredictionRows, check_tokens, warn_of_no_numbers
+from training.torch_predictions import read_torch, torch_path, torch_paths
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 MAX_STEPS = np.iinfo(np.uint16).max
+CHECKED_AT_ONCE = 1 << 16  # rows
+READ = ("answers", "q_halt_logits", "q_continue_logits")  # of a compact folder, beside `examples`
 
 
-@dataclass
-class PredictionRows:
-    """Some examples and what was predicted for them, without padding."""
+class Manifest(BaseModel):
+    """manifest.json of compact predictions."""
 
-    inputs: np.ndarray  # (n, seq_len)
-    labels: np.ndarray | None  # (n, seq_len), ignored = -100; None if a torch dictionary holds none
-    puzzle_identifiers: np.ndarray  # (n,)
-    answers: np.ndarray  # (n, seq_len)
-    q_halt_logits: np.ndarray  # (n,) float32
-    q_continue_logits: np.ndarray | None  # (n,) float32
+    format: Literal[FORMAT] = FORMAT
+    dataset: str
+    dataset_digest: str  # of its description
+    # `content_digest` of the split; earlier versions did not record it
+    data: str | None = Field(default=None, pattern="^[0-9a-f]{16,}$")
+    split: str
+    sets: dict[str, int]  # examples of each
+    examples: int = Field(ge=0)  # that were evaluated
+    seq_len: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=256)
+    checkpoint: str
+    halt: str
+    max_steps: int = Field(ge=1, le=MAX_STEPS)
+    world_size: int = Field(ge=1)
+    fields: list[str]
+    digests: dict[str, str] = {}  # file -> SHA-256 of its array
+
+    def row_types(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Field -> the shape of a row and its type, of all fields that there may be."""
+        return {
+            "examples": ((), np.int64),
+            "answers": ((self.seq_len,), np.uint8),
+            "q_halt_logits": ((), np.float32),
+            "q_continue_logits": ((), np.float32),
+            "steps": ((), np.uint16),
+            "answers_by_step": ((self.max_steps, self.seq_len), np.uint8),
+            "logits": ((self.seq_len, self.vocab_size), np.float32),
+        }
 
 
 def compact_folder(prefix: Path) -> Path:
@@ -97,44 +121,36 @@ class PredictionWriter:
             )
         assert max_steps <= MAX_STEPS, max_steps
         self.place, self.ranks = compact_folder(prefix), ranks
-        self.row_types: dict[str, tuple[tuple[int, ...], type]] = {
-            "examples": ((), np.int64),
-            "answers": ((meta.seq_len,), np.uint8),
-            "q_halt_logits": ((), np.float32),
-            "q_continue_logits": ((), np.float32),
-            "steps": ((), np.uint16),
-        }
-        if answers_by_step:
-            self.row_types["answers_by_step"] = ((max_steps, meta.seq_len), np.uint8)
-        if logits:
-            self.row_types["logits"] = ((meta.seq_len, meta.vocab_size), np.float32)
+        folder = Path(dataset.config.dataset_path) / dataset.split
+        optional = {"answers_by_step": answers_by_step, "logits": logits}
+        self._manifest = Manifest(
+            dataset=dataset.config.dataset_path,
+            dataset_digest=description_digest(folder),
+            data=content_digest(folder) if ranks.is_main else None,
+            split=dataset.split,
+            sets={name: len(puzzles.inputs) for name, puzzles in dataset.sets.items()},
+            examples=dataset.num_examples(),
+            seq_len=meta.seq_len,
+            vocab_size=meta.vocab_size,
+            checkpoint=checkpoint,
+            halt=halt,
+            max_steps=max_steps,
+            world_size=ranks.world_size,
+            fields=[],
+        )
+        self.row_types = {field: row for field, row in self._manifest.row_types().items() if optional.get(field, True)}
+        self._manifest.fields = list(self.row_types)
         self._expected = dataset.num_own_examples()
-        self._manifest = {
-            "format": FORMAT,
-            "dataset": dataset.config.dataset_path,
-            "dataset_digest": description_digest(Path(dataset.config.dataset_path) / dataset.split),
-            "split": dataset.split,
-            "sets": {name: len(puzzles.inputs) for name, puzzles in dataset.sets.items()},
-            "examples": dataset.num_examples(),
-            "seq_len": meta.seq_len,
-            "vocab_size": meta.vocab_size,
-            "checkpoint": checkpoint,
-            "halt": halt,
-            "max_steps": max_steps,
-            "world_size": ranks.world_size,
-            "fields": list(self.row_types),
-        }
         self._streams: dict[str, NpyStream] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> "PredictionWriter":
-        # Named by rank 0's process, so that two evaluations of one checkpoint do not write into each other's files.
-        name = self.ranks.broadcast_object(f".{self.place.name}.writing-{os.getpid()}")
-        self._folder = self.place.with_name(name)
         with self._or_discard():
             if self.ranks.is_main:
-                shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed process with this number
-                self._folder.mkdir(parents=True)
-            self.ranks.barrier()
+                self.place.parent.mkdir(parents=True, exist_ok=True)
+                self._folder = self._stack.enter_context(temporary_folder(self.place))
+            name = self.ranks.broadcast_object(self._folder.name if self.ranks.is_main else None)
+            self._folder = self.place.with_name(name)
             for field, (shape, dtype) in self.row_types.items():
                 self._streams[field] = NpyStream(_part(self._folder, field, self.ranks.rank), shape, dtype)
         return self
@@ -156,11 +172,33 @@ class PredictionWriter:
             assert written == self._expected, f"{written} of {self._expected} examples of this rank were written"
             for stream in self._streams.values():
                 stream.close()
+            self._sync_parts()
             self.ranks.barrier()
             if self.ranks.is_main:
-                (self._folder / "manifest.json").write_text(json.dumps(self._manifest, indent=1))
+                self._manifest.digests = self._collect_digests()
+                with durably(self._folder / "manifest.json") as file:
+                    file.write(self._manifest.model_dump_json(indent=1).encode())
                 put_in_place(self._folder, self.place)
+                self._stack.close()
             self.ranks.barrier()
+
+    def _sync_parts(self) -> None:
+        """Put this rank's files on disk, and leave their digests for rank 0."""
+        digests = {}
+        for field, stream in self._streams.items():
+            path = _part(self._folder, field, self.ranks.rank)
+            digests[path.name] = stream.data_digest()
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        (self._folder / f"digests.{self.ranks.rank}.json").write_text(json.dumps(digests))
+
+    def _collect_digests(self) -> dict[str, str]:
+        digests = {}
+        for rank in range(self.ranks.world_size):
+            path = self._folder / f"digests.{rank}.json"
+            digests |= json.loads(path.read_text())
+            path.unlink()
+        return digests
 
     @contextmanager
     def _or_discard(self) -> Iterator[None]:
@@ -177,7 +215,20 @@ class PredictionWriter:
         for stream in self._streams.values():
             with suppress(OSError, ValueError):  # it may be closed already
                 stream.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.close()
+
+
+@contextmanager
+def writing_predictions(prefix: Path, ranks: Ranks) -> Iterator[None]:
+    """What an evaluation that saves predictions runs in, so that no other one writes them to the same place.
+
+    Rank 0 holds the lock. Raises `UserError` if another process has it.
+    """
+    with ExitStack() as stack:
+        if ranks.is_main:
+            lock = prefix.with_name(f".{prefix.name}_preds.lock")
+            stack.enter_context(locked(lock, f"is writing predictions of {prefix}"))
+        yield
 
 
 def _part(folder: Path, field: str, rank: int) -> Path:
@@ -185,13 +236,13 @@ def _part(folder: Path, field: str, rank: int) -> Path:
 
 
 def read_predictions(
-    prefix: str | Path, dataset_path: str | Path, split: str = "test", rows: int = 4096
+    prefix: str | Path, dataset_path: str | Path, split: str = "test", rows: int = 4096, other_data: bool = False
 ) -> Iterator[PredictionRows]:
     """The predictions at `<run>/step_<n>` in either format (the newer, if there are both), at most `rows` at a time.
 
     They come rank after rank, and within a rank in the order of examples. For the original's format the dataset may
     lack the split. Raises `UserError`, already at the call, if there are none, or if they are incomplete or belong to
-    another dataset.
+    another dataset; `other_data` accepts one with the same shape and another content.
     """
     prefix = Path(prefix)
     manifest, parts = compact_folder(prefix) / "manifest.json", torch_paths(prefix)
@@ -206,75 +257,116 @@ def read_predictions(
         raise UserError(f"no predictions of {prefix}: {found}, and no {torch_path(prefix, 0)}; run evaluate.py on it")
     split_folder = Path(dataset_path) / split
     if compact:
-        return _read_compact(prefix, split_folder, load_metadata(split_folder), rows)
+        return _read_compact(prefix, split_folder, load_metadata(split_folder), rows, other_data)
     only_names = Path(dataset_path).is_dir() and not split_folder.exists()  # enough for the original's format
     metadata = None if only_names else load_metadata(split_folder)
-    return (PredictionRows(**part) for part in read_torch(parts, split_folder, metadata, rows))
+    return read_torch(parts, split_folder, metadata, rows)
 
 
-def read_manifest(prefix: str | Path) -> dict:
+def read_manifest(prefix: str | Path) -> Manifest:
     """Read manifest.json of the compact predictions at `<run>/step_<n>`."""
     path = compact_folder(Path(prefix)) / "manifest.json"
+    content = read_json(path, f"run evaluate.py on {prefix}", limit=1 << 24)
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != FORMAT:
+        raise UserError(f"{path} has format {version}, this version reads {FORMAT}; {AGAIN}")
     try:
-        manifest = json.loads(path.read_text())
-        version = manifest["format"]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run evaluate.py on {prefix}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}); run evaluate.py again") from None
-    if version != FORMAT:
-        raise UserError(f"{path} has format {version}, this version reads {FORMAT}; run evaluate.py again")
+        manifest = Manifest.model_validate(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({describe_validation_error(error, str)}); {AGAIN}") from None
+    missing = [field for field in ("examples", *READ) if field not in manifest.fields]
+    strange = [field for field in manifest.fields if field not in manifest.row_types()]
+    if missing or strange:
+        wrong = f"no {missing[0]}" if missing else f"'{strange[0]}', which no version writes"
+        raise UserError(f"{path} is damaged: its fields hold {wrong}; {AGAIN}")
     return manifest
 
 
 def _read_compact(
-    prefix: Path, split_folder: Path, metadata: PuzzleDatasetMetadata, rows: int
+    prefix: Path, split_folder: Path, metadata: PuzzleDatasetMetadata, rows: int, other_data: bool
 ) -> Iterator[PredictionRows]:
     folder, manifest = compact_folder(prefix), read_manifest(prefix)
-    if manifest["split"] != split_folder.name or manifest["dataset_digest"] != description_digest(split_folder):
-        raise UserError(
-            f"{folder} holds predictions for {manifest['dataset']}/{manifest['split']}, not for {split_folder}; "
-            f"name the dataset and split that were evaluated"
-        )
+    _check_dataset(folder, manifest, split_folder, metadata, other_data)
     sets = [load_set(split_folder, name, metadata) for name in metadata.sets]
     total = sum(len(puzzles.inputs) for puzzles in sets)
-    examples = [np.array(_map_part(folder, "examples", rank)) for rank in range(manifest["world_size"])]
-    for rank, mine in enumerate(examples):
-        lengths = {field: len(_map_part(folder, field, rank)) for field in manifest["fields"]}
-        if len(set(lengths.values())) > 1:
-            raise UserError(f"{folder}: rank {rank} has unequal files, {lengths}; run evaluate.py again")
+    examples = []
+    for rank in range(manifest.world_size):
+        _check_part(folder, manifest, rank)
+        mine = np.array(_map_part(folder, manifest, "examples", rank))
         if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
             raise UserError(
                 f"{_part(folder, 'examples', rank)} does not ascend within 0..{total - 1}, the examples of "
-                f"{split_folder}; run evaluate.py again"
+                f"{split_folder}; {AGAIN}"
             )
-    if sum(map(len, examples)) != manifest["examples"]:
-        found = sum(map(len, examples))
-        raise UserError(f"{folder} has {found} of {manifest['examples']} examples; run evaluate.py again")
+        examples.append(mine)
+    found = sum(map(len, examples))
+    if found != manifest.examples:
+        raise UserError(f"{folder} has {found} of {manifest.examples} examples; {AGAIN}")
+    if len(np.unique(np.concatenate(examples))) != found:
+        raise UserError(f"{folder} has predictions of two ranks for the same example; {AGAIN}")
 
     def read() -> Iterator[PredictionRows]:
         for rank, mine in enumerate(examples):
+            path, passed = _part(folder, "answers", rank), 0
             for start in range(0, len(mine), rows):
                 here = slice(start, start + rows)
-                inputs, labels, identifiers = _gather(sets, mine[here], metadata)
                 # Mapped anew for each part, so that pages that were read do not stay with the process.
                 answers, q_halt, q_continue = (
-                    np.array(_map_part(folder, field, rank)[here])
-                    for field in ("answers", "q_halt_logits", "q_continue_logits")
+                    np.array(_map_part(folder, manifest, field, rank)[here]) for field in READ
                 )
-                yield PredictionRows(inputs, labels, identifiers, answers, q_halt, q_continue)
+                check_tokens(answers, manifest.vocab_size, path, "answers")
+                numbers = np.isfinite(q_halt) & np.isfinite(q_continue)
+                passed += int((~numbers).sum())
+                inputs, labels, identifiers = _gather(sets, mine[here], metadata)
+                yield PredictionRows(inputs, labels, identifiers, answers, q_halt, q_continue).only(numbers)
+            warn_of_no_numbers(path, passed, len(mine))
 
     return read()
 
 
-def _map_part(folder: Path, field: str, rank: int) -> np.ndarray:
+def _check_dataset(
+    folder: Path, manifest: Manifest, split_folder: Path, metadata: PuzzleDatasetMetadata, other_data: bool
+) -> None:
+    same = manifest.split == split_folder.name and manifest.dataset_digest == description_digest(split_folder)
+    if not same or (manifest.seq_len, manifest.vocab_size) != (metadata.seq_len, metadata.vocab_size):
+        raise UserError(
+            f"{folder} holds predictions for {manifest.dataset}/{manifest.split}, not for {split_folder}; "
+            f"name the dataset and split that were evaluated"
+        )
+    if manifest.data is None or other_data:
+        return
+    content = content_digest(split_folder)
+    if not same_content(manifest.data, content):
+        raise UserError(
+            f"{folder} holds predictions for {manifest.dataset}/{manifest.split} of content {manifest.data}, but "
+            f"{split_folder} has content {content}: it was built anew or is another; evaluate again, name the dataset "
+            f"that was evaluated, or give other_data=true to use them all the same"
+        )
+
+
+def _check_part(folder: Path, manifest: Manifest, rank: int) -> None:
+    """Check that a rank's files are as the manifest says; those that will be read, byte for byte."""
+    lengths = {field: len(_map_part(folder, manifest, field, rank)) for field in manifest.fields}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"{folder}: rank {rank} has unequal files, {lengths}; {AGAIN}")
+    for field in ("examples", *READ):
+        path = _part(folder, field, rank)
+        recorded, digest = manifest.digests.get(path.name), hashlib.sha256()
+        for start in range(0, lengths[field], CHECKED_AT_ONCE):  # mapped anew: pages that were read do not stay
+            digest.update(_map_part(folder, manifest, field, rank)[start : start + CHECKED_AT_ONCE])
+        if recorded is not None and recorded != digest.hexdigest():
+            raise UserError(f"{path} is damaged: it is not what was written (its digest differs); {AGAIN}")
+
+
+def _map_part(folder: Path, manifest: Manifest, field: str, rank: int) -> np.ndarray:
     path = _part(folder, field, rank)
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, {folder} is not complete; run evaluate.py again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); run evaluate.py again") from None
+    shape, dtype = manifest.row_types()[field]
+    rows = map_array(path, f"{folder} is damaged or not complete: {AGAIN}", kinds="iuf")
+    if not rows.ndim or rows.dtype != dtype or rows.shape[1:] != shape or not rows.flags.c_contiguous:
+        wanted = f"{np.dtype(dtype)} of shape {('n', *shape)}".replace("'", "")
+        found = f"{rows.dtype} of shape {rows.shape}"
+        raise UserError(f"{path} holds {found}, not {wanted} as manifest.json says; {AGAIN}")
+    return rows
 
 
 def _gather(
@@ -289,93 +381,3 @@ def _gather(
         found.append((puzzles.inputs[mine], labels, puzzles.puzzle_identifiers[puzzles.puzzles_of(mine)]))
     inputs, labels, identifiers = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return inputs, labels, identifiers
-
-
-# The original's format
-
-
-def torch_path(prefix: Path, rank: int) -> Path:
-    return prefix.with_name(f"{prefix.name}_all_preds.{rank}")
-
-
-def torch_paths(prefix: Path) -> dict[int, Path]:
-    """The dictionaries that are there, by rank."""
-    found = prefix.parent.glob(f"{prefix.name}_all_preds.*")
-    return dict(sorted((int(path.suffix[1:]), path) for path in found if path.suffix[1:].isdecimal()))
-
-
-def save_predictions(folder: Path, step_name: str, rank: int, saved: dict[str, Tensor]) -> Path:
-    """Write `<step_name>_all_preds.<rank>`."""
-    path = torch_path(folder / step_name, rank)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: torch.save(saved, file))
-    return path
-
-
-def read_torch(
-    paths: dict[int, Path], split_folder: Path, metadata: PuzzleDatasetMetadata | None, rows: int
-) -> Iterator[dict[str, np.ndarray | None]]:
-    """The fields of `PredictionRows`, at most `rows` at a time, rank after rank.
-
-    `metadata` is None if the dataset is not at hand: the dictionaries hold all that is needed of it.
-    """
-    ranks = max(paths) + 1
-    missing = sorted(set(range(ranks)) - set(paths))
-    if missing:
-        raise UserError(f"{paths[ranks - 1]} is there, but not that of rank {missing[0]}; run evaluate.py again")
-    sizes = [len(_map(paths[rank], split_folder, metadata)["inputs"]) for rank in range(ranks)]
-
-    def read() -> Iterator[dict[str, np.ndarray | None]]:
-        for rank, size in enumerate(sizes):
-            for start in range(0, size, rows):
-                # Mapped anew for each part, so that pages that were read do not stay with the process.
-                part = _map(paths[rank], split_folder, metadata)
-                yield _without_padding({key: values[start : start + rows] for key, values in part.items()}, metadata)
-
-    return read()
-
-
-def _map(path: Path, split_folder: Path, metadata: PuzzleDatasetMetadata | None) -> dict[str, Tensor]:
-    """A rank's dictionary, its tensors left on disk until they are read."""
-    try:
-        part = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"{path} does not hold saved predictions ({first_line(error)}); run evaluate.py again"
-        ) from None
-    if not isinstance(part, dict) or not all(isinstance(values, Tensor) for values in part.values()):
-        raise UserError(f"{path} does not hold saved predictions, names -> tensors; run evaluate.py again")
-    wanted = ["inputs", "puzzle_identifiers", "q_halt_logits"]
-    missing = [key for key in wanted if key not in part]
-    if "logits" not in part and "predictions" not in part:
-        missing.append("logits")
-    if missing:
-        raise UserError(f"{path} holds no {', '.join(missing)}; evaluate again and save them (save_outputs)")
-    if len({len(values) for values in part.values()}) > 1:
-        raise UserError(f"{path} is damaged: its tensors are not equally long; run evaluate.py again")
-    if metadata is not None and (
-        part["inputs"].shape[1:] != (metadata.seq_len,)
-        or (len(part["inputs"]) and part["puzzle_identifiers"].max() >= metadata.num_puzzle_identifiers)
-    ):
-        raise UserError(f"{path} holds predictions for another dataset than {split_folder}; name that dataset")
-    return part
-
-
-def _without_padding(part: dict[str, Tensor], metadata: PuzzleDatasetMetadata | None) -> dict[str, np.ndarray | None]:
-    blank, pad = (metadata.blank_identifier_id, metadata.pad_id) if metadata else (0, 0)
-    padding = part["puzzle_identifiers"] == blank
-    padding &= (part["inputs"] == pad).all(1)  # without identifiers, all are the blank
-    if "labels" in part:
-        padding &= (part["labels"] == IGNORE_LABEL_ID).all(1)
-    answers = part["predictions"] if "predictions" in part else part["logits"].argmax(-1)
-    rows = {key: values[~padding] for key, values in (part | {"answers": answers}).items() if key != "logits"}
-    optional = {
-        "labels": rows["labels"].numpy() if "labels" in rows else None,
-        "q_continue_logits": rows["q_continue_logits"].float().numpy() if "q_continue_logits" in rows else None,
-    }
-    return optional | {
-        "inputs": rows["inputs"].numpy(),
-        "puzzle_identifiers": rows["puzzle_identifiers"].numpy(),
-        "answers": rows["answers"].numpy(),
-        "q_halt_logits": rows["q_halt_logits"].float().numpy(),
-    }

@@ -40,9 +40,22 @@ class Step:
         return self.logits.argmax(-1)
 
     @property
+    def is_number(self) -> Tensor:
+        """(n,) bool: whether each sequence has an answer, see `are_numbers`."""
+        return are_numbers(self.logits, self.q_halt, self.q_continue)
+
+    @property
     def confidence(self) -> Tensor:
         """(n,): sigmoid of q_halt, the model's own estimate that the whole answer is right."""
         return torch.sigmoid(self.q_halt)
+
+
+def are_numbers(logits: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+    """(n,) bool: whether each sequence has an answer at all: no logit is NaN, and both Q are finite.
+
+    Weights that are numbers can still overflow on the way. A logit may be infinite: so a model forbids a token.
+    """
+    return ~logits.isnan().flatten(1).any(1) & q_halt.isfinite() & q_continue.isfinite()
 
 
 @dataclass

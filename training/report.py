@@ -1,22 +1,26 @@
 """Learning curves of one or more runs: python -m training.report <run>… [out=curves.png]
 
-Reads `metrics.jsonl` in each run folder, writes a PNG (default: learning_curves.png in the first run) and prints a
+Reads `metrics.jsonl` in each run folder, writes a picture (default: learning_curves.png in the first run) and prints a
 table of the evaluations.
 """
 
 import json
 import sys
+import warnings
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import isfinite, nan
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rcParams
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from errors import UserError, one_line_errors
-from files import check_writable
+from files import check_writable, write_atomically
 from training.command_line import from_cli
 from training.config import StrictModel
 
@@ -27,90 +31,177 @@ PANELS = {
     "reasoning steps until halting": ("train/steps", "eval/steps"),
     "learning rate": ("train/lr", None),
 }
+DRAWN = tuple(metric for panel in PANELS.values() for metric in panel if metric is not None)
+COLUMNS = {"eval/lm_loss": "{:.4f}", "eval/accuracy": "{:.1%}", "eval/steps": "{:.1f}", "eval/exact_accuracy": "{:.1%}"}
+FORMATS = ("png", "pdf", "svg")
 SMOOTHING_WINDOWS = 100  # a training curve is averaged over 1/100 of its length
+LONGEST_LINE = 1 << 20  # bytes
+OFF_THE_CHART = 1e30  # matplotlib cannot lay out axes for much larger numbers
 
 
-def read_run(folder: Path) -> list[dict]:
-    path = folder / "metrics.jsonl"
+@dataclass
+class Run:
+    """What metrics.jsonl says, in arrays: a million lines take some 100 MB."""
+
+    curves: dict[str, tuple[array, array]] = field(default_factory=lambda: {m: (array("d"), array("d")) for m in DRAWN})
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # step, and the metrics of `COLUMNS` that it has
+
+    def add(self, line: dict[str, Any]) -> None:
+        # Steps in which no sequence halted have no accuracy.
+        halted = bool(line.get("train/count", 1))
+        for metric, (steps, values) in self.curves.items():
+            per_sequence = metric.startswith("train/") and not metric.endswith(("loss", "lr"))
+            if metric in line and (halted or not per_sequence):
+                steps.append(line["step"])
+                values.append(number(line[metric]))
+        if "eval/exact_accuracy" in line:
+            self.evaluations.append({key: number(line[key]) for key in ("step", *COLUMNS) if key in line})
+
+
+def number(value: Any) -> float:
+    """The value as a float; NaN for what is none, and NaN or infinity stay what they are."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; name a run folder (checkpoint_path of pretrain.py)") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not lines:
+        return float(value) if isinstance(value, int | float) else nan
+    except OverflowError:  # an integer of more than 308 digits
+        return nan
+
+
+def read_run(folder: Path) -> Run:
+    """Raises `UserError` for a file that is missing or holds no steps, or names the line that is no metrics."""
+    path, run, found = metrics_file(folder), Run(), False
+    for line in read_lines(path):
+        run.add(line)
+        found = True
+    if not found:
         raise UserError(f"{path} is empty: the run has not made a step yet")
-    return lines
+    return run
 
 
-def series(lines: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """-> (steps, values) from the lines that have the metric; steps in which no sequence halted have no accuracy."""
-    per_sequence = metric.startswith("train/") and not metric.endswith(("loss", "lr"))
-    points = [(x["step"], x[metric]) for x in lines if metric in x and (x.get("train/count", 1) or not per_sequence)]
-    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
-    return steps, values
+def metrics_file(folder: Path) -> Path:
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; name a run folder (checkpoint_path of pretrain.py)")
+    return path
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects in the lines of a metrics.jsonl; each has a number as its `step`."""
+    with open(path, "rb") as file:
+        count = 0
+        while line := file.readline(LONGEST_LINE):
+            count += 1
+            if count == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which some editors write
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+                raise _damaged(path, count, reason) from None
+            if not isinstance(values, dict):
+                raise _damaged(path, count, "it is no JSON object")
+            step = values.get("step")
+            if isinstance(step, bool) or not abs(number(step)) < OFF_THE_CHART:
+                raise _damaged(path, count, "its step is no number" if "step" in values else "it has no step")
+            yield values
+
+
+def _damaged(path: Path, line: int, reason: str) -> UserError:
+    return UserError(f"{path} is damaged in line {line}: {reason}; take that line out, or restore the file")
 
 
 def smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means over equal stretches of the run."""
-    parts = np.array_split(np.arange(len(steps)), min(len(steps), SMOOTHING_WINDOWS))
-    parts = [part for part in parts if len(part)]
+    parts = [part for part in np.array_split(np.arange(len(steps)), SMOOTHING_WINDOWS) if len(part)]
     return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
 
 
-def draw(runs: dict[str, list[dict]], path: Path) -> None:
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    for axis, (title, (train, evaluated)) in zip(axes.flat, PANELS.items(), strict=True):
-        for (name, lines), colour in zip(runs.items(), colours * len(runs), strict=False):
-            axis.plot(*smooth(*series(lines, train)), color=colour, alpha=0.5 if evaluated else 1, lw=1.5)
+def drawable(values: np.ndarray) -> np.ndarray:
+    """The values, with a gap (NaN) where a number cannot be drawn."""
+    return np.where(np.abs(values) < OFF_THE_CHART, values, nan)
+
+
+def draw(runs: dict[str, Run]) -> Figure:
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    colours = rcParams["axes.prop_cycle"].by_key()["color"]
+    for axis, (title, (train, evaluated)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for (name, run), colour in zip(runs.items(), colours * len(runs), strict=False):
+            curves = {metric: tuple(map(np.asarray, curve)) for metric, curve in run.curves.items()}
+            with np.errstate(all="ignore"):
+                steps, values = smooth(*curves[train])
+            axis.plot(steps, drawable(values), color=colour, alpha=0.5 if evaluated else 1, lw=1.5)
             if evaluated:
-                axis.plot(*series(lines, evaluated), color=colour, marker="o", ms=4, lw=1.5, label=name)
+                steps, values = curves[evaluated]
+                axis.plot(steps, drawable(values), color=colour, marker="o", ms=4, lw=1.5, label=label(name))
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if title == "exact accuracy":
             axis.set_ylim(-0.03, 1.03)
-    axes.flat[1].legend(title="dots: evaluation · faint: training", fontsize="small")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+            legend = axis.legend(title="dots: evaluation · faint: training", fontsize="small")
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a `$` in a run's name is a dollar
+    return figure
 
 
-def table(name: str, lines: list[dict]) -> str:
+def label(name: str) -> str:
+    """A run's name for the legend, which leaves out what begins with `_` and draws only what is UTF-8."""
+    return f"{' ' * name.startswith('_')}{name.encode('utf-8', 'replace').decode()}"
+
+
+def table(name: str, evaluations: list[dict[str, float]]) -> str:
     """The evaluations of one run, with a bar for the exact accuracy."""
     rows = [f"{name}", f"{'step':>8}  {'loss':>7}  {'cells':>6}  {'steps':>5}  exact accuracy"]
-    for line in lines:
-        if "eval/exact_accuracy" not in line:
-            continue
-        exact = line["eval/exact_accuracy"]
-        rows.append(
-            f"{line['step']:>8}  {line['eval/lm_loss']:>7.4f}  {line['eval/accuracy']:>6.1%}  "
-            f"{line['eval/steps']:>5.1f}  {exact:>6.1%} {'█' * round(30 * exact)}"
-        )
-    return "\n".join(rows)
+    for line in evaluations:
+        loss, cells, steps, exact = (form.format(line[key]) if key in line else "-" for key, form in COLUMNS.items())
+        share = line["eval/exact_accuracy"]
+        bar = "█" * round(30 * min(max(share, 0), 1)) if isfinite(share) else ""
+        rows.append(f"{line['step']:>8.0f}  {loss:>7}  {cells:>6}  {steps:>5}  {exact:>6} {bar}".rstrip())
+    return "\n".join(rows if evaluations else [rows[0], "    no evaluation yet"])
 
 
 def distinct_names(folders: list[Path]) -> list[str]:
     """The last part of each path, or the whole path if two end alike."""
-    names = [folder.name for folder in folders]
+    names = [folder.name or folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def report(folders: list[Path], out: Path | None = None) -> Path:
-    """Draw and print; -> the PNG."""
-    runs = {name: read_run(folder) for name, folder in zip(distinct_names(folders), folders, strict=True)}
+def picture_path(folders: list[Path], out: Path | None) -> Path:
+    """Where the picture goes. Raises `UserError`, before the work, if it cannot be written there."""
     path = out or folders[0] / "learning_curves.png"
+    if path.is_dir():
+        raise UserError(f"out={path} is a folder; name a file")
+    if path.suffix[1:].lower() not in FORMATS:
+        raise UserError(f"out={path} must end in {', '.join(f'.{name}' for name in FORMATS)}")
     check_writable(path.parent, str(path), "set out=<file>")
-    draw(runs, path)
-    for name, lines in runs.items():
-        print(table(name, lines))
+    return path
+
+
+def report(folders: list[Path], out: Path | None = None) -> Path:
+    """Draw and print; -> the picture."""
+    names = distinct_names(folders)
+    if len(set(names)) < len(names):
+        raise UserError(f"a run is named twice among {', '.join(names)}; name each once")
+    for folder in folders:
+        metrics_file(folder)
+    path = picture_path(folders, out)  # before the files are read: they may have a million lines
+    runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    figure = draw(runs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a font lacks a character of a name
+        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:].lower(), dpi=120))
+    for name, run in runs.items():
+        print(table(name, run.evaluations))
     print(f"learning curves: {path}")
     return path
 
 
 class ReportConfig(StrictModel):
     runs: list[str] = Field(min_length=1, description="run folders")
-    out: str | None = Field(default=None, description="the PNG; null: learning_curves.png in the first run")
+    out: str | None = Field(
+        default=None, description="a .png, .pdf or .svg file; null: learning_curves.png in the first run"
+    )
 
 
 def main() -> None:
