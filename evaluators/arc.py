@@ -28,9 +28,8 @@ from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
 from files import check_writable, write_atomically
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
-from training.command_line import from_cli
-from training.config import StrictModel
 from training.metrics import progress_bar, start_logging
+from training.options import StrictModel, from_cli
 from training.prediction_rows import PredictionRows
 from training.predictions import read_predictions
 

@@ -19,10 +19,10 @@ from tests import warm
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
 from tests.tiny_model import in_two_sets, open_test_split
-from training.command_line import from_cli
 from training.config import SAVABLE_OUTPUTS, load_config
 from training.distributed import Ranks
 from training.evaluation import check_data, evaluate_split, fitting
+from training.options import from_cli
 from training.predictions import read_predictions, writing_predictions
 from training.reasoning import Reasoner
 
