@@ -45,7 +45,7 @@ class Written(NamedTuple):
 class _HashingFile(io.FileIO):
     def __init__(self, path: Path):
         super().__init__(path, "x")  # a link that somebody has put there is not followed
-        self.hash, self.size = hashlib.sha256(), 0
+        self.hash, self.size, self.in_order = hashlib.sha256(), 0, True
 
     def write(self, data: Any) -> int:
         written = super().write(data)
@@ -53,16 +53,22 @@ class _HashingFile(io.FileIO):
         self.size += written
         return written
 
+    def seek(self, *to: int) -> int:
+        """Some writers go back to fill in a length; then the file has to be read."""
+        place = super().seek(*to)
+        self.in_order = self.in_order and place == self.size
+        return place
+
 
 class HashedFile(io.BufferedWriter):
-    """A new file, written from beginning to end; `written` says what it holds once it is closed."""
+    """A new file; `written` says what it holds once it is closed."""
 
     def __init__(self, path: Path):
         super().__init__(_HashingFile(path), buffer_size=1 << 20)
 
     @property
     def written(self) -> Written:
-        return Written(self.raw.size, self.raw.hash.hexdigest())
+        return Written(self.raw.size, self.raw.hash.hexdigest()) if self.raw.in_order else file_digest(self.raw.name)
 
 
 def file_digest(path: Path) -> Written:
@@ -91,7 +97,6 @@ def durably(path: Path) -> Iterator[HashedFile]:
             raise OSError(first_line(error)) from error
         file.flush()
         os.fsync(file.fileno())
-        assert os.fstat(file.fileno()).st_size == file.written.size, "written past the digest"
 
 
 def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> Written:

@@ -11,7 +11,7 @@ import training.threads  # noqa: F401, before torch loads
 import logging
 import math
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -54,6 +54,7 @@ class Run:
     schedule: resume.Schedule
     passes: int  # over the training data, an evaluation after each
     unread: Unread
+    fixed: dict  # what must not change on resuming, see `resume.fixed_values`
 
     @property
     def folder(self) -> Path:
@@ -73,8 +74,16 @@ class Run:
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """Do the whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
-    run = start(config, ranks, device, train_data)
-    state = run.state
+    with run_folder.lock(config) if ranks.is_main else nullcontext():
+        run = start(config, ranks, device, train_data)
+        train_and_evaluate(run, train_data, eval_data, test_data)
+
+
+def train_and_evaluate(
+    run: Run, train_data: PuzzleDataset, eval_data: PuzzleDataset, test_data: PuzzleDataset | None
+) -> None:
+    """Everything between the start and the farewell."""
+    config, ranks, device, state = run.config, run.ranks, run.device, run.state
     if compile_blocks(state.head.model, config.compile, device, state.total_steps):
         log.info("compiling the model's blocks")
     for data in (eval_data, test_data):
@@ -110,26 +119,31 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
 def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data: PuzzleDataset) -> Run:
     """A fresh run, or the one that `resume` names, restored to where it was."""
     stop = StopRequest(config.max_minutes, ranks)
-    saved = ranks.broadcast_object(resume.find_state(config) if ranks.is_main else None)
-    manifest = {} if saved is None else resume.read_manifest(saved, config)
+    fixed = resume.fixed_values(config)
+    found = ranks.broadcast_object(resume.find_state(config) if ranks.is_main else None)
+    saved, keep_bytes = (None, 0) if found is None else (found.path, found.manifest.metrics_bytes)
+    if found is not None:
+        resume.check_same_run(saved, found.manifest, fixed, config)
     if ranks.is_main:
         run_folder.check_free(config, saved)
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
-    if saved is not None:
-        resume.load_state(saved, manifest, state, Path(config.checkpoint_path), ranks, device)
+    if found is not None:
+        resume.load_state(saved, found.manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
-    folder = run_folder.create(config, saved) if ranks.is_main else None  # only now: a mistake leaves nothing behind
-    if ranks.is_main:
+    folder = None
+    if ranks.is_main:  # only now: a mistake leaves nothing behind
+        folder = run_folder.create(config, saved, keep_bytes)
         run_folder.record_environment(folder, ranks, device)
+        resume.set_aside([] if found is None else found.passed_over)
     num_params = sum(p.numel() for p in state.head.parameters())
-    metrics_log = MetricsLog(
-        ranks, folder, config, num_params, keep_bytes=manifest.get("metrics_bytes", 0), wandb_id=state.wandb_id
-    )
+    metrics_log = MetricsLog(ranks, folder, config, num_params, keep_bytes=keep_bytes, wandb_id=state.wandb_id)
     state.wandb_id = metrics_log.wandb_id
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
     passes = config.epochs // train_data.config.epochs_per_iter
-    return Run(config, ranks, device, state, metrics_log, bar, stop, resume.Schedule(config), passes, Unread(ranks))
+    return Run(
+        config, ranks, device, state, metrics_log, bar, stop, resume.Schedule(config), passes, Unread(ranks), fixed
+    )  # fmt: skip
 
 
 def train_pass(run: Run, train_data: PuzzleDataset) -> None:
@@ -147,6 +161,8 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
         # At fixed steps, so that a resumed run looks where an uninterrupted one does.
         if state.step % run.config.log_interval == 0 or run.schedule.falls_on(state.step):
             look(run)
+        elif run.stop.asked_after(state.step):
+            stop_between_looks(run)
         if state.early.ended_pass:
             break
     if run.unread:
@@ -178,9 +194,21 @@ def look(run: Run) -> None:
         save_state(run)
 
 
+def stop_between_looks(run: Run) -> NoReturn:
+    """Stop where an uninterrupted run does not look; the resumed one will decide on early stopping as that does."""
+    bad = read_metrics(run)  # what that will know at its next look
+    run.state.early.holding = True
+    stop_if_diverged(run, bad or read_metrics(run, complete=True))
+    raise run.stop.stopped()
+
+
 def settle(run: Run) -> None:
     """Wait for the metrics of every step."""
-    bad = read_metrics(run, complete=True)
+    stop_if_diverged(run, read_metrics(run, complete=True))
+    run.state.early.count_held()
+
+
+def stop_if_diverged(run: Run, bad: tuple[str, int] | None) -> None:
     (diverged,) = run.ranks.any(bad is not None)
     if diverged:
         stop_diverged(run, bad)
@@ -188,7 +216,7 @@ def settle(run: Run) -> None:
 
 def stop_diverged(run: Run, bad: tuple[str, int] | None) -> NoReturn:
     """End the run at once after a loss that is not finite; nothing since the last state is saved."""
-    states = resume.complete_states(run.folder)
+    states = resume.saved_states(run.folder)
     kept = f"the last good state is {states[0]}" if states else "no state was saved before"
     what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
     raise UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
@@ -213,7 +241,7 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
 
 
 def save_state(run: Run) -> None:
-    resume.save_state(run.state, run.config, run.ranks, run.metrics_log.sync())
+    resume.save_state(run.state, run.config, run.ranks, run.metrics_log.sync(), run.fixed)
     run.schedule.saved()
 
 
@@ -255,8 +283,8 @@ def save_checkpoints(run: Run, improved: bool) -> None:
     state = run.state
     if state.ema is not None:
         with state.averaged():
-            save_weights(run.folder / run.evaluated_name, state.head)
-    save_weights(run.folder / f"step_{state.step}", state.head)
+            save_weights(run.folder / run.evaluated_name, state.head.state_dict(), run.fixed["content"])
+    save_weights(run.folder / f"step_{state.step}", state.head.state_dict(), run.fixed["content"])
     if improved:
         run_folder.write_best(run.folder, state.best)
 

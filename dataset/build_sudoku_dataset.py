@@ -49,18 +49,21 @@ class SudokuConfig(BaseModel):
     source_dir: OptionalPath = Field(None, description="folder with train.csv and test.csv, instead of --source-repo")
     generate: bool = Field(False, description="make puzzles with one solution each instead of reading them")
     size: Literal[4, 6, 9] = Field(9, description="with --generate: rows of the grid (4: 2×2 boxes, 6: 2×3, 9: 3×3)")
-    num_train: int = Field(1000, ge=1, description="with --generate: train puzzles")
-    num_test: int = Field(200, ge=1, description="with --generate: test puzzles, with other solutions than train")
+    num_train: int = Field(1000, ge=1, le=10_000_000, description="with --generate: train puzzles")
+    num_test: int = Field(
+        200, ge=1, le=10_000_000, description="with --generate: test puzzles, with other solutions than train"
+    )
     extra_clues: OptionalInt = Field(
         None,
         ge=0,
+        le=81,
         description="with --generate: up to this many more clues than needed (default: 4 for size 4, else 0)",
     )
     min_difficulty: OptionalInt = Field(
         None, ge=0, description="keep puzzles rated at least this, in train and in test (the rating counts guesses)"
     )
     subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train puzzles at random (default: all)")
-    num_aug: int = Field(0, ge=0, description="augmented copies per train puzzle")
+    num_aug: int = Field(0, ge=0, le=1_000_000, description="augmented copies per train puzzle")
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the train puzzles, after --subsample-size, that becomes a split val"
     )

@@ -178,6 +178,8 @@ class SplitWriter:
         puzzle_sizes, group_sizes = np.asarray(puzzle_sizes), np.asarray(group_sizes)
         assert len(inputs) == len(labels) == puzzle_sizes.sum() and (puzzle_sizes > 0).all()
         assert len(puzzle_identifiers) == len(puzzle_sizes) == group_sizes.sum() and (group_sizes > 0).all()
+        if self._inputs.rows + len(inputs) > _MOST:
+            raise UserError(f"{self.folder.name}: more than {_MOST:,} examples are too many for int32; lower --num-aug")
         self._inputs.append(inputs)
         self._labels.append(labels)
         self._puzzle_identifiers.append(np.asarray(puzzle_identifiers))
@@ -193,8 +195,6 @@ class SplitWriter:
         """
         assert kind is None or (kind.seq_len, kind.vocab_size) == (self.seq_len, vocab_size)
         sizes, groups = _concatenate(self._puzzle_sizes), _concatenate(self._group_sizes)
-        if self._inputs.rows > _MOST:
-            raise UserError(f"{self.folder.name}: {self._inputs.rows} examples are too many for int32; lower --num-aug")
         streams = [self._inputs, self._labels]
         for field, array in (
             ("puzzle_identifiers", _concatenate(self._puzzle_identifiers)),

@@ -11,6 +11,7 @@ million rows.
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -19,8 +20,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from errors import UserError, first_line
+from files import check_is_file
 
 COLUMNS = ["source", "question", "answer", "rating"]
+LONGEST_LINE = 1 << 20  # characters; a longer one is cut, and then no row of a puzzle
 CHUNK_CHARACTERS = 1 << 21  # of the question column: 26,000 Sudokus or 2,300 mazes at a time
 
 
@@ -41,10 +44,16 @@ class PuzzleCsv:
 
     def chunks(self) -> Iterator[PuzzleRows]:
         """Yield all rows in order; all have the width of the first one."""
+        check_is_file(Path(self.name), "name a puzzle CSV, completely downloaded")
         try:
+            with open(self.name, "rb") as file:
+                start = file.read(4)
+            if b"\0" in start or start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                self.fail(1, "this is UTF-16 text, or none; save it as UTF-8")
             # Bytes that are not UTF-8 become an illegal character, which is reported with its line.
             with open(self.name, newline="", encoding="utf-8-sig", errors="replace") as file:
-                yield from self._parse(csv.reader(file, strict=True))
+                lines = iter(partial(file.readline, LONGEST_LINE), "")
+                yield from self._parse(csv.reader(lines, strict=True))
         except OSError as error:
             raise UserError(f"cannot read {self.name}: {error.strerror}") from None
 
@@ -89,7 +98,7 @@ class PuzzleCsv:
             rating = np.array(list(map(int, ratings)), np.int64)
         except (ValueError, OverflowError):
             line, text = next(pair for pair in zip(lines, ratings, strict=True) if not _is_int64(pair[1]))
-            self.fail(line, f"the rating {text!r} is not a whole number; is the file truncated?")
+            self.fail(line, f"the rating {text!r:.60} is not a whole number; is the file truncated?")
         return PuzzleRows(_codes(questions, width), _codes(answers, width), rating, np.array(lines))
 
     def fail(self, line: int, problem: str) -> NoReturn:

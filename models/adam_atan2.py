@@ -112,6 +112,29 @@ def adam_atan2(params: Iterable[nn.Parameter], graphed: bool = False, **options)
     return AdamATan2(params, **options)
 
 
+def portable_state(optimizer: torch.optim.Optimizer) -> dict:
+    """Its state dict with counts of steps as plain numbers, as `AdamATan2` keeps them; the extension has tensors."""
+    saved = optimizer.state_dict()
+    states = {
+        number: state | {"step": int(state["step"])} for number, state in saved["state"].items() if "step" in state
+    }
+    return saved | {"state": saved["state"] | states}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Load a state dict of `AdamATan2` or of the extension into either.
+
+    The extension reads its counts through their addresses on the device: they must be tensors there. PyTorch's own
+    loading leaves them where they were.
+    """
+    optimizer.load_state_dict(saved)
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            count = int(state["step"])
+            is_ours = isinstance(optimizer, AdamATan2)
+            state["step"] = count if is_ours else torch.tensor(count, dtype=torch.float32, device=parameter.device)
+
+
 def send_(place: Tensor, values: Sequence[float]) -> None:
     """Write numbers into `place`, in stream order: the host does not wait for the device."""
     place.copy_(torch.tensor(values, dtype=place.dtype, pin_memory=place.is_cuda), non_blocking=True)

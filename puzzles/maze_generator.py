@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ from puzzles.symmetry import dihedral_transform
 MIN_WALLS, MAX_WALLS = 0.3, 0.5  # share of the cells
 START_BOUND = 0.4
 FIRST_BLOCK, BLOCK_CELLS = 1 << 10, 1 << 27  # candidates at a time at first; doubled up to this many cells
-GIVE_UP_AFTER = 20_000_000  # candidates without a new maze
+GIVE_UP_AFTER = 20_000_000  # candidates without a new maze, of 30×30 cells: larger ones take more time each
+GIVE_UP_AFTER_COPIES = 20_000  # accepted candidates in a row that are mazes found before: then there are no others
 WALL, FREE, START, GOAL, PATH = CHARACTERS.encode()  # as in CSV files
 
 
@@ -60,10 +62,15 @@ def generate_mazes(
         raise UserError(
             f"--min-path-length {min_path_length}: a {size}×{size} maze has {most_free} free cells at most; lower it"
         )
+    if count > (most := _most_mazes(size)):
+        raise UserError(
+            f"{count:,} mazes of {size}×{size}: there are no more than {most:,}; ask for fewer or raise --size"
+        )
+    patience = min(GIVE_UP_AFTER, GIVE_UP_AFTER * 900 // size**2)
     key = seed.generate_state(1, np.uint64)[0]
     bound = min(START_BOUND, 1 - min_path_length / (most_free - 1))
     hits: dict[bytes, Hit] = {}  # by the canonical form of the maze, in the order of the candidates
-    searched = searched_at_last_hit = 0
+    searched = searched_at_last_hit = copies = 0
     blocks = _search_blocks(key, size, min_path_length, bound, threads or _cores())
     with tqdm(total=count, desc=f"{size}×{size} mazes", unit=" mazes") as bar, closing(blocks):
         while len(hits) < count:
@@ -75,13 +82,17 @@ def generate_mazes(
             before = len(hits)
             for hit in found:
                 if hit.threshold > bound:
+                    known = len(hits)
                     hits.setdefault(_canonical(hit.question, size), hit)
+                    copies = copies + 1 if len(hits) == known else 0
             if len(hits) > before:
                 searched_at_last_hit = searched
-            elif searched - searched_at_last_hit >= GIVE_UP_AFTER:
+            drawn = searched - searched_at_last_hit
+            if len(hits) < count and (drawn >= patience or copies >= GIVE_UP_AFTER_COPIES):
                 raise UserError(
-                    f"found {len(hits)} of {count} mazes of {size}×{size} with a shortest path over {min_path_length} "
-                    f"steps, and none more in {GIVE_UP_AFTER:,} draws; lower --min-path-length or raise --size"
+                    f"found {len(hits)} of {count} different mazes of {size}×{size} with a shortest path over "
+                    f"{min_path_length} steps, and none more in {drawn or block:,} draws; lower --min-path-length or "
+                    f"raise --size"
                 )
             bar.update(min(len(hits), count) - bar.n)
     kept = list(hits.values())[:count]
@@ -90,6 +101,13 @@ def generate_mazes(
         np.stack([hit.answer for hit in kept]),
         np.array([hit.steps for hit in kept], np.int64),
     )
+
+
+def _most_mazes(size: int) -> int:
+    """No fewer than exist: the maps with the walls that are drawn, and a start and a goal on free cells."""
+    cells = size * size
+    walls = range(int(MIN_WALLS * cells), int(MAX_WALLS * cells + 0.5) + 1)
+    return sum(comb(cells, n) * (cells - n) * (cells - n - 1) for n in walls)
 
 
 def _cores() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import UserError
-from puzzles.compiled import compiled
+from puzzles.compiled import compiled, interruptible
 
 BATCH = 64  # puzzles tried at a time
 GIVE_UP_AFTER = 20_000  # puzzles tried without a new one
@@ -48,7 +48,8 @@ def generate_sudokus(
     used: set[bytes] = set()
     puzzles = {}
     for split, count in counts.items():
-        with tqdm(total=count, desc=f"{box[0] * box[1]}×{box[0] * box[1]} Sudokus for {split}", unit=" puzzles") as bar:
+        title = f"{box[0] * box[1]}×{box[0] * box[1]} Sudokus for {split}"
+        with interruptible(), tqdm(total=count, desc=title, unit=" puzzles") as bar:
             puzzles[split] = _collect(box, count, draws[split], rng, used, extra_clues, min_rating, bar)
     return puzzles
 

@@ -1,5 +1,6 @@
 """Small runs through the real command line, and reading what they leave behind."""
 
+import hashlib
 import json
 import signal
 from pathlib import Path
@@ -77,3 +78,21 @@ def assert_lines_close(got: list[dict], expected: list[dict], rtol: float) -> No
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
+
+
+def edit_manifest(state: Path, change, digest: bool = True) -> None:
+    """Change what a manifest says, as a run would have saved it; without `digest`, what it says of itself stays."""
+    manifest = json.loads((state / "manifest.json").read_text())
+    change(manifest)
+    if digest and "sha256" in manifest:
+        del manifest["sha256"]
+        manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (state / "manifest.json").write_text(json.dumps(manifest))
+
+
+def save_in_state(state: Path, name: str, value: dict) -> None:
+    """Put another file into a training state, as a run would have saved it."""
+    torch.save(value, state / name)
+    data = (state / name).read_bytes()
+    record = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_manifest(state, lambda manifest: manifest["files"].update({name: record}))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.adam_atan2 import AdamATan2, adam_atan2
+from models.adam_atan2 import AdamATan2, adam_atan2, load_optimizer, portable_state
 from tests.reference_models import DEVICE, REFERENCE, vectors
 
 
@@ -64,6 +64,52 @@ def test_state_survives_saving():
         return p.detach().clone(), optimizer.state_dict()
 
     assert torch.equal(run(range(6))[0], run(range(3, 6), run(range(3)))[0])
+
+
+class Extension(torch.optim.Optimizer):
+    """The CUDA extension's layout: counts are float32 tensors on the parameter's device. It computes as `AdamATan2`."""
+
+    def __init__(self, params):
+        super().__init__(params, dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-2))
+
+    def step(self):
+        params = self.param_groups[0]["params"]
+        ours = AdamATan2(params)
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+            count = state["step"]
+            assert isinstance(count, torch.Tensor) and (count.dtype, count.device) == (torch.float32, p.device)
+            ours.state[p] = {**state, "step": int(count)}
+            count += 1
+        ours.step()
+
+
+@pytest.mark.parametrize("first", [AdamATan2, Extension])
+@pytest.mark.parametrize("second", [AdamATan2, Extension])
+def test_a_run_goes_on_with_the_other_implementation(tmp_path, first, second):
+    def run(kinds):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.ones(n)) for n in (5, 3)]
+        saved = None
+        for kind in kinds:
+            optimizer = kind(params)
+            if saved is not None:
+                torch.save(saved, tmp_path / "optimizer")
+                load_optimizer(optimizer, torch.load(tmp_path / "optimizer", weights_only=True))
+            for _ in range(3):
+                for p in params:
+                    p.grad = torch.randn(p.shape)
+                optimizer.step()
+            counts = [state["step"] for state in optimizer.state.values()]
+            saved = portable_state(optimizer)
+            assert [state["step"] for state in optimizer.state.values()] == counts, "saving changed the optimiser"
+            assert [type(state["step"]) for state in saved["state"].values()] == [int, int]
+        return torch.cat([p.detach() for p in params])
+
+    assert torch.equal(run([first, second]), run([AdamATan2, AdamATan2]))
 
 
 @pytest.mark.parametrize("bad", [dict(lr=-1), dict(weight_decay=-1), dict(betas=(0.9, 1.0))])

@@ -89,8 +89,12 @@ def test_malformed_grids_are_named(grid: object, message: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"train": [', "not a readable JSON file"),
-        ("\udcff", "not a readable JSON file"),
+        ('{"train": [', "is not JSON (Expecting value"),
+        ("\udcff", "is not UTF-8 text (byte 0xff at position 0)"),
+        ("\udcff\udcfe{\0", "is UTF-16 text; save it as UTF-8"),
+        ("[" * 100_000, "is nested too deeply; fetch it again"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        ('{"train": [{"input": [[' + "9" * 5000 + "]]}]}", ""),
         ("[]", '"train" must be a list of at least one pair'),
         ('{"train": [{"input": [[1]], "output": [[1]]}]}', '"test" must be a list of at least one pair'),
         ('{"train": [], "test": []}', '"train" must be a list of at least one pair'),
@@ -103,6 +107,19 @@ def test_malformed_files_are_named(text: str, message: str, folder: Path):
     file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=re.escape(str(file)) + ".*" + re.escape(message)):
         read_folders([folder])
+
+
+def test_what_is_no_file_is_named(folder: Path):
+    (folder / "training" / "broken.json").mkdir()
+    with pytest.raises(UserError, match=r"broken.json is a folder, not a file; fetch it again"):
+        read_folders([folder])
+
+
+def test_a_byte_order_mark_does_no_harm(folder: Path):
+    before = read_folders([folder])
+    for file in folder.glob("*/*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert str(read_folders([folder])) == str(before)
 
 
 def test_missing_submodules_name_the_command(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -282,7 +282,33 @@ def test_malformed_csv(tmp_path: Path, rows: list[list[str]], message: str) -> N
     source = write_source(tmp_path / "csv", train=rows)
     with pytest.raises(UserError, match=message):
         build(SudokuConfig(source_dir=source, output_dir=tmp_path / "new" / "out"))
-    assert not any((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe" + "source,".encode("utf-16-le"), r"train\.csv:1: this is UTF-16 text, or none; save it as UTF-8"),
+        ("source,".encode("utf-16-le"), r"train\.csv:1: this is UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", r"train\.csv is a pointer of Git LFS"),
+        (b"source,question,answer,rating\nx," + b"1" * 200_000, r"train\.csv:2: not valid CSV: field larger than"),
+        (
+            b"source,question,answer,rating\n" + b"1," * 2_000_000,
+            r"train\.csv:2: expected source.*found [0-9]+ columns",
+        ),
+        (b"source,question,answer,rating\nx,\xe9" + b"1" * 80 + b"," + b"1" * 81 + b",1\n", "a character other"),
+        (b"source,question,answer,rating\nx,1," + b"1" * 81 + b"," + b"9" * 5000 + b"\n", r"train\.csv:2: "),
+        (b"source,question,answer,rating\nx," + b"\0" * 81 + b"," + b"1" * 81 + b",1\n", r"train\.csv:2: "),
+        (b"", r"train\.csv:1: the header is not"),
+    ],
+)
+def test_what_is_no_csv(tmp_path: Path, content: bytes, message: str) -> None:
+    source = write_source(tmp_path / "csv")
+    (source / "train.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        build(SudokuConfig(source_dir=source, output_dir=tmp_path / "new" / "out"))
+    assert len(str(refused.value)) < 400
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_line_is_where_its_row_begins_in_the_file(tmp_path: Path) -> None:
@@ -327,7 +353,7 @@ def test_script_fails_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         f"error: {source}/train.csv:4: the question has a character other than `.`, 0 and 1–9"
     ]
     assert "Traceback" not in result.stderr
-    assert not any((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_script_without_network_says_what_to_do(tmp_path: Path) -> None:
@@ -337,7 +363,7 @@ def test_script_without_network_says_what_to_do(tmp_path: Path) -> None:
     error = result.stderr.splitlines()[-1]
     assert error.startswith("error: cannot download train.csv of sapientinc/sudoku-extreme")
     assert "--source-dir FOLDER" in error
-    assert not any((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_same_bytes_for_every_hash_seed(tmp_path: Path) -> None:

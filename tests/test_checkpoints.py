@@ -1,6 +1,7 @@
 """Which checkpoints are saved, and which weights a run starts from: python -m pytest tests/test_checkpoints.py"""
 
 import json
+import random
 import shutil
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 
 from errors import UserError
 from tests import warm
-from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, refusal
-from training.checkpoints import load_weights
+from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, refusal, save_in_state
+from training.checkpoints import load_weights, read_weights, save_weights, trained_on
 from training.config import arch_config
 
 TABLE = "model.inner.puzzle_emb.weights"
@@ -62,7 +63,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     pretrain(folder, epochs=4)
     poisoned = load(folder / "state_20/model.pt")
     poisoned["model.inner.lm_head.weight"][0, 0] = float("nan")
-    torch.save(poisoned, folder / "state_20/model.pt")
+    save_in_state(folder / "state_20", "model.pt", poisoned)
     changes = {"epochs": 8, "resume": "true", "checkpoint_interval": 4, "log_interval": log_interval}
     kept = f"the last good state is {folder / 'state_20'}; lower lr"
     assert refusal(capsys, folder, **changes) == (
@@ -79,6 +80,119 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
     assert line == ("error: the weights are not finite after step 1; earlier states are untouched; lower lr")
     assert [line["step"] for line in read_metrics(folder)] == [1]
     assert not list(folder.glob("*state_*"))
+
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.bias": torch.ones(2, dtype=torch.bfloat16)}
+
+
+def assert_the_weights(found: dict) -> None:
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[key], value) for key, value in WEIGHTS.items())
+
+
+def test_a_checkpoint_that_changed_since_it_was_written_is_refused(tmp_path):
+    path = tmp_path / "step_10"
+    save_weights(path, WEIGHTS, data="0123456789abcdef")
+    save_weights(tmp_path / "step_20", {key: value + 1 for key, value in WEIGHTS.items()}, data=None)
+    assert_the_weights(read_weights(path))
+    assert (trained_on(path), trained_on(tmp_path / "step_20")) == ("0123456789abcdef", None)
+    whole = path.read_bytes()
+    for place in random.Random(0).sample(range(8 * len(whole)), 50):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"step_10 is not what the run wrote .*: it is damaged or was replaced"):
+            read_weights(path)
+    shutil.copy(tmp_path / "step_20", path)
+    with pytest.raises(UserError, match="is not what the run wrote"):
+        read_weights(path)
+    path.write_bytes(whole)
+    for content in ("{", "[1]", '{"step_10": {"bytes": 5}}', '{"step_10": []}'):
+        (tmp_path / "checkpoints.json").write_text(content)
+        with pytest.raises(UserError, match="remove it to use the checkpoints unchecked"):
+            read_weights(path)
+    (tmp_path / "checkpoints.json").unlink()
+    assert_the_weights(read_weights(path))  # as the original's
+
+
+def with_prefix(prefix: str, weights: dict = WEIGHTS) -> dict:
+    return {prefix + key: value for key, value in weights.items()}
+
+
+WRAPPED = {
+    "compiled": with_prefix("_orig_mod."),
+    "parallel": with_prefix("module."),
+    "compiled and parallel": with_prefix("_orig_mod.module."),
+    "parallel and compiled": with_prefix("module._orig_mod."),
+    "compiled inside": {"a._orig_mod.weight": WEIGHTS["a.weight"], "b.bias": WEIGHTS["b.bias"]},
+    "in model_state_dict": {"model_state_dict": WEIGHTS, "optimizer": {"step": 3}, "epoch": 5},
+    "in state_dict": {"state_dict": with_prefix("module."), "epoch": 5},
+    "twice": {"model": {"state_dict": WEIGHTS}},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_others_put_around_weights_is_taken_off(tmp_path, how):
+    torch.save(WRAPPED[how], tmp_path / "theirs")
+    assert_the_weights(read_weights(tmp_path / "theirs"))
+
+
+class Executed:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle was executed",)
+
+
+TABLE_2 = "model.inner.embed_tokens.embedding_weight"
+NO_CHECKPOINTS = {
+    "a list": ([1, 2], "names -> tensors, but holds a list"),
+    "nothing": ({}, "names -> tensors, but holds a dict"),
+    "a config": ({"lr": 1e-4, "seed": 0}, "names -> tensors, but holds lr, seed"),
+    "numbers as names": ({1: torch.ones(2)}, "names -> tensors, but holds 1"),
+    "both": (with_prefix("module.") | with_prefix("module._orig_mod."), "holds some tensors twice"),
+    "not finite": ({"w": torch.tensor([1.0, float("nan")])}, "w has values that are not finite"),
+    "infinite": ({"w": torch.tensor([1.0, float("inf")]).half()}, "w has values that are not finite"),
+    "sparse": ({"w": torch.eye(3).to_sparse()}, "w is a sparse_coo tensor, where plain ones are expected"),
+    "no table": ({TABLE_2: torch.ones(3)}, "has 1 axes, where a table of 2 is expected"),
+    "code": (Executed(), "is not a readable checkpoint: damaged, or it holds more than tensors"),
+}
+
+
+@pytest.mark.parametrize("what", NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, what):
+    value, message = NO_CHECKPOINTS[what]
+    torch.save(value, tmp_path / "theirs")
+    with pytest.raises(UserError, match=message) as refused:
+        read_weights(tmp_path / "theirs")
+    assert str(refused.value).startswith(f"{tmp_path / 'theirs'}")
+
+
+OTHER_TENSORS = {
+    "complex": (lambda w: w.to(torch.complex64), r"holds torch\.complex64, where torch\.float32 is expected"),
+    "integers": (lambda w: w.to(torch.int64), r"holds torch\.int64, where torch\.float32 is expected"),
+    "another shape": (lambda w: w[:, :-1], r"is \(\d+, \d+\), the dataset and config need"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_TENSORS)
+def test_tensors_of_another_kind_are_refused(tmp_path, what):
+    change, message = OTHER_TENSORS[what]
+    weights = load(PIPELINE / "init_checkpoint.pt")
+    head = arch_config(TRAJECTORY["config"]["arch"]).build(
+        batch_size=8, seq_len=16, vocab_size=6, num_puzzle_identifiers=1
+    )
+    weights["model.inner.lm_head.weight"] = change(weights["model.inner.lm_head.weight"])
+    torch.save(weights, tmp_path / "theirs")
+    with pytest.raises(UserError, match=f"model.inner.lm_head.weight:? {message}"):
+        load_weights(head, tmp_path / "theirs")
+
+
+def test_names_of_another_model_are_named(tmp_path):
+    head = arch_config(TRAJECTORY["config"]["arch"]).build(
+        batch_size=8, seq_len=16, vocab_size=6, num_puzzle_identifiers=1
+    )
+    torch.save(WEIGHTS, tmp_path / "theirs")
+    with pytest.raises(UserError, match=r"2 unknown \(.* is missing, a\.weight is unknown\); rename them: the"):
+        load_weights(head, tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("how", ["mean", "zero"])

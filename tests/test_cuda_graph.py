@@ -3,8 +3,6 @@
 Without CUDA, a recorder launches the same operations again on the same memory (tests/recording.py).
 """
 
-import logging
-
 import pytest
 import torch
 
@@ -107,21 +105,29 @@ def test_steps_that_depend_on_something_else_have_a_graph_of_their_own(monkeypat
     assert state.graphs.keys() == {True, False}
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph(monkeypatch, caplog):
+@pytest.mark.parametrize("where", ["inside", "at the end"])
+def test_a_step_that_cannot_be_recorded_ends_the_run(monkeypatch, where):
+    """What CUDA leaves of a capture that failed, in stream, generator and pool, is not fit to go on with."""
+
     def refuse(call):
-        record(call)  # fails at its end, when Python has run and nothing is launched
+        """Fails at a launch in the middle of the step, or at its end, when Python has run and nothing is launched."""
+        if where == "inside":
+            monkeypatch.setattr(torch.Tensor, "backward", launch)
+        call()
+        launch()
+
+    def launch(*args):
         raise RuntimeError("operation not permitted when stream is capturing\nsee the manual")
 
     run = config()
-    expected = steps(fresh_state(run), run, 10)
     state = fresh_state(run)
     record_with(monkeypatch, refuse)
     state.graphs = {}
-    with caplog.at_level(logging.WARNING):
-        assert steps(state, run, 10) == expected
-    assert caplog.messages == [
-        "a training step cannot be a CUDA graph, continuing without: operation not permitted when stream is capturing"
-    ]
+    with pytest.raises(
+        UserError, match="a training step cannot be recorded as a CUDA graph \\(operation not permitted"
+    ):
+        steps(state, run, 10)
+    assert state.step == WARM_UP + 1
 
 
 def test_when_a_graph_is_used():

@@ -134,5 +134,17 @@ def test_impossible_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="a 6×6 maze has 25 free cells at most; lower it"):
         generate_mazes(1, 6, 24, np.random.SeedSequence(0))
     monkeypatch.setattr("puzzles.maze_generator.GIVE_UP_AFTER", 10_000)
-    with pytest.raises(UserError, match=r"found 0 of 1 mazes of 6×6 with a shortest path over 22 steps.*raise --size"):
+    with pytest.raises(
+        UserError, match=r"found 0 of 1 different mazes of 6×6 with a shortest path over 22 steps.*raise --size"
+    ):
         generate_mazes(1, 6, 22, np.random.SeedSequence(0))
+
+
+def test_more_mazes_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every draw is accepted there, and is a maze that was found before: it was searched on for minutes."""
+    monkeypatch.setattr("puzzles.maze_generator.GIVE_UP_AFTER_COPIES", 1_000)
+    with pytest.raises(UserError, match=r"100 mazes of 2×2: there are no more than 36; ask for fewer or raise --size"):
+        generate_mazes(100, 2, 1, np.random.SeedSequence(0))
+    with pytest.raises(UserError, match=r"found 1 of 2 different mazes of 2×2 .* none more in [\d,]+ draws"):
+        generate_mazes(2, 2, 1, np.random.SeedSequence(0))
+    assert len(generate_mazes(1, 2, 1, np.random.SeedSequence(0))[0]) == 1

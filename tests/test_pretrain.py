@@ -151,7 +151,7 @@ REFUSED = {
     "grammar": (["epochs=[1"], "epochs"),
     "no dataset": (["data_path=/nonexistent"], "no dataset at /nonexistent"),
     "batch too large": (["global_batch_size=4096"], "do not fill one batch of 4096"),
-    "checkpoint": (["load_checkpoint=/nonexistent"], "checkpoint /nonexistent does not exist"),
+    "checkpoint": (["load_checkpoint=/nonexistent"], "/nonexistent is missing; name a step_<n> file"),
     "device": (["device=tpu"], "device: "),
     "attention": (["arch.attention=flash2"], "arch.attention=flash2 needs CUDA and half precision"),
     "bool for a number": (["epochs=true"], "epochs: Input should not be true or false"),

@@ -1,6 +1,7 @@
 """Stopping and going on, byte for byte: python -m pytest tests/test_resume.py"""
 
 import json
+import random
 import re
 import shutil
 import signal
@@ -8,15 +9,16 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 
-from files import put_in_place
+from errors import UserError
+from files import locked, put_in_place
 from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
-from tests.runs import PIPELINE, pretrain, read_metrics, reference_overrides, refusal
-from training.config import RETIRED_ARCH_KEYS
-from training.resume import Schedule, complete_states
+from tests.runs import PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
+from training.config import RETIRED_ARCH_KEYS, load_config
+from training.resume import Schedule, check_metrics, find_state, read_state, saved_states
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_complete(small_disk, uninterru
     assert states[0] == 7
     assert states[-1] < 60
     for step in states:
-        torch.load(folder / f"state_{step}/model.pt", weights_only=True)
+        read_state(folder / f"state_{step}")
     assert not list(folder.glob(".*")), "half a state takes the space that is missing"
     grow()
     pretrain(folder, **CHANGES)
@@ -89,10 +91,9 @@ def test_a_state_written_twice_is_there_at_every_moment(tmp_path, monkeypatch):
     place, new = tmp_path / "state_20", tmp_path / ".state_20.tmp"
     for folder in (place, new):
         folder.mkdir()
-        (folder / "manifest.json").write_text('{"files": []}')
     rename = Path.rename
     seen = []
-    monkeypatch.setattr(Path, "rename", lambda *args: (rename(*args), seen.append(complete_states(tmp_path))))
+    monkeypatch.setattr(Path, "rename", lambda *args: (rename(*args), seen.append(saved_states(tmp_path))))
     put_in_place(new, place, aside=tmp_path / "state_20.old")
     assert [[path.name for path in states] for states in seen] == [["state_20.old"], ["state_20", "state_20.old"]]
     assert [path.name for path in tmp_path.iterdir()] == ["state_20"]
@@ -102,11 +103,11 @@ def test_metrics_that_are_read_late_are_the_same(tmp_path, uninterrupted):
     """Six steps at a time, with evaluations and states in between, and a stop on the way."""
     late = CHANGES | {"log_interval": 6, "keep_last": 100}
     pretrain(tmp_path / "run", **late | {"max_minutes": 1e-5})
-    assert read_metrics(tmp_path / "run")[-1]["step"] == 6
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 1
     pretrain(tmp_path / "run", **late)
     assert_same_run(tmp_path / "run", uninterrupted)
     states = {int(path.name.removeprefix("state_")) for path in (tmp_path / "run").glob("state_*")}
-    assert states == {6, *range(7, 60, 7), 20, 40, 60}
+    assert states == {1, *range(7, 60, 7), 20, 40, 60}
 
 
 def test_the_clock_stops_a_run(tmp_path, capsys):
@@ -131,19 +132,14 @@ def stopped(tmp_path, stopped_once):
     return shutil.copytree(stopped_once, tmp_path / "run")
 
 
-def test_an_incomplete_state_is_passed_over(stopped, caplog):
-    fake = stopped / "state_9"
-    fake.mkdir()
-    (fake / "manifest.json").write_text(json.dumps({"files": ["model.pt", "rank_0.pt"]}))
-    pretrain(stopped, **CHANGES | {"max_minutes": 1e-5})
-    assert f"{fake} is not complete (no model.pt, rank_0.pt); passing over it" in caplog.messages
-    assert read_metrics(stopped)[-1]["step"] == 2
-
-
-def edit_manifest(state: Path, change) -> None:
-    manifest = json.loads((state / "manifest.json").read_text())
-    change(manifest)
-    (state / "manifest.json").write_text(json.dumps(manifest))
+def as_an_earlier_version_left_it(manifest: dict) -> None:
+    """Without digests, without the dataset's identity, and without values that came later."""
+    for key in ("sha256", "metrics_sha256"):
+        del manifest[key]
+    for key in ("evaluated", "held", "recent", "since_best", "ended_early"):
+        del manifest["progress"][key]
+    del manifest["fixed"]["content"]
+    manifest["files"] = [*manifest["files"]]
 
 
 def test_a_state_of_an_earlier_version_goes_on(stopped):
@@ -151,26 +147,158 @@ def test_a_state_of_an_earlier_version_goes_on(stopped):
     retired = {f"arch.{key}": 4 for key in RETIRED_ARCH_KEYS}
 
     def earlier(manifest):
+        as_an_earlier_version_left_it(manifest)
         del manifest["fixed"]["arch.q_target"]
         manifest["fixed"] |= retired
 
     edit_manifest(stopped / "state_1", earlier)
     pretrain(stopped, **CHANGES | {"max_minutes": 1e-5})
     assert read_metrics(stopped)[-1]["step"] == 2
-    assert not retired.keys() & json.loads((stopped / "state_2/manifest.json").read_text())["fixed"].keys()
+    saved = json.loads((stopped / "state_2/manifest.json").read_text())
+    assert not retired.keys() & saved["fixed"].keys()
+    assert re.fullmatch("[0-9a-f]{16,32}", saved["fixed"]["content"])
 
 
-def test_a_named_state_that_is_damaged_is_refused(stopped, capsys):
-    state = stopped / "state_1"
-    model = state / "model.pt"
-    model.write_bytes(model.read_bytes()[:1000])
-    for resume in ("true", state):
-        line = refusal(capsys, stopped, **CHANGES | {"resume": resume})
-        assert f"{model} is damaged (" in line
-        assert line.endswith("remove its folder to resume from an older state")
-    model.unlink()
-    line = refusal(capsys, stopped, **CHANGES | {"resume": state})
-    assert line == f"error: resume={state} is not a complete state; name another, or the run folder for its newest"
+def found(run: Path, **changes):
+    """What `resume=true` would go on from."""
+    config = load_config(str(run / "all_config.yaml"))
+    return find_state(config.model_copy(update={"checkpoint_path": str(run), "resume": True} | changes))
+
+
+@pytest.fixture
+def two_states(tmp_path, uninterrupted) -> Path:
+    return shutil.copytree(uninterrupted, tmp_path / "run", ignore=shutil.ignore_patterns("step_*"))
+
+
+def flip_a_bit(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+FILES = ("model.pt", "optimizers.pt", "rank_0.pt", "manifest.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_or_says_nothing(two_states, name, caplog):
+    path = two_states / "state_60" / name
+    whole = path.read_bytes()
+    before = found(two_states)
+    assert before.path.name == "state_60" and before.passed_over == []
+    for place in random.Random(0).sample(range(8 * len(whole)), 40):
+        caplog.clear()
+        flip_a_bit(path, place)
+        after = found(two_states)
+        if after.path.name == "state_60":  # white space of the manifest
+            assert name == "manifest.json" and after == before
+        else:
+            assert (after.path.name, after.passed_over) == ("state_56", [two_states / "state_60"])
+            assert str(path) in caplog.text and "passing over this state" in caplog.text
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["of another state", "cut short", "missing", "empty", "a folder"])
+def test_what_is_not_the_file_that_was_saved_is_passed_over(two_states, name, damage, caplog):
+    path = two_states / "state_60" / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "of another state":
+        shutil.copy(two_states / "state_56" / name, path)
+    elif damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"")
+    assert found(two_states).path.name == "state_56"
+    assert f"{two_states / 'state_60'}" in caplog.text
+    with pytest.raises(UserError, match=re.escape(str(two_states / "state_60"))):
+        found(two_states, resume=str(two_states / "state_60"))
+
+
+MANIFESTS = {
+    "step before the first": lambda m: m["progress"].update(step=-5),
+    "another step": lambda m: m["progress"].update(step=10**9),
+    "a step in words": lambda m: m["progress"].update(step="60"),
+    "batches never taken": lambda m: m["progress"].update(batches=10**6),
+    "an evaluation to come": lambda m: m["progress"].update(evaluated=61),
+    "a best that is none": lambda m: m["progress"].update(best=[1]),
+    "a value that is none": lambda m: m["progress"]["best"].update(value=float("nan")),
+    "no metrics": lambda m: m.update(metrics_bytes=0),
+    "metrics to the middle of a line": lambda m: m.update(metrics_bytes=m["metrics_bytes"] - 10),
+    "more metrics than there are": lambda m: m.update(metrics_bytes=10**9),
+    "a rank too many": lambda m: m.update(world_size=2),
+    "no rank": lambda m: m.update(world_size=0),
+    "no model": lambda m: m["files"].remove("model.pt") if type(m["files"]) is list else m["files"].pop("model.pt"),
+    "no progress": lambda m: m.pop("progress"),
+}
+
+
+@pytest.mark.parametrize("version", ["earlier", "edited", "saved so"])
+@pytest.mark.parametrize("change", MANIFESTS)
+def test_an_impossible_manifest_is_passed_over(two_states, version, change):
+    state = two_states / "state_60"
+    if version == "earlier":
+        edit_manifest(state, as_an_earlier_version_left_it)
+    assert found(two_states).path == state
+    edit_manifest(state, MANIFESTS[change], digest=version == "saved so")
+    assert found(two_states).path.name == "state_56"
+
+
+@pytest.mark.parametrize("version", ["earlier", "this"])
+def test_a_run_goes_on_only_with_its_metrics(two_states, version):
+    if version == "earlier":
+        for state in saved_states(two_states):
+            edit_manifest(state, as_an_earlier_version_left_it)
+    metrics = two_states / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    last_two_ways = {"shortened": b"".join(lines[:-1]), "cut in a line": b"".join(lines)[:-5]}
+    for content in last_two_ways.values():
+        metrics.write_bytes(content)
+        assert found(two_states).path.name == "state_56"
+    others = {"emptied": b"", "another run's": b'{"step": 1}\n' * 200}
+    for content in others.values():
+        metrics.write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.jsonl has not the lines that it had at step 60; restore it, or"):
+            found(two_states)
+    metrics.unlink()
+    with pytest.raises(UserError, match="has not the lines"):
+        found(two_states)
+    branch = found(two_states, resume=str(two_states / "state_60"), checkpoint_path=str(two_states / "branch"))
+    assert (branch.path.name, branch.manifest.metrics_bytes) == ("state_60", 0)
+
+
+def test_a_changed_line_of_the_metrics_is_found(two_states):
+    manifest = found(two_states).manifest
+    flip_a_bit(two_states / "metrics.jsonl", 300)
+    with pytest.raises(UserError, match="has not the lines"):
+        check_metrics(two_states, manifest, needed=True)
+
+
+def test_states_that_a_run_does_not_go_on_from_are_not_its_newest(two_states, uninterrupted, caplog):
+    """Else the next states would be taken for the oldest, and removed."""
+    flip_a_bit(two_states / "state_60/model.pt", 5000)
+    pretrain(two_states, **CHANGES)
+    for name in ("step_60", "metrics.jsonl"):
+        assert (two_states / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert sorted(path.name for path in two_states.glob("state_*")) == ["state_56", "state_60", "state_60.aside"]
+    with pytest.raises(UserError, match="damaged"):
+        read_state(two_states / "state_60.aside")
+
+
+def test_no_two_processes_train_in_one_folder(stopped, capsys):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with locked(stopped / ".lock", "trains there"):
+        line = refusal(capsys, stopped, **CHANGES)
+    assert re.search(rf"another process trains in {stopped}: process \d+ on \S+; wait for it or end it", line)
+    assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["losses.py", "metrics.jsonl", "environment.json"])
+def test_a_folder_with_somebodys_files_is_not_taken_for_a_run(tmp_path, capsys, name):
+    (tmp_path / name).write_text("theirs")
+    line = refusal(capsys, tmp_path, **CHANGES)
+    assert f"{tmp_path} is no run folder, but holds {name}, which the run would overwrite; choose another" in line
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 FIXED = {
@@ -200,9 +328,18 @@ def test_other_data_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
     assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line)
 
 
+def test_data_that_were_rebuilt_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
+    """The same number of puzzles of the same size: only their content tells."""
+    data = shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
+    labels = np.load(data / "train/all__labels.npy")
+    np.save(data / "train/all__labels.npy", labels[::-1])
+    line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
+    assert f"another dataset ({data}/train holds other puzzles than it did: it was rebuilt or changed)" in line
+
+
 def test_a_state_that_is_not_there_is_refused(stopped_once, capsys):
     line = refusal(capsys, stopped_once, **CHANGES | {"resume": stopped_once / "nowhere"})
-    assert "holds no complete training state" in line
+    assert line.endswith("it holds no training state; name a run folder or a state_<n> in it")
 
 
 def test_states_are_due_by_steps_and_by_the_minutes_since_the_last_one(monkeypatch):
@@ -223,6 +360,7 @@ def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
     """Killed before its first one, with the same command."""
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "all_config.yaml").write_text("seed: 7")
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/lr": 0.5}\n')
     pretrain(folder, **CHANGES | {"max_minutes": 1e-5})
     assert read_metrics(folder) == read_metrics(uninterrupted)[:1]

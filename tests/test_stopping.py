@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 
+import pretrain as pretrain_module
 from dataset.format import SplitWriter, write_identifiers
 from tests.interrupted import signal_in_evaluation
 from tests.runs import lines_with, pretrain, read_metrics
@@ -122,13 +123,69 @@ def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy,
     assert resumed[-1]["step"] == 150
 
 
+def reached_late(folder, changes: dict) -> float:
+    """A share of right sequences that the window reaches for the first time after it is full, and before the end."""
+    sums = [
+        (line["train/count"], line["train/exact_accuracy"])
+        for line in lines_with(pretrain(folder, **changes), "train/")
+    ]
+    counts = np.array([max(count, 1) if count else 0 for count, _ in sums])
+    windows = [slice(step - WINDOW, step) for step in range(WINDOW, len(sums) + 1)]
+    right = np.array([share * count for (_, share), count in zip(sums, counts, strict=True)])
+    shares = np.array([right[window].sum() / counts[window].sum() for window in windows])
+    best = np.maximum.accumulate(shares)
+    (new,) = np.nonzero(best[10:40] > best[9:39])
+    return float(best[9 + new[0] : 11 + new[0]].mean())
+
+
+@pytest.mark.parametrize("before", [1, 4, 8])
+def test_a_stop_between_two_looks_does_not_change_where_a_run_ends(tmp_path, easy, monkeypatch, before):
+    """The state then knows the metrics of steps of which an uninterrupted run does not know at its next look."""
+    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
+    changes |= {"eval_interval": 30, "log_interval": 6, "resume": "true"}
+    changes["early_stop.train_exact_accuracy"] = reached_late(tmp_path / "free", changes)
+    whole = pretrain(tmp_path / "whole", **changes)
+    stop_at = whole[-1]["step"] - before
+    step = pretrain_module.train_step
+
+    def signalled(state, *args):
+        done = step(state, *args)
+        if state.step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "train_step", signalled)
+        assert pretrain(tmp_path / "run", **changes)[-1]["step"] == stop_at
+    assert pretrain(tmp_path / "run", **changes) == whole
+
+
+def test_a_launcher_that_is_gone_is_a_reason_to_stop(handlers, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    alone = StopRequest(None, ONE)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    launched = StopRequest(None, ONE)
+    assert not alone.asked() and not launched.asked()
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert not alone.asked()
+    assert launched.asked() and launched.reason == "torchrun is gone"
+
+
+def test_several_ranks_vote_at_the_same_steps(handlers, monkeypatch):
+    two = StopRequest(None, Ranks(1, 2, 1))
+    monkeypatch.setattr(Ranks, "any", lambda self, *flags: [True])  # the other rank has got a signal
+    assert [step for step in range(1, 31) if two.asked_after(step)] == [10, 20, 30]
+    assert [step for step in range(1, 4) if StopRequest(None, ONE).asked_after(step)] == [1, 2, 3]
+
+
 def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, easy):
     """Also when it goes on from the states just before its end, which have seen more metrics than the run had."""
     changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
-    changes |= {"eval_interval": 30, "early_stop.train_exact_accuracy": 0.98}
+    changes |= {"eval_interval": 30}
+    changes["early_stop.train_exact_accuracy"] = reached_late(tmp_path / "free", changes)
     whole = pretrain(tmp_path / "whole", **changes)
     stopped = whole[-1]["step"]
-    assert WINDOW + 2 < stopped < 150  # not where the window is full
+    assert WINDOW + 2 < stopped < 150
     clocked = pretrain(tmp_path / "clocked", checkpoint_minutes=1e-9, keep_last=200, **changes)
     assert clocked == whole
     for step in range(stopped - 3, stopped + 1):
@@ -154,4 +211,4 @@ def test_a_state_of_an_earlier_version_may_lack_what_is_saved_now():
     early = EarlyStopping(EarlyStop(patience=1), ONE)
     early.load_progress({"since_best": 1})
     assert early.reason() is not None
-    assert early.progress() == {"ended_early": False, "since_best": 1, "recent": []}
+    assert early.progress() == {"ended_early": False, "since_best": 1, "recent": [], "held": []}

@@ -8,7 +8,7 @@ import pytest
 from numba import njit
 
 from errors import UserError
-from puzzles.compiled import compiled
+from puzzles.compiled import compiled, interruptible
 from puzzles.sudoku_generator import all_4x4_grids, carve, count_solutions, generate_sudokus, random_grids
 
 BOXES = [(2, 2), (2, 3), (3, 3)]
@@ -168,3 +168,10 @@ def test_code_without_a_place_for_its_machine_code_is_compiled_all_the_same():
     with pytest.raises(RuntimeError, match="cannot cache"):
         njit(cache=True)(names["double"])
     assert compiled(names["double"])(21) == 42
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(143), OSError("else")])
+def test_a_signal_is_not_lost_in_compiled_code(raised):
+    """Numba makes a SystemError of what a signal's handler raises while its code runs."""
+    with pytest.raises(SystemError if isinstance(raised, OSError) else type(raised)), interruptible():
+        raise SystemError("returned a result with an exception set") from raised

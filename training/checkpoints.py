@@ -1,52 +1,138 @@
 """Checkpoints: the weights of a model in a file, and a model with the weights of a file.
 
-A `step_<n>` is a state dict whose keys are those of the published checkpoints; theirs may carry a prefix.
+A `step_<n>` is a state dict whose keys are those of the published checkpoints. `checkpoints.json` beside it says what
+was written, so that a damaged one is not taken for a worse one: {"step_10": {"bytes": …, "sha256": …, "data": …}}.
+There `data` is the identity of the training split (`dataset.format.content_digest`). A checkpoint without an entry,
+such as a published one, is loaded as it is. It may carry the prefixes of compiled and parallel models, or lie in a
+dictionary.
 """
 
-import pickle
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
 from dataset.format import PuzzleDatasetMetadata
-from errors import UserError
-from files import write_atomically
+from errors import UserError, describe_validation_error, first_line, is_out_of_memory
+from files import check_is_file, file_digest, read_json, write_atomically
 from models.losses import ACTLossHead
 from training.config import PretrainConfig
 
-COMPILED_PREFIX = "_orig_mod."  # what `torch.compile` of a whole model puts before each key
+RECORDS = "checkpoints.json"
+# What others wrap a state dict in, and what their wrappers of a model put before each key
+CONTAINERS = ("model_state_dict", "state_dict", "model")
+COMPILED_PREFIX, PARALLEL_PREFIX = "_orig_mod.", "module."
 # Tables of models/token_network.py, whose lengths tell what data a model was made for
 PUZZLE_TABLE = "model.inner.puzzle_emb.weights"
 TOKEN_TABLE = "model.inner.embed_tokens.embedding_weight"
 POSITION_TABLE = "model.inner.embed_pos.embedding_weight"  # of models with learned positions
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def save_weights(path: Path, head: torch.nn.Module) -> None:
-    write_atomically(path, lambda file: torch.save(head.state_dict(), file))
+class CheckpointRecord(BaseModel):
+    """What is known of a checkpoint that was written here."""
+
+    bytes: int
+    sha256: str
+    data: str | None = None
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], data: str | None) -> None:
+    """Write a checkpoint and its entry in checkpoints.json; `data` is the identity of what it was trained on."""
+    written = write_atomically(path, lambda file: torch.save(weights, file))
+    record = CheckpointRecord(bytes=written.size, sha256=written.sha256, data=data)
+    records = read_records(path.parent) | {path.name: record}
+    text = json.dumps({name: record.model_dump() for name, record in records.items()}, indent=1)
+    write_atomically(path.parent / RECORDS, lambda file: file.write(text.encode()))
+
+
+def read_records(folder: Path) -> dict[str, CheckpointRecord]:
+    """The entries of a folder's checkpoints.json, by file name; none if there is no such file."""
+    path = folder / RECORDS
+    if not path.exists():
+        return {}
+    remedy = "remove it to use the checkpoints unchecked"
+    value = read_json(path, remedy)
+    try:
+        return {name: CheckpointRecord(**record) for name, record in value.items()}
+    except ValidationError as error:
+        reason = describe_validation_error(error, str)
+    except (TypeError, AttributeError):
+        reason = "not file names -> entries"
+    raise UserError(f"{path} is damaged ({reason}); {remedy}")
 
 
 def trained_on(checkpoint: Path) -> str | None:
     """The identity of the training split (`dataset.format.content_digest`) of a checkpoint, if it was recorded."""
-    return None
+    record = read_records(checkpoint.parent).get(checkpoint.name)
+    return None if record is None else record.data
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, on the CPU, without the prefix of compiled ones."""
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU, without what others put around and before their names.
+
+    Raises `UserError` if the file is missing, is not what was written, or holds anything but finite, dense tensors.
+    """
+    path = Path(path)
+    remedy = "name a step_<n> file"
+    check_is_file(path, remedy)
+    check_record(path)
+    weights = _unwrapped(load_tensors(path, remedy), path)
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+            raise UserError(f"{path}: {name} is a {kind} tensor, where plain ones are expected; convert it")
+        if name in (PUZZLE_TABLE, TOKEN_TABLE, POSITION_TABLE) and tensor.ndim != 2:
+            raise UserError(f"{path}: {name} has {tensor.ndim} axes, where a table of 2 is expected; {remedy}")
+        if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} has values that are not finite; use an earlier checkpoint of the run")
+    return weights
+
+
+def check_record(path: Path) -> None:
+    """Raise `UserError` if checkpoints.json says that something else was written."""
+    record = read_records(path.parent).get(path.name)
+    if record is not None and file_digest(path) != (record.bytes, record.sha256):
+        raise UserError(
+            f"{path} is not what the run wrote (its digest is not that of {RECORDS}): it is damaged or was replaced; "
+            f"use another checkpoint, or remove its entry there if you changed it on purpose"
+        )
+
+
+def load_tensors(path: Path, remedy: str, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, on the CPU; with `mmap` tensors stay on disk until they are read.
+
+    Code in the file is not run. Raises `UserError`, ended by `remedy`, for a file that is damaged or something else.
+    """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"checkpoint {path} {_not_a_file(Path(path))}") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
-        reason = "damaged, or it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged"
-        raise UserError(f"{path} is not a readable checkpoint: {reason}; name a step_<n> file") from None
-    pairs = loaded.items() if isinstance(loaded, dict) else []
-    if not pairs or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in pairs):
-        raise UserError(f"{path} is not a checkpoint: it must hold a state dict, names -> tensors")
-    return {key.removeprefix(COMPILED_PREFIX): value for key, value in pairs}
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged pickle can raise whatever its bytes happen to say
+        if is_out_of_memory(error):
+            raise
+        reason = first_line(error)[:100] if isinstance(error, OSError) else "damaged, or it holds more than tensors"
+        raise UserError(f"{path} is not a readable checkpoint: {reason}; {remedy}") from None
 
 
-def _not_a_file(path: Path) -> str:
-    return "is a folder; name a step_<n> file" if path.is_dir() else "does not exist"
+def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds, with its keys as they are here."""
+    while isinstance(loaded, dict):
+        inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), dict)), None)
+        if inner is None:
+            break
+        loaded = inner
+    pairs = list(loaded.items()) if isinstance(loaded, dict) else []
+    if not pairs or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
+        found = ", ".join(str(key)[:40] for key, _ in pairs[:4]) or f"a {type(loaded).__name__}"
+        raise UserError(f"{path} is not a checkpoint: it must hold a state dict, names -> tensors, but holds {found}")
+    names = [key.replace(COMPILED_PREFIX, "") for key, _ in pairs]
+    while all(name.startswith(PARALLEL_PREFIX) for name in names):
+        names = [name.removeprefix(PARALLEL_PREFIX) for name in names]
+    if len({*names}) < len(names):
+        raise UserError(f"{path} holds some tensors twice, with and without a prefix; remove one of each")
+    return dict(zip(names, (value for _, value in pairs), strict=True))
 
 
 def load_weights(
@@ -71,8 +157,7 @@ def load_model(
     checkpoint: Path, config: PretrainConfig, metadata: PuzzleDatasetMetadata, *, batch_size: int, device: torch.device
 ) -> ACTLossHead:
     """Build the checkpoint's model for a dataset, on the device; `config` is that of its run (`load_config`)."""
-    if not checkpoint.is_file():
-        raise UserError(f"checkpoint {checkpoint} {_not_a_file(checkpoint)}")
+    check_is_file(checkpoint, "name a step_<n> file")  # before a model is built for it
     head = config.arch.build_for(metadata, batch_size=batch_size, device=device)
     load_weights(head, checkpoint, belongs_to=config.data_path)
     return head
@@ -135,13 +220,20 @@ def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str 
             )
     missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or unknown:
+        first = [f"{min(names)} is {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
+        remedy = "set arch to the checkpoint's all_config.yaml"
+        if missing == expected.keys():
+            remedy = f"rename them: the model's are called like {min(expected)}"
         raise UserError(
-            f"{path} is of another architecture: {len(missing)} tensors missing, {len(unknown)} unknown, "
-            f"first {sorted(missing | unknown)[0]}; set arch to the checkpoint's all_config.yaml"
+            f"{path} does not fit the model: {len(missing)} tensors missing, {len(unknown)} unknown "
+            f"({', '.join(first)}); {remedy}"
         )
     for key, value in expected.items():
-        if weights[key].shape != value.shape:
+        theirs = weights[key]
+        if theirs.dtype != value.dtype and not (theirs.dtype in FLOATS and value.dtype in FLOATS):
+            raise UserError(f"{path}: {key} holds {theirs.dtype}, where {value.dtype} is expected; convert it")
+        if theirs.shape != value.shape:
             raise UserError(
-                f"{path}: {key} is {tuple(weights[key].shape)}, the dataset and config need {tuple(value.shape)}; "
+                f"{path}: {key} is {tuple(theirs.shape)}, the dataset and config need {tuple(value.shape)}; "
                 f"set arch to the checkpoint's all_config.yaml and use its dataset"
             )

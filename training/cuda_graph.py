@@ -2,7 +2,8 @@
 
 A graph holds addresses, so all that it reads and writes must stay in place: weights, optimiser states, the carry, and
 the batch, which is copied to where the recorded one lay. Random draws are the same as without a graph: PyTorch advances
-the generator with every replay. If recording fails, the run goes on without a graph, with a warning.
+the generator with every replay. If recording fails the run ends: PyTorch's stream, generator and memory pool are then
+still those of the recording, and the next step would compute something else.
 """
 
 import logging
@@ -47,11 +48,10 @@ class Graph:
         self._what, self._record = what, record
         self._waited = 0
         self._replay: Callable[[], None] | None = None
-        self._failed = False
 
     def ready(self, call: Callable[[], None]) -> bool:
         """Whether `replay` can stand in for `call`, which is recorded once the warm-up is over."""
-        if self._replay is None and not self._failed:
+        if self._replay is None:
             if self._waited < WARM_UP:
                 self._waited += 1
             else:
@@ -65,9 +65,11 @@ class Graph:
         try:
             self._replay = self._record(call)
             log.info("%s is a CUDA graph", self._what)
-        except Exception as error:  # of CUDA, of a kernel's library, of the compiler: it is optional
-            log.warning("%s cannot be a CUDA graph, continuing without: %s", self._what, first_line(error))
-            self._failed = True
+        except Exception as error:  # of CUDA, of a kernel's library, of the compiler
+            raise UserError(
+                f"{self._what} cannot be recorded as a CUDA graph ({first_line(error)}); set cuda_graph=off, and "
+                f"resume=true if the run had saved a state"
+            ) from error
 
 
 class StepGraph:

@@ -83,6 +83,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Give every rank the values of all, in order."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     @torch.no_grad()
     def broadcast_module(self, module: nn.Module) -> None:
         """Give every rank rank 0's parameters and saved buffers."""

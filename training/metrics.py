@@ -3,6 +3,7 @@
 Also what a run prints as it goes: log lines on stdout, and progress bars, live on a terminal, rare in a log file.
 """
 
+import hashlib
 import json
 import logging
 import netrc
@@ -18,10 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import UserError, first_line
+from files import Written
 from training.config import PretrainConfig
 from training.distributed import Ranks
 
 log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
 
 
 def reduce_metrics(metrics: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
@@ -122,28 +126,41 @@ class MetricsLog:
         wandb_id: str | None = None,
     ):
         """A resumed run keeps its W&B run and the first `keep_bytes` of metrics.jsonl: the lines up to its state."""
-        self._file = open(folder / "metrics.jsonl", "ab") if ranks.is_main else None
-        if self._file is not None:
-            self._file.truncate(keep_bytes)
+        self._file, self._digest, self._size = None, hashlib.sha256(), 0
+        if ranks.is_main:
+            self._open(folder / METRICS_FILE, keep_bytes)
         self._wandb = _start_wandb(folder, config, num_params, wandb_id) if ranks.is_main else None
         self.wandb_id = wandb_id if self._wandb is None else self._wandb.id
+
+    def _open(self, path: Path, keep_bytes: int) -> None:
+        with open(path, "ab+") as file:
+            file.seek(0)
+            self._count(file.read(keep_bytes))
+            assert self._size == keep_bytes, "a state is only resumed with its metrics"
+            file.truncate(keep_bytes)
+        self._file = open(path, "ab")
+
+    def _count(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._size += len(data)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._file is None:
             return
+        line = (json.dumps({"step": step} | values) + "\n").encode()
         try:
-            self._file.write((json.dumps({"step": step} | values) + "\n").encode())
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._file.name}: {error.strerror}; saved states are untouched") from None
+        self._count(line)
         self._tell_wandb(lambda run: run.log(values, step=step))
 
-    def sync(self) -> int:
-        """Put everything on disk; -> the size of metrics.jsonl in bytes."""
-        if self._file is None:
-            return 0
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+    def sync(self) -> Written:
+        """Put everything on disk; -> what metrics.jsonl holds."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+        return Written(self._size, self._digest.hexdigest())
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,46 +1,127 @@
 """The training state: everything that a run needs to go on as if it had never stopped.
 
-    <run>/state_<n>/manifest.json    step, position in the data, ranks, what must not change, bytes of metrics.jsonl
+    <run>/state_<n>/manifest.json    `Manifest`: step, position in the data, what must not change, digests of the files
     <run>/state_<n>/model.pt         state dict of the model
     <run>/state_<n>/optimizers.pt    list of the optimisers' state dicts
     <run>/state_<n>/ema.pt           the averaged parameters, with ema_decay
     <run>/state_<n>/rank_<r>.pt      a rank's carry and random generators
 
 A state is written under another name and renamed when every file is on disk; a folder with any other name is no state.
+Before one is resumed, all of it is compared with its digests; a damaged one is passed over for the newest whole one.
 """
 
+import hashlib
 import json
 import logging
-import pickle
 import re
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dataset.format import description_digest
-from errors import UserError
-from files import durably, put_in_place
+from dataset.format import content_digest, description_digest, same_content
+from errors import UserError, describe_validation_error, first_line, is_out_of_memory
+from files import Written, durably, file_digest, put_in_place, read_json, temporary_folder
+from models.adam_atan2 import load_optimizer, portable_state
+from training.checkpoints import load_tensors
 from training.config import RETIRED_ARCH_KEYS, PretrainConfig
 from training.distributed import Ranks
+from training.metrics import METRICS_FILE
 from training.step import TrainState
+from training.stopping import WINDOW
 
 log = logging.getLogger(__name__)
 
+MANIFEST = "manifest.json"
+STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes its place
+
 # If one of these changes, the position in the data or the weights mean nothing any more.
-FIXED_KEYS = ("arch", "data", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze")
+FIXED_KEYS = ("arch", "data", "content", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze")
 
 
 def fixed_values(config: PretrainConfig) -> dict:
-    """What must not change on resuming: flat keys -> values; `data` is a digest of the training split's description."""
-    values = config.model_dump() | {"data": description_digest(Path(config.data_path) / "train")}
+    """What must not change on resuming: flat keys -> values.
+
+    `data` is a digest of the training split's description, `content` the identity of what the split holds.
+    """
+    train = Path(config.data_path) / "train"
+    values = config.model_dump() | {"data": description_digest(train), "content": content_digest(train)}
     flat = {}
     for key in FIXED_KEYS:
         value = values[key]
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Best(_Checked):
+    metric: str
+    value: float
+    step: int = Field(ge=0)
+    checkpoint: str
+
+
+class Progress(_Checked):
+    """The plain values of a `TrainState`. Those that an earlier version did not save have a default there."""
+
+    step: int = Field(ge=0)
+    passes: int = Field(ge=0)
+    batches: int = Field(ge=0)
+    evaluated: int | None = Field(default=None, ge=0)
+    best: Best | None = None
+    wandb_id: str | None = None
+    ended_early: bool = False
+    since_best: int = Field(default=0, ge=0)
+    recent: list[Pair] = Field(default=[], max_length=WINDOW)
+    held: list[Pair] = []
+
+    @model_validator(mode="after")
+    def _nothing_is_later_than_the_step(self):
+        if max(self.batches, self.evaluated or 0, self.best.step if self.best else 0) > self.step:
+            raise ValueError(f"its batches, evaluation or best lie behind step {self.step}")
+        return self
+
+
+class FileRecord(_Checked):
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(_Checked):
+    """`manifest.json`. States of earlier versions list their files without digests, and have none of the metrics."""
+
+    progress: Progress
+    world_size: int = Field(ge=1, le=1 << 20)
+    metrics_bytes: int = Field(ge=0)  # of metrics.jsonl, when the state was saved
+    metrics_sha256: str | None = None  # of these bytes
+    fixed: dict[str, Any]
+    files: dict[str, FileRecord] | list[str]
+
+    @model_validator(mode="after")
+    def _lists_the_files_of_a_state(self):
+        missing = {"model.pt", "optimizers.pt", *(f"rank_{rank}.pt" for rank in range(self.world_size))} - {*self.files}
+        if missing:
+            raise ValueError(f"it lists no {min(missing)}")
+        if any(Path(name).name != name for name in self.files):
+            raise ValueError("it lists files outside its folder")
+        return self
+
+
+def _digest(manifest: dict) -> str:
+    """Of all that a manifest says but this."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class Schedule:
@@ -63,52 +144,53 @@ class Schedule:
         self._saved_at = time.monotonic()
 
 
-def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics_bytes: int) -> Path:
+def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics: Written, fixed: dict) -> Path:
     """Write `state_<step>`, all ranks together, and remove the oldest states beyond `keep_last`.
 
-    Raises `UserError` if it cannot be written; complete states are then left untouched.
+    `metrics` says what metrics.jsonl holds; `fixed` is `fixed_values`, as of the start. Raises `UserError` if the state
+    cannot be written; complete states are then left untouched.
     """
     if not all(torch.isfinite(p).all() for p in state.head.parameters()):
         raise UserError(f"the weights are not finite after step {state.step}; earlier states are untouched; lower lr")
     run = Path(config.checkpoint_path)
-    place, beside = run / f"state_{state.step}", run / f".state_{state.step}.tmp"
+    place = run / f"state_{state.step}"
     try:
-        if ranks.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        ranks.barrier()
-        shared = shared_state(state) if ranks.is_main else {}
-        for name, value in {f"rank_{ranks.rank}.pt": rank_state(state), **shared}.items():
-            with durably(beside / name) as file:
-                torch.save(value, file)
-        ranks.barrier()
-        if ranks.is_main:
-            manifest = {
-                "progress": state.progress(),
-                "world_size": ranks.world_size,
-                "metrics_bytes": metrics_bytes,
-                "fixed": fixed_values(config),
-                "files": [*shared, *(f"rank_{rank}.pt" for rank in range(ranks.world_size))],
-            }
-            with durably(beside / "manifest.json") as file:
-                file.write(json.dumps(manifest, indent=1).encode())
-            # A state of the same step, saved before its evaluation, is moved aside: at every moment there is one.
-            put_in_place(beside, place, aside=place.with_name(f"{place.name}.old"))
-            for old in complete_states(run)[config.keep_last :]:
-                shutil.rmtree(old)
+        with temporary_folder(place) if ranks.is_main else nullcontext() as folder:
+            folder = ranks.broadcast_object(folder)
+            mine = {f"rank_{ranks.rank}.pt": rank_state(state)} | (shared_state(state) if ranks.is_main else {})
+            files = ranks.gather_objects({name: _save(value, folder / name) for name, value in mine.items()})
+            if ranks.is_main:
+                manifest = {
+                    "progress": state.progress(),
+                    "world_size": ranks.world_size,
+                    "metrics_bytes": metrics.size,
+                    "metrics_sha256": metrics.sha256,
+                    "fixed": fixed,
+                    "files": {name: record for of_rank in files for name, record in of_rank.items()},
+                }
+                with durably(folder / MANIFEST) as file:
+                    file.write(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1).encode())
+                # A state of the same step, saved before its evaluation, is moved aside: at every moment there is one.
+                put_in_place(folder, place, aside=place.with_name(f"{place.name}.old"))
+                for old in saved_states(run)[config.keep_last :]:
+                    shutil.rmtree(old)
         ranks.barrier()
     except (OSError, RuntimeError) as error:  # RuntimeError: another rank failed, and its connection is closed
-        if ranks.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"cannot save the training state in {run}: {error}; earlier states are untouched") from error
     return place
+
+
+def _save(value: dict | list, path: Path) -> dict:
+    with durably(path) as file:
+        torch.save(value, file)
+    return {"bytes": file.written.size, "sha256": file.written.sha256}
 
 
 def shared_state(state: TrainState) -> dict[str, dict | list]:
     """The part of the state that is the same on all ranks, by file."""
     files = {
         "model.pt": state.head.state_dict(),
-        "optimizers.pt": [optimizer.state_dict() for optimizer in state.optimizers],
+        "optimizers.pt": [portable_state(optimizer) for optimizer in state.optimizers],
     }
     return files if state.ema is None else files | {"ema.pt": state.ema.state_dict()}
 
@@ -123,79 +205,172 @@ def rank_state(state: TrainState) -> dict:
     return {"carry": None if state.carry is None else asdict(state.carry), "generators": generators}
 
 
-def complete_states(run: Path) -> list[Path]:
-    """The complete states of a run, newest first; one that lacks a file is skipped with a warning."""
-    matches = [(re.fullmatch(r"state_(\d+)(\.old)?", path.name), path) for path in run.glob("state_*")]
-    found = sorted((int(match[1]), match[2] is None, path) for match, path in matches if match)
-    return [path for _, _, path in reversed(found) if _is_complete(path)]
+def saved_states(run: Path) -> list[Path]:
+    """The folders of a run's states, newest first, unchecked."""
+    found = [path for path in run.glob("state_*") if STATE_NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_number(path), not path.suffix), reverse=True)
 
 
-def _is_complete(path: Path) -> bool:
+def _number(state: Path) -> int:
+    return int(STATE_NAME.fullmatch(state.name)[1])
+
+
+def read_state(path: Path) -> Manifest:
+    """The manifest of a state whose files are those that were saved. Raises `UserError` naming what is not."""
+    raw = read_json(path / MANIFEST, "the state is not whole")
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        missing = [name for name in manifest["files"] if not (path / name).is_file()]
-    except (OSError, ValueError, KeyError) as error:
-        missing = [f"a readable manifest.json ({type(error).__name__})"]
-    if missing:
-        log.warning("%s is not complete (no %s); passing over it", path, ", ".join(missing))
-    return not missing
+        manifest = Manifest(**raw)
+    except ValidationError as error:
+        raise UserError(f"{path / MANIFEST} is damaged ({describe_validation_error(error, str)})") from None
+    except TypeError:
+        raise UserError(f"{path / MANIFEST} is damaged: it is no object") from None
+    if raw.get("sha256", _digest(raw)) != _digest(raw) or ("sha256" in raw) != isinstance(manifest.files, dict):
+        raise UserError(f"{path / MANIFEST} is damaged: its digest differs")
+    if STATE_NAME.fullmatch(path.name) and _number(path) != manifest.progress.step:
+        raise UserError(f"{path / MANIFEST} is of step {manifest.progress.step}")
+    for name in manifest.files:
+        if not (path / name).is_file():
+            raise UserError(f"{path} is not complete: {name} is missing")
+        record = manifest.files[name] if isinstance(manifest.files, dict) else None
+        if record is not None and file_digest(path / name) != (record.bytes, record.sha256):
+            raise UserError(f"{path / name} is damaged: its digest differs from the manifest's")
+    return manifest
 
 
-def find_state(config: PretrainConfig) -> Path | None:
-    """The state that `resume` asks for; None for a fresh start."""
+def check_metrics(run: Path, manifest: Manifest, needed: bool) -> None:
+    """Whether metrics.jsonl begins with the lines that the run had written when the state was saved.
+
+    If not, this is a `UserError` or, where they are not `needed`, a warning, and none of them is kept.
+    """
+    path, size = run / METRICS_FILE, manifest.metrics_bytes
+    start = b""
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(size)
+    if manifest.metrics_sha256 is not None:
+        same = len(start) == size and hashlib.sha256(start).hexdigest() == manifest.metrics_sha256
+    else:  # of an earlier version; its last line is of the state's step
+        same = len(start) == size and start.endswith(b"\n") and _step(start) == manifest.progress.step
+    if same:
+        return
+    problem = f"{path} has not the lines that it had at step {manifest.progress.step}"
+    if needed:
+        raise UserError(f"{problem}; restore it, or go on without it elsewhere: resume=<state> checkpoint_path=<new>")
+    log.warning("%s; the new run begins without them", problem)
+    manifest.metrics_bytes, manifest.metrics_sha256 = 0, None
+
+
+def _step(lines: bytes) -> int | None:
+    """The step of the last line."""
+    try:
+        return json.loads(lines.splitlines()[-1])["step"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+class Found(NamedTuple):
+    """The state to go on from, and states that are later or not whole and must not be taken for newer ones."""
+
+    path: Path
+    manifest: Manifest
+    passed_over: list[Path]
+
+
+def find_state(config: PretrainConfig) -> Found | None:
+    """The newest whole state that `resume` asks for; None for a fresh start.
+
+    A run goes on in its folder only with the metrics that its state knows; a branch without them begins a new list.
+    Raises `UserError` if a state is asked for and none is whole.
+    """
     if config.resume is False:
         return None
-    if config.resume is True:
-        states = complete_states(Path(config.checkpoint_path))
-        return states[0] if states else None
-    path = Path(config.resume)
-    if (path / "manifest.json").exists():
-        if not _is_complete(path):
-            raise UserError(f"resume={path} is not a complete state; name another, or the run folder for its newest")
-        return path
-    states = complete_states(path)
-    if not states:
-        raise UserError(f"resume={path} holds no complete training state; name a run folder or a state_<n> in it")
-    return states[0]
+    run = Path(config.checkpoint_path)
+    asked = run if config.resume is True else Path(config.resume)
+    candidates = [asked] if (asked / MANIFEST).exists() else saved_states(asked)
+    passed_over: list[Path] = []
+    problem = None
+    for path in candidates:
+        in_place = path.resolve().parent == run.resolve()
+        try:
+            manifest = read_state(path)
+            check_metrics(path.resolve().parent, manifest, needed=in_place)
+        except UserError as error:
+            log.warning("%s; passing over this state", error)
+            problem = problem or error  # that of the newest
+            passed_over.append(path)
+            continue
+        later = [state for state in saved_states(run) if _number(state) > manifest.progress.step]
+        return Found(path, manifest, [*{*passed_over, *later}] if in_place else [])
+    if config.resume is True and not candidates:
+        return None
+    raise UserError(
+        f"resume={asked}: {problem or 'it holds no training state; name a run folder or a state_<n> in it'}"
+    )
 
 
-def read_manifest(path: Path, config: PretrainConfig) -> dict:
-    """Read the manifest, and check that the run may go on with this config."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    now = fixed_values(config)
+def set_aside(states: list[Path]) -> None:
+    """Rename states that the run does not go on from, so that they are not taken for its newest."""
+    for path in states:
+        aside = path.with_name(f"{path.name}.aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        log.info("%s is now called %s", path, aside.name)
+
+
+def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: PretrainConfig) -> None:
+    """Raise `UserError` unless the run may go on with this config, whose `fixed_values` are given."""
     # A hyper-parameter that is new since then counts as its default; one that no longer exists did nothing.
-    then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest["fixed"]
+    then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest.fixed
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
     differing = [
-        f"{key} (was {then.get(key)}, is {now.get(key)})"
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
+        f"{key} (was {then.get(key)}, is {fixed.get(key)})"
+        for key in sorted((fixed.keys() | then.keys()) - {"content"})
+        if fixed.get(key) != then.get(key)
     ]
+    if "content" in then and not same_content(str(then["content"]), fixed["content"]):
+        differing.append(
+            f"dataset ({config.data_path}/train holds other puzzles than it did: it was rebuilt or changed)"
+        )
     if differing:
         raise UserError(
             f"{path} cannot be resumed with another {', '.join(differing)}; "
             f"restore these, or start a new run with load_checkpoint"
         )
-    return manifest
 
 
-def load_state(path: Path, manifest: dict, state: TrainState, run: Path, ranks: Ranks, device: torch.device) -> None:
+def load_state(
+    path: Path, manifest: Manifest, state: TrainState, run: Path, ranks: Ranks, device: torch.device
+) -> None:
     """Bring a freshly created state to where the saved one was; the run goes on in the folder `run`."""
-    state.head.load_state_dict(_read(path / "model.pt"))
-    for optimizer, saved in zip(state.optimizers, _read(path / "optimizers.pt"), strict=True):
-        optimizer.load_state_dict(saved)
+    try:
+        _load_state(path, manifest, state, run, ranks, device)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{path} does not hold what its manifest says ({first_line(error)}); resume from an older state"
+        ) from error
+
+
+def _load_state(
+    path: Path, manifest: Manifest, state: TrainState, run: Path, ranks: Ranks, device: torch.device
+) -> None:
+    remedy = "remove its folder to resume from an older state"
+    state.head.load_state_dict(load_tensors(path / "model.pt", remedy))
+    for optimizer, saved in zip(state.optimizers, load_tensors(path / "optimizers.pt", remedy), strict=True):
+        load_optimizer(optimizer, saved)
     if state.ema is not None:
-        state.ema.load_state_dict(_read(path / "ema.pt"))
-    state.load_progress(manifest["progress"])
+        state.ema.load_state_dict(load_tensors(path / "ema.pt", remedy))
+    state.load_progress(manifest.progress.model_dump())
     if path.resolve().parent != run.resolve():
         state.wandb_id = None  # another run, which branches off
-    if manifest["world_size"] != ranks.world_size:
+    if manifest.world_size != ranks.world_size:
         log.warning(
             "%s was saved by %d ranks, now there are %d: every sequence starts afresh",
-            path, manifest["world_size"], ranks.world_size,
+            path, manifest.world_size, ranks.world_size,
         )  # fmt: skip
         return
-    saved = _read(path / f"rank_{ranks.rank}.pt")
+    saved = load_tensors(path / f"rank_{ranks.rank}.pt", remedy)
     if saved["carry"] is not None:
         data = {name: field.to(device) for name, field in saved["carry"]["current_data"].items()}
         state.carry = state.head.initial_carry(data)
@@ -206,12 +381,3 @@ def load_state(path: Path, manifest: dict, state: TrainState, run: Path, ranks: 
         torch.cuda.set_rng_state(generators["cuda"])
     if "mps" in generators and device.type == "mps":
         torch.mps.set_rng_state(generators["mps"])
-
-
-def _read(path: Path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}); remove its folder to resume from an older state"
-        ) from None

@@ -1,10 +1,12 @@
 """The run folder: what was run, its source, its metrics and its checkpoints.
 
 all_config.yaml             the resolved config
+.lock                       held while the run trains: host and process
 hrm_act_v1.py, act.py, …    the source of the model and of its head
 metrics.jsonl               one object per line: `step`, then `train/<metric>`, `eval/<metric>` or `test/<metric>`
 step_<n>                    state dict of the model
 step_<n>_ema                the same of its averaged weights, with ema_decay
+checkpoints.json            size and digest of every checkpoint, see training/checkpoints.py
 state_<n>/                  training state, see training/resume.py
 best.json                   metric, value, step and file of the best checkpoint
 environment.json            command, versions and device of every start
@@ -14,11 +16,10 @@ step_<n>_all_preds.<rank>   the same in the original's format
 
 import inspect
 import json
+import os
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,10 +30,14 @@ import yaml
 
 from errors import UserError
 from extension import import_below
-from files import write_atomically
+from files import locked, remove_abandoned, write_atomically
+from training.checkpoints import RECORDS
 from training.config import HEADS, ArchConfig, PretrainConfig
 from training.distributed import Ranks
+from training.metrics import METRICS_FILE
 
+CONFIG_FILE, LOCK = "all_config.yaml", ".lock"
+WRITTEN = (CONFIG_FILE, METRICS_FILE, RECORDS, "environment.json", "best.json")
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 
 
@@ -49,32 +54,55 @@ def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
     folder = Path(config.checkpoint_path)
     if resumed_from is not None and resumed_from.resolve().parent == folder.resolve():
         return
-    if any(folder.glob("step_*")) or (config.resume is not True and (folder / "metrics.jsonl").exists()):
+    if any(folder.glob("step_*")) or (config.resume is not True and (folder / METRICS_FILE).exists()):
         remedy = "it has no training state to go on from" if config.resume is True else "go on with it (resume=true)"
         raise UserError(f"checkpoint_path={folder} already holds a run; {remedy}, choose another, or remove it")
+    theirs = [name for name in (*WRITTEN, *model_sources(config.arch)) if os.path.lexists(folder / name)]
+    if theirs and not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"checkpoint_path={folder} is no run folder, but holds {', '.join(theirs)}, which the run would overwrite; "
+            f"choose another"
+        )
 
 
-def create(config: PretrainConfig, resumed_from: Path | None) -> Path:
-    """Make the folder, or go on in that of the resumed state, and record what will be run."""
+def lock(config: PretrainConfig):
+    """A context in which no other process trains in the run folder. Raises `UserError` if one does."""
+    return locked(Path(config.checkpoint_path) / LOCK, f"trains in {config.checkpoint_path}")
+
+
+def create(config: PretrainConfig, resumed_from: Path | None, keep_bytes: int = 0) -> Path:
+    """Make the folder, or go on in that of the resumed state, and record what will be run.
+
+    Of the metrics of another run, from which this one branches off, the first `keep_bytes` are copied.
+    """
     folder = Path(config.checkpoint_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+        write_atomically(folder / CONFIG_FILE, lambda file: file.write(yaml.safe_dump(config.model_dump()).encode()))
+        remove_abandoned(folder)
         if resumed_from is not None and resumed_from.resolve().parent != folder.resolve():
-            shutil.copy(resumed_from.parent / "metrics.jsonl", folder)
-        for source in model_sources(config.arch):
-            shutil.copy(source, folder)
+            metrics = resumed_from.resolve().parent / METRICS_FILE
+            kept = metrics.read_bytes()[:keep_bytes] if keep_bytes else b""
+            write_atomically(folder / METRICS_FILE, lambda copy: copy.write(kept))
+        for name, source in model_sources(config.arch).items():
+            write_atomically(folder / name, lambda copy, source=source: copy.write(source.read_bytes()))
     except OSError as error:
         raise UserError(f"cannot write to checkpoint_path={folder}: {error.strerror}") from None
     return folder
 
 
-def model_sources(arch: ArchConfig) -> Iterator[str]:
-    """The source files of the architecture, its network and the loss head, and of what they build on below models/."""
+def model_sources(arch: ArchConfig) -> dict[str, Path]:
+    """The source files of the architecture, its network and the loss head, and of what they build on below models/.
+
+    They are given by the names that they get in the run folder; of two of one name, the second has its folder's before.
+    """
     classes = (arch.model_class, arch.model_class.Inner, HEADS[arch.loss.name])
     parts = [part for one in classes for part in one.__mro__ if part.__module__.startswith("models.")]
     named = import_below("models", arch.name.partition("@")[0])  # it may only import the class
-    yield from dict.fromkeys(map(inspect.getfile, [named, *parts]))
+    sources: dict[str, Path] = {}
+    for path in dict.fromkeys(Path(inspect.getfile(part)) for part in (named, *parts)):
+        sources[path.name if path.name not in sources else f"{path.parent.name}_{path.name}"] = path
+    return sources
 
 
 def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None:

@@ -1,9 +1,11 @@
 """Why a run ends before its epochs are used up: a signal or the clock stops it, to go on later; a rule ends it early.
 
-What happens on SIGTERM: `StopRequest` notes it. When the loop next looks at the metrics, or after a batch of an
-evaluation, all ranks ask together and raise `Stopped`; `pretrain.train` catches that, saves the state and ends.
+What happens on SIGTERM: `StopRequest` notes it. After the step (with several ranks, after a few steps), or after a
+batch of an evaluation, all ranks ask together and raise `Stopped`; `pretrain.train` catches that, saves the state and
+ends.
 """
 
+import os
 import signal
 import time
 from types import FrameType
@@ -13,6 +15,7 @@ from training.distributed import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 WINDOW = 100  # steps; in a single one only a few sequences halt
+VOTE_EVERY = 10  # steps in which several ranks ask each other whether to stop, however rarely they look at metrics
 
 
 class Stopped(Exception):
@@ -26,6 +29,8 @@ class StopRequest:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._max_minutes, self._ranks = max_minutes, ranks
         self._signal: str | None = None
+        # A launcher that is killed cannot end its ranks, and nobody would see what they write.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -44,12 +49,21 @@ class StopRequest:
             return self._signal
         if self._deadline is not None and time.monotonic() > self._deadline:
             return f"max_minutes={self._max_minutes:g}"
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return "torchrun is gone"
         return None
+
+    def asked(self) -> bool:
+        """Whether any rank has a reason to stop. All of them must call it together."""
+        return self._ranks.any(self.reason is not None)[0]
+
+    def asked_after(self, step: int) -> bool:
+        """The same between two looks at the metrics: after every step, or every tenth with several ranks."""
+        return (self._ranks.world_size == 1 or step % VOTE_EVERY == 0) and self.asked()
 
     def check(self) -> None:
         """Raise `Stopped` on all ranks if any has a reason. All of them must call it together."""
-        (stopping,) = self._ranks.any(self.reason is not None)
-        if stopping:
+        if self.asked():
             raise self.stopped()
 
     def stopped(self) -> Stopped:
@@ -71,10 +85,21 @@ class EarlyStopping:
         self.ended_pass = False  # early, by a rule: the pass goes on if the rule is lifted
         self._since_best = 0  # evaluations since the best; on rank 0 only
         self._recent: list[list[float]] = []  # (halted, right) sequences of each of the last steps; likewise
+        self._held: list[list[float]] = []  # the same of the steps after these, which count when the next one comes
+        self.holding = False  # set when the run is stopped between two looks
 
     def note_step(self, count: float, exact: float) -> None:
         """Record a step in which `count` sequences halted, `exact` of them right."""
+        if self.holding:  # an uninterrupted run would not know of it at its next look, and must decide the same
+            self._held.append([count, exact])
+            return
+        self.count_held()
         self._recent.append([count, exact])
+        del self._recent[:-WINDOW]
+
+    def count_held(self) -> None:
+        self._recent += self._held
+        self._held = []
         del self._recent[:-WINDOW]
 
     def note_evaluation(self, improved: bool) -> None:
@@ -99,9 +124,15 @@ class EarlyStopping:
 
     def progress(self) -> dict:
         """Plain values for a saved state."""
-        return {"ended_early": self.ended_pass, "since_best": self._since_best, "recent": self._recent}
+        return {
+            "ended_early": self.ended_pass,
+            "since_best": self._since_best,
+            "recent": self._recent,
+            "held": self._held,
+        }
 
     def load_progress(self, saved: dict) -> None:
         # Earlier versions did not save all of them.
         self.ended_pass = saved.get("ended_early", False)
         self._since_best, self._recent = saved.get("since_best", 0), saved.get("recent", [])
+        self._held = saved.get("held", [])
