@@ -56,7 +56,8 @@ class ArcEvalConfig(StrictModel):
     @field_validator("k", mode="before")
     @classmethod
     def _comma_list(cls, value):
-        return value.split(",") if isinstance(value, str) else _listed(value)
+        parts = [part.split(",") if isinstance(part, str) else [part] for part in _listed(value)]  # k=1,2 and k=[1,2]
+        return [part for some in parts for part in some]
 
     @field_validator("predictions", mode="before")
     @classmethod
