@@ -39,6 +39,8 @@ MOST = 2**31 - 1
 
 # Keys of `arch` that earlier versions wrote and that no longer exist. None of them did anything at its default.
 RETIRED_ARCH_KEYS = ("q_target_interval",)
+# Values that no longer exist: a run that trains with one cannot go on. -> what answers the same, or nearest
+RETIRED_ARCH_VALUES = {("q_target", "every_n"): "every_step", ("forward_dtype", "float16"): "auto"}
 
 
 class LossConfig(StrictModel):
@@ -287,9 +289,9 @@ def load_config(path: str) -> PretrainConfig:
 def without_retired(arch: dict[str, Any]) -> dict[str, Any]:
     """Translate `arch` as an earlier version wrote it into today's keys; warn of what is computed differently now."""
     arch = {key: value for key, value in arch.items() if key not in RETIRED_ARCH_KEYS}
-    if arch.get("q_target") == "every_n":
-        arch["q_target"] = "every_step"  # the same rule of halting
-    if arch.get("forward_dtype") == "float16":
-        log.warning("forward_dtype=float16 is no longer supported: using auto")
-        arch["forward_dtype"] = "auto"
+    for (key, value), successor in RETIRED_ARCH_VALUES.items():
+        if arch.get(key) == value:
+            arch[key] = successor
+            if key != "q_target":  # which says how to train only; the rule of halting is the same
+                log.warning("%s=%s is no longer supported: using %s", key, value, successor)
     return arch
