@@ -1,6 +1,6 @@
 """Whether a long run grows: memory, open files and threads of a training run at several of its steps (Linux).
 
-    OMP_NUM_THREADS=1 python -m scripts.measure_growth [steps=3000]
+    OMP_NUM_THREADS=1 python -m scripts.measure_growth steps=3000
 
 A small HRM on 4×4 Sudokus that it makes, with states, evaluations and averaged weights, as rows of a table.
 """
@@ -22,7 +22,7 @@ BATCH, PUZZLES = 32, 64
 
 
 class GrowthConfig(StrictModel):
-    steps: int = Field(default=3000, ge=100, description="training steps")
+    steps: int = Field(ge=100, description="training steps")
 
 
 def command(folder: Path, steps: int) -> list[str]:
