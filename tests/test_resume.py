@@ -318,12 +318,20 @@ def test_what_makes_a_state_meaningless_cannot_change(stopped_once, capsys, mess
     assert line.endswith("restore these, or start a new run with load_checkpoint")
 
 
+@pytest.mark.parametrize(("key", "value"), [("q_target", "every_n"), ("forward_dtype", "float16")])
+def test_a_run_with_a_value_that_no_longer_exists_is_told_what_to_do(stopped, capsys, key, value):
+    edit_manifest(stopped / "state_1", lambda manifest: manifest["fixed"].update({f"arch.{key}": value}))
+    line = refusal(capsys, stopped, **CHANGES)
+    assert f"was trained with arch.{key}={value}, which no longer exists" in line
+    assert line.endswith("start a new run from its weights: load_checkpoint=<its run>/step_<n>")
+
+
 def test_other_data_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
     data = shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
-    description = data / "train/dataset.json"
-    description.write_text(
-        description.read_text().replace('"num_puzzle_identifiers": 1', '"num_puzzle_identifiers": 2')
-    )
+    for split in ("train", "test"):
+        text = (data / split / "dataset.json").read_text()
+        text = text.replace('"num_puzzle_identifiers": 1', '"num_puzzle_identifiers": 2')
+        (data / split / "dataset.json").write_text(text)
     line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
     assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line)
 

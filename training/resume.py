@@ -29,7 +29,7 @@ from errors import UserError, describe_validation_error, first_line, is_out_of_m
 from files import Written, durably, file_digest, put_in_place, read_json, temporary_folder
 from models.adam_atan2 import load_optimizer, portable_state
 from training.checkpoints import load_tensors
-from training.config import RETIRED_ARCH_KEYS, PretrainConfig
+from training.config import RETIRED_ARCH_KEYS, RETIRED_ARCH_VALUES, PretrainConfig
 from training.distributed import Ranks
 from training.metrics import METRICS_FILE
 from training.step import TrainState
@@ -322,6 +322,12 @@ def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: Pretrain
     # A hyper-parameter that is new since then counts as its default; one that no longer exists did nothing.
     then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest.fixed
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
+    for key, value in RETIRED_ARCH_VALUES:
+        if then.get(f"arch.{key}") == value:
+            raise UserError(
+                f"{path} was trained with arch.{key}={value}, which no longer exists: it cannot be gone on with; "
+                f"start a new run from its weights: load_checkpoint=<its run>/step_<n>"
+            )
     differing = [
         f"{key} (was {then.get(key)}, is {fixed.get(key)})"
         for key in sorted((fixed.keys() | then.keys()) - {"content"})
