@@ -115,6 +115,23 @@ def test_a_run_with_a_step_is_not_refused(tmp_path):
         assert next(train_data.train_batches(0), None) is not None
 
 
+def test_what_decides_are_the_draws_of_all_passes(tmp_path):
+    """A group of nine small puzzles and one that fills a batch: most runs of two passes draw it, some late or never."""
+    folder = write_sets(tmp_path / "data", a=[[1] * 9 + [99]])
+    options = dict(dataset_path=str(folder), global_batch_size=16, test_set_mode=False, rank=0, num_replicas=1)
+    seen = set()
+    for seed in range(40):
+        data = PuzzleDataset(PuzzleDatasetConfig(seed=seed, epochs_per_iter=2, **options), "train")
+        batches = [len(list(data.train_batches(number))) for number in range(2)]
+        seen.add(tuple(np.minimum(batches, 1)))
+        if any(batches):
+            open_all(folder, seed=seed)
+        else:
+            with pytest.raises(UserError, match="do not fill one batch"):
+                open_all(folder, seed=seed)
+    assert {(0, 0), (0, 1), (1, 0)} <= seen
+
+
 def edit_split(folder: Path, split: str, **changes) -> None:
     path = folder / split / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -312,6 +312,7 @@ BROKEN = {
     "unsigned": (lambda d: edit(d / "train/all__puzzle_indices.npy", lambda a: descend(a.astype("u4"))), "ascend"),
     "durations": (lambda d: edit(d / "train/all__labels.npy", lambda a: a.astype("m8[s]")), "not integers"),
     "same set twice": (lambda d: edit_json(d, sets=["all", "all"]), "the set 'all' is named twice"),
+    "set in two lines": (lambda d: edit_json(d, sets=["a\nb"]), "cannot be the name of a set"),
     "set elsewhere": (lambda d: edit_json(d, sets=["../test/all"]), "cannot be the name of a set"),
     "huge vocabulary": (lambda d: edit_json(d, vocab_size=10**12), "vocab_size: Input should be less than"),
     "huge embedding": (lambda d: edit_json(d, num_puzzle_identifiers=10**12), "num_puzzle_identifiers: Input should"),
@@ -372,6 +373,9 @@ def test_any_integers_will_do(tmp_path, dtype):
     for path in tmp_path.glob("d/*/*.npy"):
         edit(path, lambda array: array.astype(dtype))
     for split in ("train", "test"):
+        (puzzles,) = dataset(tmp_path / "d", split).sets.values()
+        assert {puzzles.puzzle_indices.dtype, puzzles.group_indices.dtype} == {np.dtype(np.int64)}
+        assert puzzles.puzzle_identifiers.dtype == np.int32
         for (_, a, _), (_, b, _) in zip(
             dataset(PIPELINE / "dataset", split), dataset(tmp_path / "d", split), strict=True
         ):
