@@ -71,10 +71,11 @@ def trained_on(checkpoint: Path) -> str | None:
     return None if record is None else record.data
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, finite: bool = True) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU, without what others put around and before their names.
 
-    Raises `UserError` if the file is missing, is not what was written, or holds anything but finite, dense tensors.
+    Raises `UserError` if the file is missing, is not what was written, or holds anything but dense tensors; unless
+    `finite` is off, also for values that are not finite.
     """
     path = Path(path)
     remedy = "name a step_<n> file"
@@ -87,7 +88,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: {name} is a {kind} tensor, where plain ones are expected; convert it")
         if name in (PUZZLE_TABLE, TOKEN_TABLE, POSITION_TABLE) and tensor.ndim != 2:
             raise UserError(f"{path}: {name} has {tensor.ndim} axes, where a table of 2 is expected; {remedy}")
-        if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
+        if finite and tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} has values that are not finite; use an earlier checkpoint of the run")
     return weights
 
