@@ -23,13 +23,13 @@ from files import check_writable
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.checkpoints import load_model
-from training.command_line import from_cli
 from training.compilation import EVALUATION, compile_blocks
-from training.config import SAVABLE_OUTPUTS, PretrainConfig, StrictModel, load_config
+from training.config import SAVABLE_OUTPUTS, PretrainConfig, load_config
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
 from training.evaluation import check_data, choose_batch_size, evaluate_split, fitting
 from training.metrics import start_logging
+from training.options import StrictModel, from_cli
 from training.predictions import MAX_STEPS, PredictionWriter, writing_predictions
 from training.reasoning import HALTING
 from training.torch_predictions import save_predictions, torch_path, torch_paths

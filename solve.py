@@ -40,11 +40,11 @@ from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
 from puzzles.kind import Kind, Puzzle, all_kinds
 from training.checkpoints import load_model_alone
-from training.command_line import AS_TYPED, from_cli
-from training.config import StrictModel, load_config
+from training.config import load_config
 from training.distributed import DEVICES, select_device
 from training.evaluation import check_data
 from training.metrics import progress_bar
+from training.options import AS_TYPED, StrictModel, from_cli
 from training.predictions import MAX_STEPS
 
 MAX_TEXT = 1 << 14  # characters of a puzzle: 128×128 cells

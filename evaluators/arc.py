@@ -28,9 +28,8 @@ from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
 from files import check_writable, write_atomically
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
-from training.command_line import from_cli
-from training.config import StrictModel
 from training.metrics import progress_bar, start_logging
+from training.options import StrictModel, from_cli
 from training.prediction_rows import PredictionRows
 from training.predictions import read_predictions
 
@@ -57,7 +56,8 @@ class ArcEvalConfig(StrictModel):
     @field_validator("k", mode="before")
     @classmethod
     def _comma_list(cls, value):
-        return value.split(",") if isinstance(value, str) else _listed(value)
+        parts = [part.split(",") if isinstance(part, str) else [part] for part in _listed(value)]  # k=1,2 and k=[1,2]
+        return [part for some in parts for part in some]
 
     @field_validator("predictions", mode="before")
     @classmethod

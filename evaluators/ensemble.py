@@ -27,13 +27,13 @@ from models.act import ACTModel
 from models.losses import IGNORE_LABEL_ID
 from puzzles.kind import PAD, Transform
 from training.checkpoints import load_model
-from training.command_line import from_cli
 from training.compilation import EVALUATION, compile_blocks
-from training.config import PretrainConfig, StrictModel, load_config
+from training.config import PretrainConfig, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
 from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
+from training.options import StrictModel, from_cli
 from training.predictions import MAX_STEPS
 from training.reasoning import reasoning_steps
 

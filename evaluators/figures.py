@@ -45,12 +45,12 @@ from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
 from training.checkpoints import load_model
-from training.command_line import from_cli
-from training.config import PretrainConfig, StrictModel, load_config
+from training.config import PretrainConfig, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
 from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
+from training.options import StrictModel, from_cli
 from training.predictions import MAX_STEPS
 from training.reasoning import Step, reasoning_steps
 

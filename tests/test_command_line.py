@@ -9,8 +9,9 @@ from pydantic import Field
 
 from errors import UserError
 from tests.launch import ROOT
-from training.command_line import compose_run, from_cli, pretrain_help
-from training.config import PretrainConfig, StrictModel, from_hydra, keys_of, load_config
+from training.command_line import compose_run, pretrain_help
+from training.config import PretrainConfig, from_hydra, load_config
+from training.options import StrictModel, from_cli, keys_of
 
 
 class Config(StrictModel):

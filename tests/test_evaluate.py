@@ -19,10 +19,10 @@ from tests import warm
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load
 from tests.tiny_model import in_two_sets, open_test_split
-from training.command_line import from_cli
 from training.config import SAVABLE_OUTPUTS, load_config
 from training.distributed import Ranks
 from training.evaluation import check_data, evaluate_split, fitting
+from training.options import from_cli
 from training.predictions import read_predictions, writing_predictions
 from training.reasoning import Reasoner
 
@@ -143,7 +143,7 @@ def test_mistakes_are_refused_in_one_line(checkpoint, tmp_path):
     this = f"checkpoint={checkpoint}"
     assert "did you mean 'max_examples'" in error_line("evaluate.py", this, "max_example=5", run=warm.run)
     assert "not of the form key=value" in refusal("step_60")
-    assert "step_61 does not exist" in refusal(f"{this[:-2]}61")
+    assert "step_61 is missing; name a step_<n> file" in refusal(f"{this[:-2]}61")
     assert "it has the splits test, train" in refusal(this, "split=val")
     assert "save_outputs" in refusal(this, "save_outputs=[nonsense]")
     nowhere = refusal(f"{this[:-2]}61", "output_dir=/proc/nope")  # seen before the checkpoint is missed

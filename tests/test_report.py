@@ -1,12 +1,15 @@
 """Learning curves: python -m pytest tests/test_report.py"""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from errors import UserError
+from tests.launch import ROOT
 from training.report import read_run, report, smooth
 
 
@@ -157,3 +160,10 @@ def test_where_no_picture_can_go_is_said_before_the_work(folder, monkeypatch, ou
 def test_a_run_that_is_named_twice_is_refused(folder):
     with pytest.raises(UserError, match="named twice"):
         report([folder, folder])
+
+
+def test_help_loads_no_pytorch():
+    """Which takes two seconds."""
+    program = "import sys, training.report; print(*sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -24,8 +24,8 @@ from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
 from tests.scripted import step
 from training.checkpoints import load_model_alone
-from training.command_line import from_cli
 from training.config import load_config
+from training.options import from_cli
 
 CPU = torch.device("cpu")
 

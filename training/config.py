@@ -3,35 +3,31 @@
 Unknown keys are errors at every level. Whether keys fit together is checked here too, before anything is built.
 """
 
-import difflib
 import logging
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializeAsAny,
-    ValidationError,
-    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
 from dataset.format import PuzzleDatasetMetadata
-from errors import UserError, describe_validation_error
+from errors import UserError
 from files import read_yaml
 from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
 from training.memory import CheckedAllocations
+from training.options import UNFIT, StrictModel, validate
 
 log = logging.getLogger(__name__)
 
@@ -45,27 +41,6 @@ MOST = 2**31 - 1
 RETIRED_ARCH_KEYS = ("q_target_interval",)
 
 
-_UNFIT = re.compile("[\0\ud800-\udfff]")  # half of a pair stands for a byte that is not UTF-8
-
-
-class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_plain(cls, value, info: ValidationInfo):
-        annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and "off" in get_args(annotation):
-            return "on" if value else "off"  # YAML takes both words for booleans
-        if isinstance(value, bool) and annotation not in (bool, bool | str):
-            raise ValueError("Input should not be true or false")
-        if isinstance(value, int) and value.bit_length() > 1024:
-            raise ValueError("Input should be a smaller number")  # Python would not even write it
-        if isinstance(value, str) and _UNFIT.search(value):
-            raise ValueError("Input should be UTF-8 text without a NUL character")
-        return value
-
-
 class LossConfig(StrictModel):
     name: Literal[tuple(HEADS)] = Field(description="the loss head; there is one")
     loss_type: Literal[tuple(LOSSES)] = Field(description="loss of a token")
@@ -76,6 +51,10 @@ class ArchConfig(StrictModel):
 
     name: str = Field(description="<module>@<class> below models/")
     loss: LossConfig
+
+    @classmethod
+    def type_for(cls, values: Any) -> type["ArchConfig"]:
+        return type_of_arch(values)
 
     @property
     def model_class(self) -> type[ACTModel]:
@@ -131,7 +110,7 @@ def type_of_arch(values: Any) -> type[ArchConfig]:
 def arch_config(values: dict[str, Any]) -> ArchConfig:
     """The typed `arch` of a config."""
     name = values.get("name")
-    if not isinstance(name, str) or _UNFIT.search(name):  # without it no other key would be known either
+    if not isinstance(name, str) or UNFIT.search(name):  # without it no other key would be known either
         raise ValueError(f"name={name!a}: it must be <module>@<class> below models/")
     return type_of_arch(values).model_validate(values)
 
@@ -230,6 +209,10 @@ class PretrainConfig(StrictModel):
         default=None, min_length=1, description="the run folder; null: checkpoints/<project_name>/<run_name>"
     )
 
+    @classmethod
+    def retired(cls) -> tuple[str, ...]:
+        return tuple(f"arch.{key}" for key in RETIRED_ARCH_KEYS)
+
     @field_validator("arch", mode="before")
     @classmethod
     def _of_its_architecture(cls, value):
@@ -258,39 +241,6 @@ class PretrainConfig(StrictModel):
                 raise UserError(
                     f"{key}={size} is not divisible by the {world_size} ranks; choose a multiple of {world_size}"
                 )
-
-
-def validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    """`model(**values)`, or a `UserError` that names each key and, for an unknown one, the nearest known."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        unknown = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
-        if unknown:
-            known = list(keys_of(model, values))
-            raise UserError("; ".join(_unknown_key(key, known) for key in unknown)) from None
-        raise UserError(describe_validation_error(error, str)) from None
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    if key.removeprefix("arch.") in RETIRED_ARCH_KEYS:
-        return f"{key} no longer exists: leave it out (in the config of an old run it is passed over)"
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"unknown config key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "; see --help")
-
-
-def keys_of(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> pydantic's field, of all levels; `values` say which architecture `arch` is."""
-    keys = {}
-    for name, field in model.model_fields.items():
-        nested = field.annotation
-        if nested is ArchConfig:
-            nested = type_of_arch(values.get("arch"))
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys |= keys_of(nested, values, f"{prefix}{name}.")
-        else:
-            keys[prefix + (field.alias or name)] = field
-    return keys
 
 
 def from_hydra(cfg: DictConfig) -> PretrainConfig:

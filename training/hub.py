@@ -45,8 +45,8 @@ from safetensors.torch import save_file
 from errors import UserError, first_line, one_line_errors
 from files import check_is_file, read_json, read_text, temporary_folder, write_atomically
 from training.checkpoints import read_weights, save_weights, trained_on
-from training.command_line import from_cli
-from training.config import PretrainConfig, StrictModel, load_config
+from training.config import PretrainConfig, load_config
+from training.options import StrictModel, from_cli
 from training.run_folder import model_sources
 
 Weights = dict[str, torch.Tensor]

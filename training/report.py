@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rcParams
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from errors import UserError, one_line_errors
 from files import check_writable, write_atomically
-from training.command_line import from_cli
-from training.config import StrictModel
+from training.options import StrictModel, from_cli
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Panel title -> (training metric, evaluation metric)
 PANELS = {
@@ -122,7 +122,10 @@ def drawable(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(values) < OFF_THE_CHART, values, nan)
 
 
-def draw(runs: dict[str, Run]) -> Figure:
+def draw(runs: dict[str, Run]) -> "Figure":
+    from matplotlib import rcParams  # takes a while, which `--help` need not wait for
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 7), layout="constrained")
     colours = rcParams["axes.prop_cycle"].by_key()["color"]
     for axis, (title, (train, evaluated)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
