@@ -24,7 +24,7 @@ from tests import warm
 from tests.launch import ROOT, error_line
 from tests.runs import PIPELINE, TRAJECTORY, load
 from training import hub
-from training.checkpoints import load_weights
+from training.checkpoints import load_weights, read_weights, save_weights, trained_on
 from training.config import load_config
 
 REPO = "someone/small-run"
@@ -198,6 +198,17 @@ def test_the_environment_travels_without_the_commands(fake, folder, tmp_path):
     assert json.loads(uploaded)[1] == {key: start[key] for key in hub.ENVIRONMENT}
     hub.pull(REPO, tmp_path / "pulled")
     assert (tmp_path / "pulled" / "environment.json").read_text() == uploaded
+
+
+def test_a_pulled_checkpoint_knows_what_it_was_trained_on(fake, folder, tmp_path):
+    save_weights(folder / "step_60", load(folder / "step_60"), data="0123456789abcdef")
+    hub.push(folder, REPO)
+    pulled = hub.pull(REPO, tmp_path / "pulled")
+    assert trained_on(pulled) == "0123456789abcdef"
+    assert_same_bits(read_weights(pulled), load(folder / "step_60"))
+    pulled.write_bytes((folder / "step_9").read_bytes())
+    with pytest.raises(UserError, match="is not what the run wrote"):
+        hub.push(pulled.parent, REPO)
 
 
 def test_a_secret_that_a_config_asks_for_is_not_published(fake, folder, monkeypatch):

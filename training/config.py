@@ -141,14 +141,14 @@ class PretrainConfig(StrictModel):
         default=None, ge=1, le=MOST, description="epochs between evaluations; null: evaluate once, at the end"
     )
 
-    lr: float = Field(ge=0, le=1e6, description="learning rate of the weights, after the warm-up")
+    lr: float = Field(ge=0, le=1e100, description="learning rate of the weights, after the warm-up")
     lr_min_ratio: float = Field(ge=0, le=1, description="the cosine schedule ends at this share of lr")
     lr_warmup_steps: int = Field(ge=0, le=MOST, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, le=1e6, description="decoupled weight decay of the weights")
     beta1: float = Field(ge=0, lt=1, description="decay of AdamATan2's first moment")
     beta2: float = Field(ge=0, lt=1, description="decay of AdamATan2's second moment")
 
-    puzzle_emb_lr: float = Field(ge=0, le=1e6, description="learning rate of the puzzle embeddings")
+    puzzle_emb_lr: float = Field(ge=0, le=1e100, description="learning rate of the puzzle embeddings")
     puzzle_emb_weight_decay: float = Field(
         ge=0, le=1e6, description="decoupled weight decay of the puzzle embeddings in use"
     )

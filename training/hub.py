@@ -5,7 +5,8 @@
 
 A repository holds one checkpoint:
 
-model.safetensors            its tensors, bit for bit; metadata: `checkpoint`, the file's name in the run, and `step`
+model.safetensors            its tensors, bit for bit; metadata: `checkpoint`, the file's name in the run, `step`, and
+                             `data`, the identity of what it was trained on (checkpoints.json)
 README.md                    a model card
 all_config.yaml, metrics.jsonl, the model's source    as in the run folder, see training/run_folder.py
 environment.json             of the run folder, without the commands, in which there may be secrets
@@ -42,8 +43,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from errors import UserError, first_line, one_line_errors
-from files import read_json, read_text, temporary_folder, write_atomically
-from training.checkpoints import read_weights
+from files import check_is_file, read_json, read_text, temporary_folder, write_atomically
+from training.checkpoints import read_weights, save_weights, trained_on
 from training.config import PretrainConfig, load_config
 from training.options import StrictModel, from_cli
 from training.run_folder import model_sources
@@ -77,7 +78,7 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
         raise UserError(f"{run} is not a folder; name a run folder (checkpoint_path of pretrain.py)")
     config = load_config(str(run / "all_config.yaml"))
     path = choose_checkpoint(run, checkpoint)
-    weights = read_weights(path)
+    weights = read_weights(path)  # it is moved, not asked for an answer
     metrics = metrics_at(run, step_of(path.name))
     api = HfApi()
     with hub_errors("push to", repo):
@@ -88,7 +89,7 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
     with tempfile.TemporaryDirectory(prefix="hub-") as temporary:
         folder = Path(temporary)
         try:
-            write_safetensors(weights, folder / "model.safetensors", path.name)
+            write_safetensors(weights, folder / "model.safetensors", path.name, trained_on(path))
             copy_records(run, folder, config)
             (folder / "README.md").write_text(model_card(repo, path.name, config, metrics), encoding="utf-8")
         except (OSError, SafetensorError) as error:
@@ -126,13 +127,16 @@ def pull(repo: str, run: Path, revision: str | None = None, subfolder: str | Non
         if not snapshot.is_dir():
             raise UserError(f"it has no folder {subfolder}")
         config = load_config(str(snapshot / "all_config.yaml"))
-        name, weights = read_snapshot(snapshot)
+        name, weights, data = read_snapshot(snapshot)
     except UserError as error:
         raise UserError(f"{repo} is not a run: {error}") from None
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(run) as folder:
-            write_atomically(folder / name, lambda file: torch.save(weights, file))
+            if data is not None:
+                save_weights(folder / name, weights, data)
+            else:  # of an earlier version or the original, which say nothing to check it by
+                write_atomically(folder / name, lambda file: torch.save(weights, file))
             copy_records(snapshot, folder, config)
             if (snapshot / "README.md").is_file():
                 shutil.copyfile(snapshot / "README.md", folder / "README.md")
@@ -172,21 +176,22 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def write_safetensors(weights: Weights, path: Path, checkpoint: str) -> None:
+def write_safetensors(weights: Weights, path: Path, checkpoint: str, data: str | None) -> None:
     # safetensors takes neither views of a shared storage nor tensors that are not row-major.
     separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
     step = step_of(checkpoint)
-    about = {"checkpoint": checkpoint} if step is None else {"checkpoint": checkpoint, "step": str(step)}
-    save_file(separate, path, metadata={"format": "pt"} | about)
+    about = {"format": "pt", "checkpoint": checkpoint, "step": step, "data": data}
+    save_file(separate, path, metadata={key: str(value) for key, value in about.items() if value is not None})
 
 
-def read_safetensors(path: Path) -> tuple[str, Weights]:
-    """-> (the checkpoint's file name, its tensors)"""
+def read_safetensors(path: Path) -> tuple[str, Weights, str | None]:
+    """-> (the checkpoint's file name, its tensors, the identity of what it was trained on)"""
+    check_is_file(path, "pull again")
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     name = about.get("checkpoint", ORIGINAL_CHECKPOINT)
     # The name becomes a file name here, so the repository may not choose it freely.
@@ -194,16 +199,17 @@ def read_safetensors(path: Path) -> tuple[str, Weights]:
         raise UserError(f"{path} names its checkpoint {name!r}; it must be step_<n> or {ORIGINAL_CHECKPOINT}")
     if not weights:
         raise UserError(f"{path} holds no tensors")
-    return name, weights
+    data = about.get("data", "")
+    return name, weights, data if re.fullmatch("[0-9a-f]{16}", data) else None
 
 
-def read_snapshot(folder: Path) -> tuple[str, Weights]:
-    """-> (the checkpoint's file name, its tensors) of a download in this format or the original's."""
+def read_snapshot(folder: Path) -> tuple[str, Weights, str | None]:
+    """The same of a download in this format or the original's."""
     if (folder / "model.safetensors").exists():
         return read_safetensors(folder / "model.safetensors")
     has_original = (folder / ORIGINAL_CHECKPOINT).is_file()
     path = choose_checkpoint(folder, ORIGINAL_CHECKPOINT if has_original else None)
-    return path.name, read_weights(path)
+    return path.name, read_weights(path), None
 
 
 def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
@@ -217,7 +223,7 @@ def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
 
 
 def source_names(config: PretrainConfig) -> list[str]:
-    return [Path(source).name for source in model_sources(config.arch)]
+    return list(model_sources(config.arch))
 
 
 def strangers(run: Path, config: PretrainConfig) -> list[str]:
