@@ -1,9 +1,11 @@
 """Arrays in `.npy` files: written piece by piece, read without trusting the file, recognised by digests."""
 
+import errno
 import hashlib
 import math
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,25 +58,47 @@ def map_array(path: Path, remedy: str, kinds: str = "iu") -> np.ndarray:
 
     Raises a `UserError`, which ends with `remedy`, for any other file.
 
-    Nothing is allocated by what the file says of itself: a header that claims more than there is, is refused.
+    Nothing is allocated by what the file says of itself: a header that claims more than there is, is refused. A map
+    holds a file descriptor; for a dataset of very many sets this process's limit of them is raised.
     """
     try:
-        with open(path, "rb") as file:
-            shape, dtype, order, start = _read_header(file, kinds)
-            wanted, found = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - start
-            if min(shape, default=1) < 0 or wanted > found:
-                raise ValueError(
-                    f"it is truncated: its header claims {shape} {dtype}, {wanted / 1e9:,.3g} GB, and "
-                    f"{found / 1e9:,.3g} GB follow"
-                )
-            # A view on the same map: every slice of a `memmap` costs microseconds more.
-            return np.memmap(file, dtype, "r", start, shape, order).view(np.ndarray)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {remedy}") from None
+        return _map_array(path, kinds)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or first_line(error)}; {remedy}") from None
+        if error.errno == errno.EMFILE and _raise_limit_of_files():
+            return map_array(path, remedy, kinds)
+        if error.errno == errno.EMFILE:
+            remedy = "raise the limit with `ulimit -n`"
+        missing = isinstance(error, FileNotFoundError)
+        problem = f"{path} is missing" if missing else f"cannot read {path}: {error.strerror or first_line(error)}"
+        raise UserError(f"{problem}; {remedy}") from None
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path}: {first_line(error)}; {remedy}") from None
+
+
+def _map_array(path: Path, kinds: str) -> np.ndarray:
+    """Raises OSError, and ValueError or OverflowError with what is wrong with the file."""
+    with open(path, "rb") as file:
+        shape, dtype, order, start = _read_header(file, kinds)
+        wanted, found = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - start
+        if min(shape, default=1) < 0 or wanted > found:
+            raise ValueError(
+                f"it is truncated: its header claims {shape} {dtype}, {wanted / 1e9:,.3g} GB, and {found / 1e9:,.3g} "
+                f"GB follow"
+            )
+        # A view on the same map: every slice of a `memmap` costs microseconds more.
+        return np.memmap(file, dtype, "r", start, shape, order).view(np.ndarray)
+
+
+def _raise_limit_of_files() -> bool:
+    """Let this process open as many files as it may; -> whether it may open more now."""
+    with suppress(ImportError, ValueError, OSError):  # Windows has other limits
+        import resource
+
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if now != most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            return True
+    return False
 
 
 def _read_header(file: BinaryIO, kinds: str) -> tuple[tuple[int, ...], np.dtype, str, int]:

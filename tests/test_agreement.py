@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import agreement, step
 from benchmarks.sizes import SIZES, build_head, config_of, random_batches
+from errors import UserError
 from tests.recording import record
 from training import step as training_step
 from training.cuda_graph import WARM_UP, Graph, StepGraph
@@ -51,7 +52,7 @@ def test_the_checked_steps_of_a_graph_are_replays(monkeypatch):
     assert len(way.losses) >= WARM_UP + 2
     assert step.check_same_losses(name, way, baseline, torch.float32) <= 1e-5
     record_steps(monkeypatch, refuse)
-    with pytest.raises(RuntimeError, match="could not be recorded"):
+    with pytest.raises(UserError, match="cannot be recorded as a CUDA graph"):
         step.prepare(name, config, size, batches, ONE, CPU)
     record_steps(monkeypatch, forget)
     with pytest.raises(AssertionError, match="differ"):

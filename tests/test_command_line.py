@@ -229,6 +229,17 @@ def test_your_own_configs_come_from_folders_of_any_name(tmp_path):
     assert "mine" in shown and "lr=0.125" in shown and "seed=5" in shown
 
 
+def test_the_keys_are_those_of_the_architecture_that_is_named(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/titled.py").write_text(
+        "from models.hrm.hrm_act_v1 import *\n"
+        "class Config(HRMConfig):\n    title: str\n"
+        "class Titled(HierarchicalReasoningModel_ACTV1):\n    Config = Config\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_config("arch.title=[a]", "arch.name=titled@Titled").arch.title == "[a]"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

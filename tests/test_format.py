@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from dataset.arrays import map_array
 from dataset.format import (
     SplitWriter,
     atomic_build,
@@ -240,6 +241,20 @@ def test_a_change_between_the_samples_is_seen_where_the_whole_was_recorded(tmp_p
     other = content_digest(write_dataset(tmp_path / "other", rows, rows, vocab_size=6) / "train")
     assert not same_content(one, other)
     assert same_content(one[:16], other)
+
+
+def test_more_arrays_than_a_process_may_open_at_first(tmp_path):
+    """A map holds a descriptor, and 1,000 sets have 2,000 that stay open."""
+    rows = np.ones((3, 4), np.uint8)
+    path = write_dataset(tmp_path / "data", rows, rows, vocab_size=6) / "train/all__inputs.npy"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/dev/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, limits[1]))
+        arrays = [map_array(path, "build") for _ in range(50)]
+        assert all((array == 1).all() for array in arrays)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("field", ["inputs", "labels"])

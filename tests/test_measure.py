@@ -5,7 +5,17 @@ import re
 
 import pytest
 
-from scripts import measure_predictions, measure_voting
+from scripts import measure_dataset, measure_predictions, measure_voting
+from scripts.measure_dataset import (
+    first_batch,
+    first_test_batch,
+    identity,
+    measured,
+    names,
+    open_train,
+    whole,
+    write,
+)
 from tests.launch import error_line, run
 
 
@@ -27,6 +37,15 @@ def test_predictions_are_saved_and_read():
     assert re.search(r"\| save \| [\d.]+ \| \d+ \|\n\| read \| [\d.]+ \| \d+ \|", out)
 
 
+def test_the_steps_of_a_huge_dataset_at_a_small_size(tmp_path, capsys):
+    write(tmp_path, puzzles=20_000, sets=4, identifiers=100)
+    for number, step in enumerate((open_train, first_batch, first_test_batch, identity, names, whole)):
+        measured(step, number, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [f"| {number}" for number in range(6)]
+    assert all(re.fullmatch(r"\| \d \| [^|]+ \| \d+\.\d\d \| \d+ \|", line) for line in lines)
+
+
 @pytest.mark.parametrize(
     ("main", "option", "value"),
     [
@@ -34,6 +53,8 @@ def test_predictions_are_saved_and_read():
         (measure_predictions.main, "--seq-len", "-1"),
         (measure_voting.main, "--num-aug", "-1"),
         (measure_voting.main, "--wrong", "1.5"),
+        (measure_dataset.main, "--sets", "0"),
+        (measure_dataset.main, "--puzzles", "-1"),
     ],
 )
 def test_a_number_that_cannot_be_is_one_line(main, option, value, monkeypatch, capsys):

@@ -320,10 +320,10 @@ def test_what_makes_a_state_meaningless_cannot_change(stopped_once, capsys, mess
 
 def test_other_data_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
     data = shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
-    description = data / "train/dataset.json"
-    description.write_text(
-        description.read_text().replace('"num_puzzle_identifiers": 1', '"num_puzzle_identifiers": 2')
-    )
+    for split in ("train", "test"):
+        text = (data / split / "dataset.json").read_text()
+        text = text.replace('"num_puzzle_identifiers": 1', '"num_puzzle_identifiers": 2')
+        (data / split / "dataset.json").write_text(text)
     line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
     assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line)
 

@@ -74,7 +74,7 @@ def trained_on(checkpoint: Path) -> str | None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU, without what others put around and before their names.
 
-    Raises `UserError` if the file is missing, is not what was written, or holds anything but finite, dense tensors.
+    Raises `UserError` if the file is missing, is not what was written, or holds anything but dense tensors.
     """
     path = Path(path)
     remedy = "name a step_<n> file"
@@ -87,8 +87,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: {name} is a {kind} tensor, where plain ones are expected; convert it")
         if name in (PUZZLE_TABLE, TOKEN_TABLE, POSITION_TABLE) and tensor.ndim != 2:
             raise UserError(f"{path}: {name} has {tensor.ndim} axes, where a table of 2 is expected; {remedy}")
-        if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} has values that are not finite; use an earlier checkpoint of the run")
     return weights
 
 
@@ -237,3 +235,5 @@ def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str 
                 f"{path}: {key} is {tuple(theirs.shape)}, the dataset and config need {tuple(value.shape)}; "
                 f"set arch to the checkpoint's all_config.yaml and use its dataset"
             )
+        if theirs.dtype in FLOATS and not torch.isfinite(theirs).all():
+            raise UserError(f"{path}: {key} has values that are not finite; use an earlier checkpoint of the run")
