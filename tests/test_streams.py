@@ -3,17 +3,20 @@
 import errno
 import io
 import json
+import logging
 import os
 import sys
 
 import pytest
 
+import errors
 import evaluate
 import solve
 from evaluators import arc, ensemble, figures
 from tests.arc_predictions import build_dataset, predict, save_torch
 from tests.flattering import flattering_run
 from training import report
+from training.metrics import start_logging
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,18 @@ def test_a_reader_that_has_gone_away_ends_a_command_quietly(commands, monkeypatc
         assert call(monkeypatch, main, arguments, stdout) == 141
     err = capfd.readouterr().err
     assert "rror" not in err
+
+
+def test_nor_do_its_log_lines_leave_tracebacks(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        start_logging(is_main=True)
+        logging.getLogger("x").info("a line")
+        errors._forget_stdout()
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
