@@ -85,6 +85,11 @@ def test_training_needs_more_than_the_model(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_more_epochs_than_can_be_shuffled(tmp_path, capsys):
+    line = refusal(capsys, tmp_path / "run", epochs=2**31 - 1, eval_interval=2**31 - 1)
+    assert "the order of 2147483647 epochs between evaluations: 687.2 GB" in line and "lower eval_interval" in line
+
+
 def test_this_machine_says_what_it_has():
     there = memory.available_memory(torch.device("cpu"))
     assert there is not None and 10**8 < there < 10**15

@@ -11,6 +11,7 @@ from errors import UserError
 from puzzle_dataset import Batch, PuzzleDataset, PuzzleDatasetConfig, widen
 from training.config import PretrainConfig
 from training.distributed import Ranks
+from training.memory import check_available
 from training.step import total_steps
 
 T = TypeVar("T")
@@ -24,6 +25,9 @@ def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, 
     """
     epochs_per_pass = config.eval_interval or config.epochs
     train_data = open_split(config, "train", ranks, epochs_per_iter=epochs_per_pass)
+    # Every epoch of a pass is a permutation of the groups, int32, and their concatenation.
+    order, host = 8 * epochs_per_pass * train_data.metadata.total_groups, torch.device("cpu")
+    check_available(order, f"the order of {epochs_per_pass} epochs between evaluations", host, "lower eval_interval")
     steps, passes = total_steps(config, train_data.metadata), config.epochs // epochs_per_pass
     if steps < passes or not any(train_data.gives_a_batch(number) for number in range(passes)):
         raise UserError(

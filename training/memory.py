@@ -51,13 +51,13 @@ def _of_the_container() -> int | None:
     return None
 
 
-def check_available(size: float, what: str, device: torch.device) -> None:
-    """Raise `UserError` if the device does not have this many bytes for `what`."""
+def check_available(size: float, what: str, device: torch.device, remedy: str = REMEDY) -> None:
+    """Raise `UserError`, ended by `remedy`, if the device does not have this many bytes for `what`."""
     if size < WORTH_ASKING:
         return
     there = available_memory(device)
     if there is not None and size > there:
-        raise UserError(f"{what}: {size / 1e9:,.1f} GB, but {device} has {there / 1e9:,.1f} GB to give; {REMEDY}")
+        raise UserError(f"{what}: {size / 1e9:,.1f} GB, but {device} has {there / 1e9:,.1f} GB to give; {remedy}")
 
 
 class CheckedAllocations(TorchFunctionMode):
