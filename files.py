@@ -368,7 +368,8 @@ def read_yaml(path: Path, remedy: str, limit: int = 1 << 20) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; {remedy}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # Of `!!int ""` and its like, PyYAML raises whatever its own code stumbles over.
         if isinstance(error, UserError):
             raise
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""

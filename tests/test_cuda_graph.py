@@ -89,7 +89,7 @@ def test_a_recorded_step_is_the_plain_step(monkeypatch, overrides):
     theirs = everything(plain)
     for name, tensor in everything(recorded).items():
         assert torch.equal(tensor, theirs[name]), name
-    assert overrides == ONE_STEP or len({line["steps"] for line in expected}) > 3
+    assert overrides == ONE_STEP or len({line["steps"] for line in expected}) >= 3
 
 
 def test_steps_that_depend_on_something_else_have_a_graph_of_their_own(monkeypatch):

@@ -192,6 +192,8 @@ NOT_YAML = {
         r"is not YAML \(found character '\\t' that cannot start any token, line 2\); build it again$",
     ),
     "code": (b"!!python/object/apply:os.system [ls]", r"is not YAML \(could not determine a constructor .*\)"),
+    "an empty number": (b'a: !!int ""', r"is not YAML"),
+    "no truth": (b"a: !!bool x", r"is not YAML"),
     "a date that is none": (b"2026-13-45", r"is not YAML \(month must be in 1..12"),
 }
 

@@ -1,5 +1,6 @@
 """Learning curves: python -m pytest tests/test_report.py"""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -169,3 +170,18 @@ def test_help_loads_no_pytorch():
     program = "import sys, training.report; print(*sorted({'torch', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_lines_that_changed_since_a_state_was_saved_are_named(folder, capsys):
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_bytes()
+    for name, size in (("state_300", 20_000), ("state_400.aside", 10), ("state_350", 15_000)):
+        (folder / name).mkdir()
+        digest = hashlib.sha256(lines[:size] if name != "state_400.aside" else b"another run's").hexdigest()
+        saved = {"metrics_bytes": size, "metrics_sha256": digest, "progress": {"step": int(name[6:9])}}
+        (folder / name / "manifest.json").write_text(json.dumps(saved))
+    report([folder])
+    assert capsys.readouterr().err == ""
+    metrics.write_bytes(lines.replace(b'"step": 50', b'"step": 51'))
+    report([folder])
+    assert capsys.readouterr().err.startswith(f"warning: {metrics} is not what the run had written at step 300: lines")
