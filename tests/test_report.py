@@ -87,7 +87,7 @@ NO_METRICS = {
     "nested": (STEP + b"[" * 100_000 + b"\n", "line 2: it is nested too deeply"),
     "Latin-1": ('{"step": 1, "é": 1}'.encode("latin-1"), "line 1: 'utf-8' codec can't decode"),
     "UTF-16": ('{"step": 1}'.encode("utf-16"), "line 1: 'utf-8' codec can't decode"),
-    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "damaged in line 1"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
 }
 
 

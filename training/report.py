@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from errors import UserError, one_line_errors
-from files import check_writable, read_json, write_atomically
+from files import check_is_file, check_writable, read_json, write_atomically
 from training.options import StrictModel, from_cli
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def read_run(folder: Path) -> Run:
 
 def metrics_file(folder: Path) -> Path:
     path = folder / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; name a run folder (checkpoint_path of pretrain.py)")
+    check_is_file(path, "name a run folder (checkpoint_path of pretrain.py)")
     return path
 
 
