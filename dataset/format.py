@@ -86,6 +86,13 @@ class PuzzleDatasetMetadata(BaseModel):
                 raise ValueError(f"{name!r:.100} cannot be the name of a set")
         return self
 
+    def write(self, folder: Path) -> "PuzzleDatasetMetadata":
+        """Write dataset.json, with its own digest if there are digests; -> what it says."""
+        own = {} if self.digests is None else {"digests": self.digests | {_DESCRIPTION: self.own_digests()}}
+        written = self.model_copy(update=own)
+        (folder / "dataset.json").write_text(written.as_json(), encoding="utf-8")
+        return written
+
     def own_digests(self) -> tuple[str, str]:
         """Those of what the file says, but for `digests`."""
         text = self.model_copy(update={"digests": None}).as_json()
@@ -225,9 +232,7 @@ class SplitWriter:
             **({} if kind is None else kind.describe()),
             digests=digests,
         )
-        metadata.digests[_DESCRIPTION] = metadata.own_digests()
-        (self.folder / "dataset.json").write_text(metadata.as_json(), encoding="utf-8")
-        return metadata
+        return metadata.write(self.folder)
 
 
 def _close(stream: NpyStream) -> tuple[str, str]:

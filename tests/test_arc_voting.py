@@ -181,7 +181,7 @@ def test_what_was_not_predicted_is_unsolved(dataset, tmp_path, command):
     assert json.loads(out)["task"]["1"] == 0.75
     (warning,) = (line for line in err.splitlines() if "warning" in line)
     assert "1 of the 6 test inputs have no prediction and count as unsolved (e1d2900e)" in warning
-    submission = json.loads((tmp_path / "out").read_text())
+    submission = json.loads((tmp_path / "out.json").read_text())
     assert submission["e1d2900e"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
     only = raw_tasks()["2c0b0aff"]["test"][0]["output"]
     assert submission["2c0b0aff"] == [{"attempt_1": only, "attempt_2": only}]

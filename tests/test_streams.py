@@ -93,7 +93,7 @@ def test_nor_do_its_log_lines_leave_tracebacks(monkeypatch, capfd):
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
         start_logging(is_main=True)
         logging.getLogger("x").info("a line")
-        errors._forget_stdout()
+        errors._forget(stdout)
     assert not capfd.readouterr().err
 
 
@@ -111,7 +111,7 @@ WRITERS = {
     "evaluate torch": ["output_dir={out}", "save_format=torch"],
     "solve": ["gif={out}.gif"],
     "figures": ["out={out}"],
-    "arc": ["submission={out}"],
+    "arc": ["submission={out}.json"],
     "report": ["out={out}.png"],
 }
 
