@@ -4,6 +4,7 @@ Reads `all_config.yaml` beside the checkpoint and prints a table: the metrics, o
 of steps, and the puzzles per second over all ranks, timed after one warm-up step. Checkpoints of the original load too.
 """
 
+import training.launcher
 import training.threads  # noqa: F401, before torch loads
 
 # isort: split

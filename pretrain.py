@@ -4,6 +4,7 @@ Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.p
 every experiment, its cost and its expected result; `--help` lists every key.
 """
 
+import training.launcher
 import training.threads  # noqa: F401, before torch loads
 
 # isort: split

@@ -1,7 +1,11 @@
 """Ending a run before its epochs are used up: python -m pytest tests/test_stopping.py"""
 
+import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import pytest
 import pretrain as pretrain_module
 from dataset.format import SplitWriter, write_identifiers
 from tests.interrupted import signal_in_evaluation
+from tests.launch import ROOT
 from tests.runs import lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.distributed import Ranks
@@ -161,14 +166,24 @@ def test_a_stop_between_two_looks_does_not_change_where_a_run_ends(tmp_path, eas
 
 
 def test_a_launcher_that_is_gone_is_a_reason_to_stop(handlers, monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    alone = StopRequest(None, ONE)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    launched = StopRequest(None, ONE)
-    assert not alone.asked() and not launched.asked()
-    monkeypatch.setattr("os.getppid", lambda: 1)
-    assert not alone.asked()
-    assert launched.asked() and launched.reason == "torchrun is gone"
+    stop = StopRequest(None, ONE)
+    monkeypatch.setattr("os.getppid", lambda: 7)
+    for launched_by, gone in ((None, False), (7, False), (8, True)):
+        monkeypatch.setattr("training.launcher._LAUNCHER", launched_by)
+        assert stop.asked() == gone
+    assert stop.reason == "torchrun is gone"
+
+
+def test_a_rank_that_waits_for_others_ends_when_its_launcher_is_gone():
+    """A child of a shell that ends at once, as a rank of a torchrun that is killed while the ranks find each other."""
+    waits = "from training import launcher\nimport os, time\nprint(os.getpid(), flush=True)\n"
+    waits += "with launcher.watched(): time.sleep(60)"
+    shell = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(waits)} & sleep 2"],
+        cwd=ROOT, env=os.environ | {"TORCHELASTIC_RUN_ID": "7"}, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    # `run` has returned because the child, which holds stdout, has ended too: long before its 60 seconds.
+    assert int(shell.stdout)
 
 
 def test_several_ranks_vote_at_the_same_steps(handlers, monkeypatch):

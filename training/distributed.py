@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import UserError
+from training import launcher
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -54,7 +55,8 @@ class Ranks:
         if self.world_size > 1:
             # With two backends, the tensor's device decides; PyTorch gives objects and barriers to the CPU's. So a vote
             # does not wait for the kernels that the GPU still has to run.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            with launcher.watched():
+                dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
     def close(self) -> None:
         """Disconnect at the end of a run without an error; after an error, torchrun ends the other ranks."""

@@ -5,11 +5,11 @@ batch of an evaluation, all ranks ask together and raise `Stopped`; `pretrain.tr
 ends.
 """
 
-import os
 import signal
 import time
 from types import FrameType
 
+from training import launcher
 from training.config import EarlyStop
 from training.distributed import Ranks
 
@@ -29,8 +29,6 @@ class StopRequest:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._max_minutes, self._ranks = max_minutes, ranks
         self._signal: str | None = None
-        # A launcher that is killed cannot end its ranks, and nobody would see what they write.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -49,7 +47,7 @@ class StopRequest:
             return self._signal
         if self._deadline is not None and time.monotonic() > self._deadline:
             return f"max_minutes={self._max_minutes:g}"
-        if self._launcher is not None and os.getppid() != self._launcher:
+        if launcher.is_gone():  # nobody would see what the rank writes, or end it
             return "torchrun is gone"
         return None
 
