@@ -94,6 +94,29 @@ def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + rotated * sin).to(x.dtype)
 
 
+class ReasoningModule(nn.Module):
+    """A level: its state plus what is injected into it, through a stack of blocks."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, state: Tensor, injection: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
+    ) -> Tensor:
+        """-> the new state (B, P + S, D); with `first_only` its position 0 alone, (B, 1, D)."""
+        return run_blocks(self.layers, state + injection, cos_sin, first_only)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
+) -> Tensor:
+    """x (B, P + S, D) through a stack of blocks; with `first_only` only position 0 comes out, (B, 1, D)."""
+    for block in blocks[:-1]:
+        x = block(x, cos_sin)
+    return blocks[-1](x, cos_sin, first_only)
+
+
 class Block(nn.Module):
     """A post-norm Transformer block."""
 

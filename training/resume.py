@@ -31,6 +31,7 @@ from models.adam_atan2 import load_optimizer, portable_state
 from training.checkpoints import load_tensors
 from training.config import RETIRED_ARCH_KEYS, RETIRED_ARCH_VALUES, PretrainConfig
 from training.distributed import Ranks
+from training.generators import generator_states, set_generator_states
 from training.metrics import METRICS_FILE
 from training.step import TrainState
 from training.stopping import WINDOW
@@ -197,12 +198,7 @@ def shared_state(state: TrainState) -> dict[str, dict | list]:
 
 def rank_state(state: TrainState) -> dict:
     """A rank's own part, as tensors in plain containers."""
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        generators["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        generators["mps"] = torch.mps.get_rng_state()
-    return {"carry": None if state.carry is None else asdict(state.carry), "generators": generators}
+    return {"carry": None if state.carry is None else asdict(state.carry), "generators": generator_states()}
 
 
 def saved_states(run: Path) -> list[Path]:
@@ -381,9 +377,4 @@ def _load_state(
         data = {name: field.to(device) for name, field in saved["carry"]["current_data"].items()}
         state.carry = state.head.initial_carry(data)
         state.carry.load(saved["carry"])
-    generators = saved["generators"]
-    torch.set_rng_state(generators["cpu"])
-    if "cuda" in generators and device.type == "cuda":
-        torch.cuda.set_rng_state(generators["cuda"])
-    if "mps" in generators and device.type == "mps":
-        torch.mps.set_rng_state(generators["mps"])
+    set_generator_states(saved["generators"], device)
