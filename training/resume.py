@@ -42,7 +42,9 @@ MANIFEST = "manifest.json"
 STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes its place
 
 # If one of these changes, the position in the data or the weights mean nothing any more.
-FIXED_KEYS = ("arch", "data", "content", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze")
+FIXED_KEYS = (
+    "arch", "data", "content", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze", "optimizer",
+)  # fmt: skip
 
 
 def fixed_values(config: PretrainConfig) -> dict:
@@ -316,7 +318,8 @@ def set_aside(states: list[Path]) -> None:
 def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: PretrainConfig) -> None:
     """Raise `UserError` unless the run may go on with this config, whose `fixed_values` are given."""
     # A hyper-parameter that is new since then counts as its default; one that no longer exists did nothing.
-    then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest.fixed
+    defaults = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()}
+    then = {"optimizer": PretrainConfig.model_fields["optimizer"].default} | defaults | manifest.fixed
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
     for key, value in RETIRED_ARCH_VALUES:
         if then.get(f"arch.{key}") == value:
