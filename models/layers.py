@@ -8,7 +8,7 @@ front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_a
 import importlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -38,6 +38,16 @@ def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
         # Drawn in fp32: a bfloat16 uniform has only 256 steps below 1, which show in the tails after erfinv.
         drawn = nn.init.trunc_normal_(tensor.float(), std=uncut, a=-_CUT * uncut, b=_CUT * uncut)
         return tensor.copy_(drawn)
+
+
+def trunc_normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A draw from the distribution of `trunc_normal_init_` with std 1, for use during a step.
+
+    By the inverse of the distribution function: PyTorch's own rejects samples until none is left, which waits for the
+    device and takes a number of draws that nobody knows before.
+    """
+    inside = torch.rand(shape, device=device).mul_(2).sub_(1).mul_(math.erf(_CUT / math.sqrt(2)))  # in fp32, see above
+    return inside.erfinv_().mul_(math.sqrt(2) / _STD_AFTER_CUT).to(dtype)
 
 
 # q, k, v: (B, S, heads, head_dim) -> (B, S, heads, head_dim)

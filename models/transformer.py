@@ -27,7 +27,7 @@ class State:
 
 
 class RecurrentTransformerInner(TokenNetwork):
-    """One state, updated once in a reasoning step; halting is HRM's, with Q(continue). Names are those of TRM's code."""
+    """One state, updated once in a reasoning step; halting is HRM's. Weights are named as in TRM's code."""
 
     def __init__(self, config: TransformerConfig, data: DataShape):
         super().__init__(config, data)

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.act import ACTModel, DataShape
-from models.layers import ReasoningModule, SwiGLU, rms_norm, trunc_normal_init_
+from models.layers import ReasoningModule, SwiGLU, rms_norm, trunc_normal, trunc_normal_init_
 from models.token_network import TokenConfig, TokenNetwork
 
 
@@ -70,21 +70,18 @@ class TinyRecursiveModelInner(TokenNetwork):
         self.draws = config.state_init == "random" or config.noise > 0
         self.L_level = ReasoningModule([self.block() for _ in range(config.L_layers)])
         for name in ("H_init", "L_init"):
-            self.register_buffer(name, self._draw(config.hidden_size))
+            start = torch.empty(config.hidden_size, dtype=self.forward_dtype)
+            self.register_buffer(name, trunc_normal_init_(start, std=1))
 
     def block(self) -> nn.Module:
         if not self.config.mlp_t:
             return super().block()
         return MixerBlock(self.positions, self.config.hidden_size, self.config.expansion, self.config.rms_norm_eps)
 
-    def _draw(self, *shape: int, device: torch.device | None = None) -> Tensor:
-        """A start: truncated normal, standard deviation 1."""
-        return trunc_normal_init_(torch.empty(shape, dtype=self.forward_dtype, device=device), std=1)
-
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, self.positions, self.config.hidden_size)
         if self.config.state_init == "random":
-            return State(*(self._draw(*shape, device=self.H_init.device) for _ in range(2)))
+            return State(*(trunc_normal(shape, self.forward_dtype, self.H_init.device) for _ in range(2)))
         return State(self.H_init.expand(shape), self.L_init.expand(shape))
 
     def think(
