@@ -3,11 +3,8 @@
 The runs are those of config/experiment, on the 4×4 Sudokus of the reference run.
 """
 
-import io
 import json
 import re
-from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -18,39 +15,21 @@ import solve
 from evaluators import ensemble, figures
 from tests import warm
 from tests.in_memory import FAMILY, composed
-from tests.runs import PIPELINE, assert_lines_close, lines_with, load, pretrain_here, read_metrics
+from tests.runs import assert_lines_close, family_overrides, here, lines_with, load, pretrain_here, read_metrics
 
-STEPS = 20  # of 8 sequences: 4 visits of the 40 groups
-SETTINGS = {
-    "data_path": PIPELINE / "dataset", "epochs": 4, "eval_interval": 2, "lr": 3e-3, "lr_warmup_steps": 5,
-    "weight_decay": 0.1, "device": "cpu", "seed": 3, "checkpoint_every_eval": "true", "ema_decay": 0.9,
-    "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true",
-}  # fmt: skip
+STEPS = 20  # of 8 sequences: 4 visits of the 40 groups, see `family_overrides`
 STATES = {"urm_sudoku": {"hidden"}, "transformer_sudoku": {"z_H"}, "direct_sudoku": {"z_H"}}  # the others have two
-
-
-def arguments(experiment: str, folder: Path, **changes) -> list[str]:
-    settings = SETTINGS | {"checkpoint_path": folder} | changes
-    return [f"+experiment={experiment}", *FAMILY[experiment], *(f"{key}={value}" for key, value in settings.items())]
 
 
 def most_steps(experiment: str) -> int:
     return composed(*FAMILY[experiment], experiment=experiment).arch.halt_max_steps
 
 
-def here(main: Callable[[], None], *words: object) -> str:
-    """Run a command in this process; -> what it prints."""
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr("sys.argv", ["command", *map(str, words)])
-        main()
-    return printed.getvalue()
-
-
 @pytest.fixture(scope="module", params=FAMILY)
 def run(request, tmp_path_factory) -> tuple[str, Path]:
     """The name of an experiment, and the folder of its run."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    pretrain_here(arguments(request.param, folder))
+    pretrain_here(family_overrides(request.param, folder))
     return request.param, folder
 
 
@@ -64,8 +43,8 @@ def test_it_learns(run):
 def test_it_goes_on_byte_for_byte_after_stops(run, tmp_path):
     experiment, folder = run
     for _ in range(2):
-        pretrain_here(arguments(experiment, tmp_path / "run", max_minutes=1e-5))
-    pretrain_here(arguments(experiment, tmp_path / "run"))
+        pretrain_here(family_overrides(experiment, tmp_path / "run", max_minutes=1e-5))
+    pretrain_here(family_overrides(experiment, tmp_path / "run"))
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
     for name in ("step_20", "step_20_ema"):
         mine, theirs = load(tmp_path / "run" / name), load(folder / name)
@@ -114,7 +93,7 @@ def test_two_ranks_are_one_process(tmp_path, experiment):
     """Without exploration: ranks draw from generators of their own."""
     exact = {"arch.halt_exploration_prob": 0, "epochs": 2}
     for name, ranks in (("one", None), ("two", 2)):
-        warm.run("pretrain.py", *arguments(experiment, tmp_path / name, **exact), ranks=ranks)
+        warm.run("pretrain.py", *family_overrides(experiment, tmp_path / name, **exact), ranks=ranks)
     assert_lines_close(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), rtol=1e-3)
 
 
@@ -123,7 +102,7 @@ def test_two_ranks_are_one_process(tmp_path, experiment):
 def test_it_is_compiled(tmp_path, experiment):
     folders = {mode: tmp_path / mode for mode in ("on", "off")}
     for mode, folder in folders.items():
-        words = arguments(experiment, folder, compile=mode, epochs=1, eval_interval=1)
+        words = family_overrides(experiment, folder, compile=mode, epochs=1, eval_interval=1)
         warm.run("pretrain.py", *words, DISABLE_COMPILE="0", TORCHINDUCTOR_VEC_ISA_OK="1")
     on, off = (lines_with(read_metrics(folder), "train/") for folder in folders.values())
     assert_lines_close(on, off, rtol=1e-4)

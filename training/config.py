@@ -29,6 +29,7 @@ from training.distributed import DEVICES
 from training.memory import CheckedAllocations
 from training.optimizers import OPTIMIZERS
 from training.options import UNFIT, StrictModel, validate
+from training.trm_config import in_our_keys, is_of_trms_repository
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ def hydra_error(error: Exception) -> UserError:
 
 
 def load_config(path: str) -> PretrainConfig:
-    """Read an `all_config.yaml`, the original's and those of earlier versions included.
+    """Read an `all_config.yaml`, the original's, TRM's and those of earlier versions included.
 
     It is data, perhaps somebody else's: a `${…}` in it is text like any other.
     """
@@ -284,6 +285,8 @@ def load_config(path: str) -> PretrainConfig:
         values = read_yaml(place, remedy)
         if not isinstance(values, dict):
             raise UserError("it is not a mapping")
+        if is_of_trms_repository(values):
+            values = in_our_keys(values)
         if isinstance(values.get("arch"), dict):
             values["arch"] = without_retired(values["arch"])
         return validate(PretrainConfig, values)
