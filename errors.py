@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -25,9 +25,11 @@ def one_line_errors() -> Iterator[None]:
     traceback. Ctrl-C ends with exit code 130, SIGTERM with 143 after cleaning up, a reader of stdout that has gone
     away (`| head`) with 141 and without a word. Characters that the terminal cannot show are replaced.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # not a text file, or closed
-            stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us (`>&-`); not closed at the end, like the others
+            setattr(sys, name, open(os.devnull, "w"))
+        with suppress(AttributeError, ValueError):  # not a text file, or closed since
+            getattr(sys, name).reconfigure(errors="replace")
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -40,11 +42,11 @@ def one_line_errors() -> Iterator[None]:
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(sys.stdout)
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno == errno.ENOSPC or error.errno == errno.EIO:
-            _forget_stdout()  # if that was it, the interpreter's last flush would fail once more
+            _forget(sys.stdout)  # if that was it
         file = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or first_line(error)}{file}")
     except KeyboardInterrupt:
@@ -57,13 +59,18 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # names come from anybody's files
+    try:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # a full disk may hold stderr as well
+        _forget(sys.stderr)
     raise SystemExit(2) from None
 
 
-def _forget_stdout() -> None:
+def _forget(stream: TextIO) -> None:
+    """Let what cannot be written go nowhere: the interpreter flushes it once more at the end."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -296,6 +296,25 @@ def check_writable(folder: Path, what: str, remedy: str, create: bool = False) -
         raise UserError(f"cannot write {what}: {error.strerror} ({folder}); {remedy}") from None
 
 
+def check_output(path: Path, option: str, suffix: str, start: bytes) -> None:
+    """Raise `UserError`, before the work, for a file that cannot be written or is somebody's.
+
+    `option` is how the user named it. A file that is there is replaced only if it is of the same kind: its name ends
+    in `suffix` and it begins with `start`.
+    """
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{option}={path} must end in {suffix}; name a new file")
+    check_writable(path.parent, f"{option}={path}", "name a file in a folder that exists")
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise UserError(f"{option}={path} is there and is no file; name a new one")
+    with open(path, "rb") as file:
+        found = file.read(len(start))
+    if found not in (b"", start):
+        raise UserError(f"{option}={path} is there and holds something else; name a new file")
+
+
 def check_is_file(path: Path, remedy: str) -> None:
     """Raise `UserError` for what is no readable file: missing, a folder or a device, or a pointer of Git LFS.
 
@@ -368,7 +387,8 @@ def read_yaml(path: Path, remedy: str, limit: int = 1 << 20) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; {remedy}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # Of `!!int ""` and its like, PyYAML raises whatever its own code stumbles over.
         if isinstance(error, UserError):
             raise
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""

@@ -11,7 +11,7 @@ import training.threads  # noqa: F401, before torch loads
 import logging
 import math
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -74,7 +74,8 @@ class Run:
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """Do the whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
-    with run_folder.lock(config) if ranks.is_main else nullcontext():
+    with ExitStack() as held:
+        ranks.from_main(lambda: held.enter_context(run_folder.lock(config)))
         run = start(config, ranks, device, train_data)
         train_and_evaluate(run, train_data, eval_data, test_data)
 
@@ -120,12 +121,11 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     """A fresh run, or the one that `resume` names, restored to where it was."""
     stop = StopRequest(config.max_minutes, ranks)
     fixed = resume.fixed_values(config)
-    found = ranks.broadcast_object(resume.find_state(config) if ranks.is_main else None)
+    found = ranks.from_main(lambda: resume.find_state(config))
     saved, keep_bytes = (None, 0) if found is None else (found.path, found.manifest.metrics_bytes)
     if found is not None:
         resume.check_same_run(saved, found.manifest, fixed, config)
-    if ranks.is_main:
-        run_folder.check_free(config, saved)
+    ranks.from_main(lambda: run_folder.check_free(config, saved))
     torch.manual_seed(config.seed + ranks.rank)
     state = create_state(config, train_data.metadata, ranks, device)
     if found is not None:
@@ -135,7 +135,12 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     if ranks.is_main:  # only now: a mistake leaves nothing behind
         folder = run_folder.create(config, saved, keep_bytes)
         run_folder.record_environment(folder, ranks, device)
-        resume.set_aside([] if found is None else found.passed_over)
+        if found is not None and saved.parent.resolve() == folder.resolve():
+            resume.set_aside(found.passed_over)
+            if config.resume is not True:  # after a kill the same checkpoints come again
+                resume.set_aside(resume.later_checkpoints(folder, state.step))
+            if state.best is not None:  # the file may be that of states that are now aside
+                run_folder.write_best(folder, state.best)
     num_params = sum(p.numel() for p in state.head.parameters())
     metrics_log = MetricsLog(ranks, folder, config, num_params, keep_bytes=keep_bytes, wandb_id=state.wandb_id)
     state.wandb_id = metrics_log.wandb_id
@@ -248,6 +253,10 @@ def save_state(run: Run) -> None:
 def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
     """Evaluate what the pass has made, end the pass, and save if that is asked for."""
     state = run.state
+    # A run that is killed between its first checkpoint and its first state would have to begin again, over the first.
+    (first,) = run.ranks.any(run.ranks.is_main and not resume.saved_states(run.folder))
+    if first:
+        save_state(run)
     metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
     run.metrics_log.write(state.step, metrics)
     if run.ranks.is_main:
@@ -283,8 +292,8 @@ def save_checkpoints(run: Run, improved: bool) -> None:
     state = run.state
     if state.ema is not None:
         with state.averaged():
-            save_weights(run.folder / run.evaluated_name, state.head.state_dict(), run.fixed["content"])
-    save_weights(run.folder / f"step_{state.step}", state.head.state_dict(), run.fixed["content"])
+            save_weights(run.folder / run.evaluated_name, state.head.state_dict(), run.fixed["content.train"])
+    save_weights(run.folder / f"step_{state.step}", state.head.state_dict(), run.fixed["content.train"])
     if improved:
         run_folder.write_best(run.folder, state.best)
 

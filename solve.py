@@ -35,7 +35,7 @@ from pydantic import Field, model_validator
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
 from evaluators.solution import Answer, as_json, dataset_at_hand, judge, read_typed, think
-from files import check_writable, read_text, write_atomically
+from files import check_output, read_text, write_atomically
 from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
 from puzzles.kind import Kind, Puzzle, all_kinds
@@ -138,12 +138,10 @@ def typed(config: SolveConfig) -> tuple[str, str]:
 
 def writable_file(name: str) -> Path:
     """The path of this name. Raises `UserError` before the work, not after it, if it cannot be written."""
-    path = Path(name)
     if not name:
         raise UserError("gif= is empty; name a file")
-    if path.is_dir():
-        raise UserError(f"cannot write --gif {path}: it is a folder; name a file")
-    check_writable(path.parent, f"--gif {path}", "name a file in another folder")
+    path = Path(name)
+    check_output(path, "gif", ".gif", start=b"GIF8")
     return path
 
 

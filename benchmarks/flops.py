@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.report import in_turns
-from errors import one_line_errors
+from errors import UserError, one_line_errors
 from models.losses import ACTLossHead
 
 META = torch.device("meta")
@@ -117,7 +117,10 @@ class FusedAttention(TorchFunctionMode):
 
     @staticmethod
     def attend(query: Tensor, key: Tensor, value: Tensor, *_, **__) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        try:
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        except NotImplementedError:  # before PyTorch 2.5 there are no shapes without values for this kernel
+            raise UserError(f"counting operations needs PyTorch 2.5 or later, this is {torch.__version__}") from None
 
 
 def roofline(kernels: list[Kernel], head: nn.Module, device: Device) -> float:

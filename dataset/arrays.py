@@ -77,6 +77,8 @@ def map_array(path: Path, remedy: str, kinds: str = "iu") -> np.ndarray:
 
 def _map_array(path: Path, kinds: str) -> np.ndarray:
     """Raises OSError, and ValueError or OverflowError with what is wrong with the file."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe would wait for its other end
+        raise ValueError("it is not a file")
     with open(path, "rb") as file:
         shape, dtype, order, start = _read_header(file, kinds)
         wanted, found = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - start

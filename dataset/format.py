@@ -86,6 +86,11 @@ class PuzzleDatasetMetadata(BaseModel):
                 raise ValueError(f"{name!r:.100} cannot be the name of a set")
         return self
 
+    def own_digests(self) -> tuple[str, str]:
+        """Those of what the file says, but for `digests`."""
+        text = self.model_copy(update={"digests": None}).as_json()
+        return (hashlib.sha256(text.encode()).hexdigest(),) * 2
+
     def as_json(self, *, original_keys: bool = False) -> str:
         """The text of the file; with `original_keys` as it was before anything else was recorded."""
         left_out = _KIND_KEYS if original_keys or self.kind is None else set()
@@ -93,7 +98,7 @@ class PuzzleDatasetMetadata(BaseModel):
 
 
 _KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
-_IDENTIFIERS = "../identifiers.json"  # as `digests` calls it
+_IDENTIFIERS, _DESCRIPTION = "../identifiers.json", "dataset.json"  # as `digests` calls them
 
 
 @contextmanager
@@ -220,6 +225,7 @@ class SplitWriter:
             **({} if kind is None else kind.describe()),
             digests=digests,
         )
+        metadata.digests[_DESCRIPTION] = metadata.own_digests()
         (self.folder / "dataset.json").write_text(metadata.as_json(), encoding="utf-8")
         return metadata
 
@@ -270,10 +276,14 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
         found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
         raise UserError(f"{path} is missing; {found}")
     try:
-        return PuzzleDatasetMetadata.model_validate(read_json(path, REBUILD))
+        metadata = PuzzleDatasetMetadata.model_validate(read_json(path, REBUILD))
     except ValidationError as error:
         reason = describe_validation_error(error, str)
         raise UserError(f"{path} is not a valid dataset description ({reason:.300}); {REBUILD}") from None
+    own = metadata.own_digests()
+    if (metadata.digests or {}).get(_DESCRIPTION, own) != own:
+        raise UserError(f"{path} does not say what it did when it was built (its digest differs); {REBUILD}")
+    return metadata
 
 
 def description_digest(split_folder: Path) -> str:

@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 from dataset.format import PuzzleSet, load_metadata, load_set, read_identifiers
 from errors import UserError, one_line_errors
 from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
-from files import check_writable, write_atomically
+from files import check_output, write_atomically
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.metrics import progress_bar, start_logging
 from training.options import StrictModel, from_cli
@@ -75,6 +75,8 @@ def vote(dataset: str | Path, predictions: Sequence[str | Path], other_data: boo
     Raises `UserError` if the two do not belong together; `other_data` accepts a dataset whose content has changed
     since. Warns on stderr of test inputs without predictions.
     """
+    if len({Path(prefix).resolve() for prefix in predictions}) < len(predictions):
+        raise UserError("the same predictions are named twice, and would have two votes; name each once")
     identifiers = read_identifiers(Path(dataset))
     test_sets = load_test_sets(Path(dataset))
     pairs = dataset_pairs(test_sets, identifiers)
@@ -171,9 +173,7 @@ def main() -> None:
         config = from_cli(ArcEvalConfig, sys.argv[1:], __doc__)
         submission = Path(config.submission) if config.submission else None
         if submission:
-            if submission.is_dir():
-                raise UserError(f"submission={submission} is a folder; name a file")
-            check_writable(submission.parent, f"submission={submission}", "name a file in a folder that exists")
+            check_output(submission, "submission", ".json", start=b'{"')
         start_logging(is_main=True, as_json=config.as_json)
         tasks = vote(config.dataset, config.predictions, config.other_data)
         result = scores(tasks, config.k)

@@ -179,6 +179,8 @@ def score(choices: Choices, labels: np.ndarray) -> dict[str, int]:
 def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     """Vote on a split and count the right answers; -> the report, as json=true prints it."""
     checkpoints = [Path(path) for path in config.checkpoint]
+    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
+        raise UserError("a checkpoint is named twice, and would have two votes; name each once")
     runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
     for path, run in zip(checkpoints, runs, strict=True):
         check_data(path, run, config.data_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import build_arc_dataset, build_maze_dataset, build_sudoku_dataset
-from dataset.format import SplitWriter, write_identifiers
+from dataset.format import PuzzleDatasetMetadata, SplitWriter, write_identifiers
 from tests.arc_oracle import write_folder
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -59,6 +59,16 @@ def build_maze(folder: Path) -> Path:
     return config.output_dir
 
 
+def describe_anew(split: Path, **changes) -> None:
+    """Change what a split's dataset.json says, as a builder would have written it."""
+    path = split / "dataset.json"
+    said = json.loads(path.read_text()) | changes
+    said["digests"].pop("dataset.json", None)
+    metadata = PuzzleDatasetMetadata(**said)
+    metadata.digests["dataset.json"] = metadata.own_digests()
+    path.write_text(metadata.as_json())
+
+
 def write_dataset(
     folder: Path, inputs, labels, *, vocab_size: int, names: list[str] | None = None, description: dict | None = None
 ) -> Path:
@@ -71,8 +81,7 @@ def write_dataset(
     writer.append(inputs, labels, puzzle_identifiers=ids, puzzle_sizes=ones, group_sizes=ones)
     writer.finish(vocab_size=vocab_size, num_puzzle_identifiers=1 + len(names))
     if description is not None:
-        path = folder / "train" / "dataset.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | description))
+        describe_anew(folder / "train", **description)
     return folder
 
 

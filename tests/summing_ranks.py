@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from errors import UserError
 from tests.runs import TRAJECTORY
 from tests.tiny_model import SEQ_LEN, VOCAB
 from training.config import arch_config
@@ -58,6 +59,19 @@ def vote(ranks):
     return {"votes": votes, "object": ranks.broadcast_object({"rank": me})}
 
 
+def refuse(ranks) -> list:
+    """What a refusal by rank 0 is on this rank, and that the ranks agree again afterwards."""
+
+    def no():
+        raise UserError("no")
+
+    try:
+        ranks.from_main(no)
+    except (UserError, SystemExit) as end:
+        return [repr(end), ranks.from_main(lambda: ranks.rank)]
+    raise AssertionError("not refused")
+
+
 def work_as_a_rank(folder: Path):
     """As on a machine with GPUs, but that NCCL is PyTorch's stand-in, which sends nothing: gradients are on the CPU."""
     import torch.testing._internal.distributed.fake_pg  # makes "fake" a backend
@@ -72,7 +86,10 @@ def work_as_a_rank(folder: Path):
     torch.cuda.set_device = lambda device: None
     ranks = Ranks.from_environment()
     ranks.connect(torch.device("cuda", ranks.local_rank))
-    torch.save({"sums": sums(ranks), "vote": vote(ranks), "backends": backends}, folder / f"{ranks.rank}.pt")
+    torch.save(
+        {"sums": sums(ranks), "vote": vote(ranks), "refusal": refuse(ranks), "backends": backends},
+        folder / f"{ranks.rank}.pt",
+    )
     ranks.close()
 
 

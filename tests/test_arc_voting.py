@@ -174,7 +174,9 @@ def test_what_was_not_predicted_is_unsolved(dataset, tmp_path, command):
     names = read_identifiers(dataset)
     kept = np.array(["_t" in names[i] and "e1d2900e" not in names[i] for i in rows["puzzle_identifiers"]])
     prefix = save_torch(tmp_path / "step_1", {key: values[kept] for key, values in rows.items()})
-    out, err = command(f"dataset={dataset}", f"predictions={prefix}", f"submission={tmp_path / 'out'}", "json=true")
+    out, err = command(
+        f"dataset={dataset}", f"predictions={prefix}", f"submission={tmp_path / 'out.json'}", "json=true"
+    )
     assert json.loads(out)["num_tasks"] == 4
     assert json.loads(out)["task"]["1"] == 0.75
     (warning,) = (line for line in err.splitlines() if "warning" in line)

@@ -149,6 +149,8 @@ class Executed:
         return pytest.fail, ("the pickle was executed",)
 
 
+HOLDS_ITSELF = {}
+HOLDS_ITSELF["model"] = HOLDS_ITSELF
 TABLE_2 = "model.inner.embed_tokens.embedding_weight"
 NO_CHECKPOINTS = {
     "a list": ([1, 2], "names -> tensors, but holds a list"),
@@ -156,6 +158,9 @@ NO_CHECKPOINTS = {
     "a config": ({"lr": 1e-4, "seed": 0}, "names -> tensors, but holds lr, seed"),
     "numbers as names": ({1: torch.ones(2)}, "names -> tensors, but holds 1"),
     "both": (with_prefix("module.") | with_prefix("module._orig_mod."), "holds some tensors twice"),
+    "in itself": (HOLDS_ITSELF, "names -> tensors, but holds model"),
+    "nested": ({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, "w is a nested tensor"),
+    "without values": ({"w": torch.ones(2, device="meta")}, r"w is a valueless \(meta\) tensor"),
     "sparse": ({"w": torch.eye(3).to_sparse()}, "w is a sparse_coo tensor, where plain ones are expected"),
     "no table": ({TABLE_2: torch.ones(3)}, "has 1 axes, where a table of 2 is expected"),
     "code": (Executed(), "is not a readable checkpoint: damaged, or it holds more than tensors"),
@@ -176,6 +181,7 @@ OTHER_TENSORS = {
     "integers": (lambda w: w.to(torch.int64), r"holds torch\.int64, where torch\.float32 is expected"),
     "not a number": (lambda w: w.index_fill(1, torch.tensor(3), torch.nan), "has values that are not finite"),
     "infinite": (lambda w: w.half().index_fill(1, torch.tensor(3), torch.inf), "has values that are not finite"),
+    "too large": (lambda w: w.double().fill_(1e300), "has values that are not finite"),
     "another shape": (lambda w: w[:, :-1], r"is \(\d+, \d+\), the dataset and config need"),
 }
 

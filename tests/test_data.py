@@ -15,6 +15,7 @@ from dataset.format import SplitWriter
 from errors import UserError
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, widen
 from tests.runs import PIPELINE, refusal
+from tests.sample_datasets import describe_anew
 from training.data import BATCHES_AHEAD, open_datasets, read_ahead, train_batches_on
 from training.distributed import Ranks
 
@@ -78,11 +79,11 @@ def write_sets(folder: Path, **sets: list[list[int]]) -> Path:
             rows = np.ones((sum(group), 16), np.uint8)
             ids = np.zeros(len(group), int)
             writer.append(rows, rows, puzzle_identifiers=ids, puzzle_sizes=group, group_sizes=[len(group)])
-        written = writer.finish(vocab_size=6, num_puzzle_identifiers=1)
+        writer.finish(vocab_size=6, num_puzzle_identifiers=1)
         shutil.copytree(writer.folder, train, dirs_exist_ok=True)
         shutil.rmtree(writer.folder)
     totals = {"total_groups": len(groups), "mean_puzzle_examples": sum(sizes) / max(1, len(sizes)), "sets": [*sets]}
-    (train / "dataset.json").write_text(written.model_copy(update=totals).as_json())
+    describe_anew(train, **totals)
     return folder
 
 

@@ -40,6 +40,10 @@ def test_votes_and_objects_go_by_way_of_the_cpu(found):
         assert rank["backends"] == ["cpu:gloo,cuda:nccl"]
 
 
+def test_what_rank_0_refuses_ends_every_rank_and_is_said_once(found):
+    assert [rank["refusal"] for rank in found] == [["UserError('no')", 0], ["SystemExit(2)", 0]]
+
+
 def test_one_process_and_frozen_weights_need_no_sum():
     head = build_head(BATCH)
     assert Ranks(0, 1, 0).sum_gradients_of(head) is head

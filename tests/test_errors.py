@@ -70,6 +70,29 @@ def test_what_a_terminal_cannot_show_is_replaced(encoding):
     assert done.stdout.count("?") >= 3
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_before_costs_nothing(closed):
+    started = f"import sys; sys.{closed} = None"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{started}\nfrom errors import *\nwith one_line_errors(): raise UserError('no')"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("" if closed == "stderr" else "error: no\n")
+
+
+def test_what_could_change_a_terminal_is_not_printed(capsys):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise UserError("name \x1b[31m\a is red")
+    assert capsys.readouterr().err == "error: name ?[31m? is red\n"
+
+
+def test_a_full_stderr_keeps_the_exit_code():
+    with open("/dev/full", "w") as full:
+        code = "from errors import *\nwith one_line_errors(): raise UserError('no')"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=full).returncode == 2
+
+
 def test_sigterm_cleans_up():
     done = command("\n  try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n  finally: os.write(2, b'clean')")
     assert (done.returncode, done.stderr) == (143, "clean")

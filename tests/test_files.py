@@ -12,6 +12,7 @@ import pytest
 
 from errors import UserError
 from files import (
+    check_output,
     check_writable,
     durably,
     file_digest,
@@ -192,6 +193,8 @@ NOT_YAML = {
         r"is not YAML \(found character '\\t' that cannot start any token, line 2\); build it again$",
     ),
     "code": (b"!!python/object/apply:os.system [ls]", r"is not YAML \(could not determine a constructor .*\)"),
+    "an empty number": (b'a: !!int ""', r"is not YAML"),
+    "no truth": (b"a: !!bool x", r"is not YAML"),
     "a date that is none": (b"2026-13-45", r"is not YAML \(month must be in 1..12"),
 }
 
@@ -231,3 +234,32 @@ def test_text_with_a_byte_order_mark_and_yaml_with_aliases_are_read(tmp_path):
     assert read_yaml(tmp_path / "file", "") == {"a": [1, 2], "b": [1, 2], "c": 3}
     (tmp_path / "file").write_text("")
     assert read_yaml(tmp_path / "file", "") is None
+
+
+OUTPUTS = {
+    "no suffix": ("step_60", b"weights", "must end in .json; name a new file"),
+    "another kind": ("all_config.yaml", b"seed: 7", "must end in .json; name a new file"),
+    "something else": ("identifiers.json", b'["<blank>"]', "is there and holds something else; name a new file"),
+    "a pipe": ("pipe.json", None, "is there and is no file; name a new one"),
+    "another folder": ("nowhere/out.json", b"", "cannot write submission=.*; name a file in a folder that exists"),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_does_not_replace_something_else(tmp_path, name):
+    place, content, message = OUTPUTS[name]
+    path = tmp_path / place
+    if content is None:
+        os.mkfifo(path)
+    elif path.parent == tmp_path:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        check_output(path, "submission", ".json", start=b'{"')
+    assert content is None or not path.exists() or path.read_bytes() == content
+
+
+def test_an_output_replaces_an_earlier_one(tmp_path):
+    check_output(tmp_path / "new.json", "submission", ".json", start=b'{"')
+    for content in (b'{"007bbfb7": []}', b""):
+        (tmp_path / "old.JSON").write_bytes(content)
+        check_output(tmp_path / "old.JSON", "submission", ".json", start=b'{"')

@@ -185,10 +185,12 @@ def test_the_builder_records_the_digests_of_every_array_and_of_the_names(tmp_pat
     folder = write_dataset(tmp_path / "data", rows, rows[::-1], vocab_size=6) / "train"
     digests = json.loads((folder / "dataset.json").read_text())["digests"]
     arrays = {path.name: np.load(path) for path in folder.glob("*.npy")}
-    assert len(arrays) == 5 and {*digests} == {*arrays, "../identifiers.json"}
+    assert len(arrays) == 5 and {*digests} == {*arrays, "../identifiers.json", "dataset.json"}
     for name, array in arrays.items():
         assert digests[name] == [hashlib.sha256(array.tobytes()).hexdigest(), oracle_of_the_sample(folder / name)], name
     assert digests["../identifiers.json"][0] == hashlib.sha256(b'["<blank>"]').hexdigest()
+    own = hashlib.sha256((folder / "dataset.json").read_bytes().split(b',"digests":')[0] + b"}").hexdigest()
+    assert digests["dataset.json"] == [own, own]
     assert description_digest(folder) == hashlib.sha256(original_keys_of(folder)).hexdigest()[:16]
 
 
@@ -280,3 +282,15 @@ def test_of_a_large_array_evenly_spaced_parts_are_checked(tmp_path, monkeypatch)
         except UserError:
             seen.append(block)
     assert seen == [0, 3]
+
+
+@pytest.mark.parametrize("key", ["pad_id", "ignore_label_id", "vocab_size", "total_groups", "kind"])
+def test_a_description_that_changed_since_it_was_built_is_refused(tmp_path, key):
+    rows = np.random.default_rng(0).integers(1, 6, (20, 16), dtype=np.uint8)
+    folder = write_dataset(tmp_path / "data", rows, rows, vocab_size=6) / "train"
+    load_metadata(folder)
+    described = json.loads((folder / "dataset.json").read_text())
+    described[key] = "sudoku" if key == "kind" else described[key] + 1
+    (folder / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"dataset\.json does not say what it did when it was built"):
+        load_metadata(folder)

@@ -1,10 +1,12 @@
 """Runs on the Hugging Face Hub, the transport replaced by folders: python -m pytest tests/test_hub.py"""
 
 import functools
+import hashlib
 import http.server
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import stat
@@ -161,7 +163,9 @@ def test_what_is_uploaded(fake, folder):
     for name in records:
         assert (place / name).read_bytes() == (folder / name).read_bytes()
     with safe_open(place / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "checkpoint": "step_60", "step": "60"}
+        about = file.metadata()
+    assert re.fullmatch("[0-9a-f]{64}", about.pop("sha256"))
+    assert about == {"format": "pt", "checkpoint": "step_60", "step": "60"}
     assert fake.uploads == 1
 
 
@@ -200,11 +204,33 @@ def test_the_environment_travels_without_the_commands(fake, folder, tmp_path):
     assert (tmp_path / "pulled" / "environment.json").read_text() == uploaded
 
 
-def test_a_pulled_checkpoint_knows_what_it_was_trained_on(fake, folder, tmp_path):
-    save_weights(folder / "step_60", load(folder / "step_60"), data="0123456789abcdef")
+def test_tensors_that_changed_on_the_way_are_refused(fake, folder, tmp_path):
+    hub.push(folder, REPO)
+    place = fake.root / REPO / "model.safetensors"
+    content = bytearray(place.read_bytes())
+    content[-100] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(UserError, match="does not hold the tensors that were pushed: it is damaged; pull again"):
+        hub.pull(REPO, tmp_path / "pulled")
+
+
+def test_metrics_that_changed_are_not_published(fake, folder):
+    lines = (folder / "metrics.jsonl").read_bytes()
+    saved = {"metrics_bytes": len(lines), "metrics_sha256": hashlib.sha256(lines).hexdigest(), "progress": {"step": 60}}
+    (folder / "state_60/manifest.json").write_text(json.dumps(saved))
+    hub.push(folder, REPO)
+    (folder / "metrics.jsonl").write_bytes(lines.replace(b"0.75", b"8.75"))
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not what the run had written at step 60"):
+        hub.push(folder, "another")
+    assert not (fake.root / "someone/another").exists()
+
+
+@pytest.mark.parametrize("data", ["0123456789abcdef", "0123456789abcdef" * 2])
+def test_a_pulled_checkpoint_knows_what_it_was_trained_on(fake, folder, tmp_path, data):
+    save_weights(folder / "step_60", load(folder / "step_60"), data=data)
     hub.push(folder, REPO)
     pulled = hub.pull(REPO, tmp_path / "pulled")
-    assert trained_on(pulled) == "0123456789abcdef"
+    assert trained_on(pulled) == data
     assert_same_bits(read_weights(pulled), load(folder / "step_60"))
     pulled.write_bytes((folder / "step_9").read_bytes())
     with pytest.raises(UserError, match="is not what the run wrote"):

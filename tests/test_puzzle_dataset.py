@@ -11,6 +11,7 @@ import torch
 from dataset.format import PuzzleSet, SplitWriter, write_identifiers
 from errors import UserError
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, sample_batches
+from tests.sample_datasets import describe_anew
 
 PIPELINE = Path(__file__).parent / "reference" / "pipeline"
 
@@ -145,9 +146,7 @@ def test_evaluation_reads_everything_once_and_pads(many_examples, ranks):
 
 def test_padding_is_what_the_description_says(many_examples):
     path, sizes = many_examples
-    description = path / "test/dataset.json"
-    stated = {"pad_id": 3, "blank_identifier_id": 5, "ignore_label_id": None}
-    description.write_text(json.dumps(json.loads(description.read_text()) | stated))
+    describe_anew(path / "test", pad_id=3, blank_identifier_id=5, ignore_label_id=None)
     *_, (_, batch, _) = dataset(path, "test", global_batch_size=48)
     padding = {field: rows[sizes.sum() % 48 :] for field, rows in batch.items()}
     assert {field: rows.unique().tolist() for field, rows in padding.items()} == {
@@ -163,10 +162,9 @@ def test_every_set_of_every_pass_has_a_random_stream_of_its_own(tmp_path):
         writer = SplitWriter(folder, "train", seq_len=1, set_name=name)
         rows, ones = np.arange(1, 51)[:, None], np.ones(50, int)
         writer.append(rows, rows, puzzle_identifiers=0 * ones, puzzle_sizes=ones, group_sizes=ones)
-        metadata = writer.finish(vocab_size=64, num_puzzle_identifiers=1)
+        writer.finish(vocab_size=64, num_puzzle_identifiers=1)
     shutil.copytree(tmp_path / "a/train", tmp_path / "b/train", dirs_exist_ok=True)
-    both = metadata.model_copy(update={"sets": ["a", "b"], "total_groups": 100})
-    (tmp_path / "b/train/dataset.json").write_text(both.as_json())
+    describe_anew(tmp_path / "b/train", sets=["a", "b"], total_groups=100)
     found = dataset(tmp_path / "b", epochs_per_iter=1)
     for number in (13, 15):  # the seed is 12: sets a and b of the first pass, then of the second
         expected = [

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import pretrain as pretrain_module
 from errors import UserError
 from files import locked, put_in_place
 from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.runs import PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
 from training.config import RETIRED_ARCH_KEYS, load_config
-from training.resume import Schedule, check_metrics, find_state, read_state, saved_states
+from training.resume import Schedule, check_metrics, find_state, read_state, saved_states, set_aside
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,8 @@ def as_an_earlier_version_left_it(manifest: dict) -> None:
         del manifest[key]
     for key in ("evaluated", "held", "recent", "since_best", "ended_early"):
         del manifest["progress"][key]
-    del manifest["fixed"]["content"]
+    for key in [key for key in manifest["fixed"] if key.startswith("content.")]:
+        del manifest["fixed"][key]
     manifest["files"] = [*manifest["files"]]
 
 
@@ -156,7 +158,7 @@ def test_a_state_of_an_earlier_version_goes_on(stopped):
     assert read_metrics(stopped)[-1]["step"] == 2
     saved = json.loads((stopped / "state_2/manifest.json").read_text())
     assert not retired.keys() & saved["fixed"].keys()
-    assert re.fullmatch("[0-9a-f]{16,32}", saved["fixed"]["content"])
+    assert re.fullmatch("[0-9a-f]{16,32}", saved["fixed"]["content.train"])
 
 
 def found(run: Path, **changes):
@@ -285,6 +287,65 @@ def test_states_that_a_run_does_not_go_on_from_are_not_its_newest(two_states, un
         read_state(two_states / "state_60.aside")
 
 
+def test_a_run_that_is_named_in_another_way_is_the_same_run(two_states, monkeypatch):
+    flip_a_bit(two_states / "state_60/model.pt", 5000)
+    (two_states.parent / "link").symlink_to(two_states)
+    monkeypatch.chdir(two_states.parent)
+    for name in ("link", "run", "./run/../link", str(two_states)):
+        state = found(two_states, resume=name)
+        assert (state.path.name, [path.name for path in state.passed_over]) == ("state_56", ["state_60"])
+
+
+def test_checkpoints_of_a_future_that_was_left_are_set_aside(tmp_path, uninterrupted):
+    """Else the Hub would get the newest of them, whose learning rates were others."""
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    pretrain(run, **CHANGES | {"resume": run / "state_56", "max_minutes": 1e-5})
+    assert sorted(path.name for path in run.glob("step_*")) == ["step_20", "step_40", "step_60.aside"]
+    assert sorted(path.name for path in run.glob("state_*")) == ["state_56", "state_57", "state_60.aside"]
+
+
+def test_states_on_another_disk_are_the_runs_own(two_states, uninterrupted):
+    elsewhere = two_states.parent / "scratch"
+    (two_states / "state_60").rename(elsewhere)
+    (two_states / "state_60").symlink_to(elsewhere)
+    assert found(two_states).path == two_states / "state_60"
+    assert found(two_states).manifest.metrics_bytes == (uninterrupted / "metrics.jsonl").stat().st_size
+
+
+def test_a_run_killed_between_its_first_checkpoint_and_its_first_state_goes_on(tmp_path, monkeypatch):
+    changes = {key: value for key, value in CHANGES.items() if key != "checkpoint_interval"} | {"epochs": 8}
+    whole = pretrain(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "save_checkpoints", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            pretrain(tmp_path / "run", **changes)
+    (tmp_path / "run/step_20").write_bytes(b"half a checkpoint's life")
+    assert pretrain(tmp_path / "run", **changes) == whole
+    for name in ("step_20", "step_40", "best.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_state_that_was_set_aside_before_is_kept(tmp_path):
+    for name in ("state_60.aside", "state_60"):
+        (tmp_path / name).mkdir()
+    set_aside([tmp_path / "state_60"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state_60.aside", "state_60.aside1"]
+
+
+def test_what_lies_beside_the_states_is_mended_or_refused_before_a_step_is_made(two_states, capsys, caplog):
+    """best.json is made anew from the state; a list of starts that cannot be read does not cost the run."""
+    best = (two_states / "best.json").read_bytes()
+    (two_states / "best.json").write_text("{")
+    (two_states / "environment.json").write_text("null")
+    pretrain(two_states, **CHANGES)
+    assert (two_states / "best.json").read_bytes() == best
+    assert len(json.loads((two_states / "environment.json").read_text())) == 1
+    assert (two_states / "environment.json.damaged").read_text() == "null"
+    assert "environment.json is no list; a new one is begun" in caplog.text
+    (two_states / "checkpoints.json").write_text("{")
+    assert "checkpoints.json is not JSON" in refusal(capsys, two_states, **CHANGES)
+
+
 def test_no_two_processes_train_in_one_folder(stopped, capsys):
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     with locked(stopped / ".lock", "trains there"):
@@ -318,6 +379,16 @@ def test_what_makes_a_state_meaningless_cannot_change(stopped_once, capsys, mess
     assert line.endswith("restore these, or start a new run with load_checkpoint")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_that_was_rebuilt_cannot_be_gone_on_with(tmp_path, stopped_once, capsys, split):
+    """The same number of puzzles of the same size: only their content tells."""
+    data = shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
+    labels = np.load(data / split / "all__labels.npy")
+    np.save(data / split / "all__labels.npy", labels[::-1])
+    line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
+    assert f"another dataset ({data}/{split} holds other puzzles than it did: it was rebuilt or changed)" in line
+
+
 @pytest.mark.parametrize(("key", "value"), [("q_target", "every_n"), ("forward_dtype", "float16")])
 def test_a_run_with_a_value_that_no_longer_exists_is_told_what_to_do(stopped, capsys, key, value):
     edit_manifest(stopped / "state_1", lambda manifest: manifest["fixed"].update({f"arch.{key}": value}))
@@ -334,15 +405,6 @@ def test_other_data_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
         (data / split / "dataset.json").write_text(text)
     line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
     assert re.search(r"another data \(was [0-9a-f]{16}, is [0-9a-f]{16}\)", line)
-
-
-def test_data_that_were_rebuilt_cannot_be_gone_on_with(tmp_path, stopped_once, capsys):
-    """The same number of puzzles of the same size: only their content tells."""
-    data = shutil.copytree(PIPELINE / "dataset", tmp_path / "data")
-    labels = np.load(data / "train/all__labels.npy")
-    np.save(data / "train/all__labels.npy", labels[::-1])
-    line = refusal(capsys, stopped_once, **CHANGES | {"data_path": data})
-    assert f"another dataset ({data}/train holds other puzzles than it did: it was rebuilt or changed)" in line
 
 
 def test_a_state_that_is_not_there_is_refused(stopped_once, capsys):

@@ -374,12 +374,12 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
         ("puzzle=" + "." * 16, "--gif"): "--gif needs a value",
         ("puzzle=" + "." * 16, "--gif="): "gif= is empty; name a file",
         ("puzzle=" + "." * 16, "--jsno"): "unknown config key 'jsno'; did you mean 'json'?",
-        ("puzzle=" + "." * 16, f"gif={tmp_path}"): "is a folder",
+        ("puzzle=" + "." * 16, f"gif={tmp_path}"): "must end in .gif; name a new file",
     }.items():
         with pytest.raises(UserError, match=problem):
             solved(f"checkpoint={checkpoint}", *arguments)
     # Refused before anything is loaded.
-    with pytest.raises(UserError, match=r"cannot write --gif .*/nope/out.gif"):
+    with pytest.raises(UserError, match=r"cannot write gif=.*/nope/out.gif"):
         solved("checkpoint=nowhere/step_1", "puzzle=" + "." * 16, "--gif", tmp_path / "nope/out.gif")
 
 

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from dataset.format import SplitWriter, description_digest, write_identifiers
 from puzzles.draw import PALETTE
 from tests.browser import Page
-from tests.sample_datasets import REFERENCE, Arrays, build_arc, digits
+from tests.sample_datasets import REFERENCE, Arrays, build_arc, describe_anew, digits
 
 PIPELINE = REFERENCE / "pipeline" / "dataset"  # 4×4 Sudokus, 21 in test
 STEPS = 6
@@ -227,8 +227,7 @@ def test_two_sets_count_one_after_another(page, tmp_path):
         writer.finish(vocab_size=6, num_puzzle_identifiers=1)
     shutil.copytree(tmp_path / "first", folder / "test")
     shutil.copytree(tmp_path / "second", folder / "test", dirs_exist_ok=True)
-    description = json.loads((folder / "test" / "dataset.json").read_text()) | {"sets": ["first", "second"]}
-    (folder / "test" / "dataset.json").write_text(json.dumps(description, separators=(",", ":")))
+    describe_anew(folder / "test", sets=["first", "second"])
     made = Made(folder, sets=("first", "second"))
     made.write(folder / "run" / "step_3_preds", ranks=1)  # found in the chosen folder
     page.load().open(folder)

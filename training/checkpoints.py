@@ -82,12 +82,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     check_record(path)
     weights = _unwrapped(load_tensors(path, remedy), path)
     for name, tensor in weights.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
-            raise UserError(f"{path}: {name} is a {kind} tensor, where plain ones are expected; convert it")
+        if kind := _odd_kind(tensor):
+            raise UserError(f"{path}: {name:.100} is a {kind} tensor, where plain ones are expected; convert it")
         if name in (PUZZLE_TABLE, TOKEN_TABLE, POSITION_TABLE) and tensor.ndim != 2:
             raise UserError(f"{path}: {name} has {tensor.ndim} axes, where a table of 2 is expected; {remedy}")
     return weights
+
+
+def _odd_kind(tensor: Tensor) -> str | None:
+    """What else a tensor is than rows of numbers in memory."""
+    if tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        return "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else "valueless (meta)"
+    return None if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
 
 
 def check_record(path: Path) -> None:
@@ -116,11 +122,9 @@ def load_tensors(path: Path, remedy: str, mmap: bool = False) -> Any:
 
 def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file holds, with its keys as they are here."""
-    while isinstance(loaded, dict):
-        inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), dict)), None)
-        if inner is None:
-            break
-        loaded = inner
+    for _ in CONTAINERS:  # one in the other at most; a dictionary may also hold itself
+        outer = loaded if isinstance(loaded, dict) else {}
+        loaded = next((outer[name] for name in CONTAINERS if isinstance(outer.get(name), dict)), loaded)
     pairs = list(loaded.items()) if isinstance(loaded, dict) else []
     if not pairs or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         found = ", ".join(str(key)[:40] for key, _ in pairs[:4]) or f"a {type(loaded).__name__}"
@@ -218,7 +222,8 @@ def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str 
             )
     missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or unknown:
-        first = [f"{min(names)} is {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
+        both = ((missing, "missing"), (unknown, "unknown"))
+        first = [f"{min(names):.100} is {what}" for names, what in both if names]
         remedy = "set arch to the checkpoint's all_config.yaml"
         if missing == expected.keys():
             remedy = f"rename them: the model's are called like {min(expected)}"
@@ -235,5 +240,5 @@ def _check_fit(weights: dict, expected: dict, path: str | Path, belongs_to: str 
                 f"{path}: {key} is {tuple(theirs.shape)}, the dataset and config need {tuple(value.shape)}; "
                 f"set arch to the checkpoint's all_config.yaml and use its dataset"
             )
-        if theirs.dtype in FLOATS and not torch.isfinite(theirs).all():
+        if theirs.dtype in FLOATS and not torch.isfinite(theirs.to(value.dtype)).all():
             raise UserError(f"{path}: {key} has values that are not finite; use an earlier checkpoint of the run")

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -45,7 +46,7 @@ def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, 
 
 def _check_fits(data: PuzzleDataset, train_data: PuzzleDataset) -> None:
     """Raise `UserError` for a split that a model of the train split cannot take."""
-    for key in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
+    for key in ("vocab_size", "seq_len", "num_puzzle_identifiers", "pad_id", "ignore_label_id", "blank_identifier_id"):
         found, trained = (getattr(one.metadata, key) for one in (data, train_data))
         if found != trained:
             raise UserError(
@@ -66,6 +67,8 @@ def open_split(
 ) -> PuzzleDataset:
     """Open a split of the run's dataset, or of another one, as this rank sees it. It is read in order unless
     `epochs_per_iter` says how many epochs a pass draws from it. Raises `UserError` for an empty one."""
+    if Path(split).name != split:
+        raise UserError(f"'{split}' is not the name of a split, such as train, test or val")
     dataset = PuzzleDataset(
         PuzzleDatasetConfig(
             seed=run.seed,

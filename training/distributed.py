@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,22 @@ class Ranks:
         box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def from_main(self, call: Callable[[], Any]) -> Any:
+        """Give every rank what rank 0's `call()` returns.
+
+        A `UserError` there ends all ranks: the others leave with its exit code, and the line is printed once.
+        """
+        value, refusal = None, None
+        if self.is_main:
+            try:
+                value = call()
+            except UserError as error:
+                refusal = str(error)
+        value, refusal = self.broadcast_object((value, refusal))
+        if refusal is None:
+            return value
+        raise UserError(refusal) if self.is_main else SystemExit(2)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Give every rank the values of all, in order."""

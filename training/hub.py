@@ -18,7 +18,9 @@ ever executed. Pushing needs a login with write permission (`hf auth login`, or 
 
 import fnmatch
 import glob
+import hashlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -43,10 +45,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from errors import UserError, first_line, one_line_errors
-from files import check_is_file, read_json, read_text, temporary_folder, write_atomically
+from files import check_is_file, read_json, temporary_folder, write_atomically
 from training.checkpoints import read_weights, save_weights, trained_on
 from training.config import PretrainConfig, load_config
 from training.options import StrictModel, from_cli
+from training.report import check_history, number, read_lines
 from training.run_folder import model_sources
 
 Weights = dict[str, torch.Tensor]
@@ -79,6 +82,8 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
     config = load_config(str(run / "all_config.yaml"))
     path = choose_checkpoint(run, checkpoint)
     weights = read_weights(path)  # it is moved, not asked for an answer
+    check_history(run, "restore it, or move the states away to push it as it is")
+    public_environment(run)
     metrics = metrics_at(run, step_of(path.name))
     api = HfApi()
     with hub_errors("push to", repo):
@@ -180,7 +185,7 @@ def write_safetensors(weights: Weights, path: Path, checkpoint: str, data: str |
     # safetensors takes neither views of a shared storage nor tensors that are not row-major.
     separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
     step = step_of(checkpoint)
-    about = {"format": "pt", "checkpoint": checkpoint, "step": step, "data": data}
+    about = {"format": "pt", "checkpoint": checkpoint, "step": step, "data": data, "sha256": tensors_digest(weights)}
     save_file(separate, path, metadata={key: str(value) for key, value in about.items() if value is not None})
 
 
@@ -191,16 +196,28 @@ def read_safetensors(path: Path) -> tuple[str, Weights, str | None]:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last of PyTorch's mapping
+        raise UserError(f"{path} is damaged: {first_line(error)}; pull again") from None
     name = about.get("checkpoint", ORIGINAL_CHECKPOINT)
     # The name becomes a file name here, so the repository may not choose it freely.
     if not is_checkpoint(name):
         raise UserError(f"{path} names its checkpoint {name!r}; it must be step_<n> or {ORIGINAL_CHECKPOINT}")
     if not weights:
         raise UserError(f"{path} holds no tensors")
+    if about.get("sha256", sent := tensors_digest(weights)) != sent:
+        raise UserError(f"{path} does not hold the tensors that were pushed: it is damaged; pull again")
     data = about.get("data", "")
-    return name, weights, data if re.fullmatch("[0-9a-f]{16}", data) else None
+    return name, weights, data if re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", data) else None
+
+
+def tensors_digest(weights: Weights) -> str:
+    """SHA-256 of names, types, shapes and values, however a file lays them out."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_snapshot(folder: Path) -> tuple[str, Weights, str | None]:
@@ -250,15 +267,10 @@ def metrics_at(run: Path, step: int | None) -> dict[str, float]:
     if not path.exists():
         return {}
     found = {}
-    try:
-        for line in map(json.loads, read_text(path, "remove it").splitlines()):
-            if line["step"] == step:
-                found |= {key: float(line[key]) for key in CARD_METRICS if key in line}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged: {error}") from None
-    return found
+    for line in read_lines(path):
+        if line["step"] == step:
+            found |= {key: number(line[key]) for key in CARD_METRICS if key in line}
+    return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 def model_card(repo: str, checkpoint: str, config: PretrainConfig, metrics: dict[str, float]) -> str:

@@ -43,7 +43,7 @@ from dataset.format import (
     same_content,
 )
 from errors import UserError, describe_validation_error
-from files import durably, locked, put_in_place, read_json, temporary_folder
+from files import durably, locked, put_in_place, read_json, remove_abandoned, temporary_folder
 from puzzle_dataset import PuzzleDataset, mark_ignored
 from training.distributed import Ranks
 from training.prediction_rows import AGAIN, PredictionRows, check_tokens, warn_of_no_numbers
@@ -91,6 +91,8 @@ class Manifest(BaseModel):
 
 
 def compact_folder(prefix: Path) -> Path:
+    if not prefix.name:
+        raise UserError(f"'{prefix}' names no predictions; they are called by their checkpoint, <run>/step_<n>")
     return prefix.with_name(f"{prefix.name}_preds")
 
 
@@ -228,6 +230,7 @@ def writing_predictions(prefix: Path, ranks: Ranks) -> Iterator[None]:
         if ranks.is_main:
             lock = prefix.with_name(f".{prefix.name}_preds.lock")
             stack.enter_context(locked(lock, f"is writing predictions of {prefix}"))
+            remove_abandoned(prefix.parent)
         yield
 
 

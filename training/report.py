@@ -4,6 +4,7 @@ Reads `metrics.jsonl` in each run folder, writes a picture (default: learning_cu
 table of the evaluations.
 """
 
+import hashlib
 import json
 import sys
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from errors import UserError, one_line_errors
-from files import check_writable, write_atomically
+from files import check_is_file, check_writable, read_json, write_atomically
 from training.options import StrictModel, from_cli
 
 if TYPE_CHECKING:
@@ -79,9 +80,28 @@ def read_run(folder: Path) -> Run:
 
 def metrics_file(folder: Path) -> Path:
     path = folder / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; name a run folder (checkpoint_path of pretrain.py)")
+    check_is_file(path, "name a run folder (checkpoint_path of pretrain.py)")
     return path
+
+
+def check_history(folder: Path, remedy: str) -> None:
+    """Raise `UserError` if metrics.jsonl is not what the run's training states say that it had written by then."""
+    metrics = folder / "metrics.jsonl"
+    for manifest in sorted(folder.glob("state_*/manifest.json")):
+        if not manifest.parent.name.removeprefix("state_").isdecimal():  # set aside: the run went on without it
+            continue
+        try:
+            saved = read_json(manifest, "the state is damaged")
+            size, digest, step = saved["metrics_bytes"], saved["metrics_sha256"], saved["progress"]["step"]
+        except (UserError, TypeError, KeyError):  # damaged, or of an earlier version: it says nothing
+            continue
+        if not metrics.is_file() or not isinstance(size, int) or size < 0:
+            continue
+        with open(metrics, "rb") as file:
+            if hashlib.sha256(file.read(size)).hexdigest() != digest:
+                raise UserError(
+                    f"{metrics} is not what the run had written at step {step}: lines are changed; {remedy}"
+                )
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -190,6 +210,11 @@ def report(folders: list[Path], out: Path | None = None) -> Path:
         metrics_file(folder)
     path = picture_path(folders, out)  # before the files are read: they may have a million lines
     runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    for folder in folders:
+        try:
+            check_history(folder, "restore it if you did not mean to change it")
+        except UserError as changed:
+            print(f"warning: {changed}", file=sys.stderr)
     figure = draw(runs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font lacks a character of a name

@@ -11,8 +11,10 @@ Before one is resumed, all of it is compared with its digests; a damaged one is 
 """
 
 import hashlib
+import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -50,10 +52,11 @@ FIXED_KEYS = (
 def fixed_values(config: PretrainConfig) -> dict:
     """What must not change on resuming: flat keys -> values.
 
-    `data` is a digest of the training split's description, `content` the identity of what the split holds.
+    `data` is a digest of the training split's description, `content.<split>` the identity of what a split holds.
     """
-    train = Path(config.data_path) / "train"
-    values = config.model_dump() | {"data": description_digest(train), "content": content_digest(train)}
+    data = Path(config.data_path)
+    contents = {split: content_digest(data / split) for split in ("train", config.eval_split, "test")}
+    values = config.model_dump() | {"data": description_digest(data / "train"), "content": contents}
     flat = {}
     for key in FIXED_KEYS:
         value = values[key]
@@ -283,22 +286,27 @@ def find_state(config: PretrainConfig) -> Found | None:
     if config.resume is False:
         return None
     run = Path(config.checkpoint_path)
-    asked = run if config.resume is True else Path(config.resume)
+    asked = Path(os.path.abspath(run if config.resume is True else config.resume))
     candidates = [asked] if (asked / MANIFEST).exists() else saved_states(asked)
     passed_over: list[Path] = []
     problem = None
     for path in candidates:
-        in_place = path.resolve().parent == run.resolve()
+        in_place = path.parent.resolve() == run.resolve()  # the state itself may be a link to another disk
         try:
             manifest = read_state(path)
-            check_metrics(path.resolve().parent, manifest, needed=in_place)
+            check_metrics(path.parent, manifest, needed=in_place)
         except UserError as error:
             log.warning("%s; passing over this state", error)
             problem = problem or error  # that of the newest
             passed_over.append(path)
             continue
-        later = [state for state in saved_states(run) if _number(state) > manifest.progress.step]
-        return Found(path, manifest, [*{*passed_over, *later}] if in_place else [])
+        others = [state for state in saved_states(run) if not state.samefile(path)]
+        wrong = [
+            state
+            for state in others
+            if _number(state) > manifest.progress.step or any(state.samefile(passed) for passed in passed_over)
+        ]
+        return Found(path, manifest, wrong if in_place else [])
     if config.resume is True and not candidates:
         return None
     raise UserError(
@@ -306,11 +314,17 @@ def find_state(config: PretrainConfig) -> Found | None:
     )
 
 
-def set_aside(states: list[Path]) -> None:
-    """Rename states that the run does not go on from, so that they are not taken for its newest."""
-    for path in states:
-        aside = path.with_name(f"{path.name}.aside")
-        shutil.rmtree(aside, ignore_errors=True)
+def later_checkpoints(run: Path, step: int) -> list[Path]:
+    """Checkpoints of steps that the run has not made yet, since it goes on from an earlier state."""
+    matches = ((re.fullmatch(r"step_(\d+)(_ema)?", path.name), path) for path in run.glob("step_*"))
+    return [path for match, path in matches if match and int(match[1]) > step]
+
+
+def set_aside(paths: list[Path]) -> None:
+    """Rename what the run does not go on from, so that it is not taken for its newest."""
+    for path in paths:
+        names = (f"{path.name}.aside{number or ''}" for number in itertools.count())
+        aside = next(place for name in names if not (place := path.with_name(name)).exists())
         path.rename(aside)
         log.info("%s is now called %s", path, aside.name)
 
@@ -329,13 +343,13 @@ def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: Pretrain
             )
     differing = [
         f"{key} (was {then.get(key)}, is {fixed.get(key)})"
-        for key in sorted((fixed.keys() | then.keys()) - {"content"})
-        if fixed.get(key) != then.get(key)
+        for key in sorted(fixed.keys() | then.keys())
+        if fixed.get(key) != then.get(key) and not key.startswith("content.")
     ]
-    if "content" in then and not same_content(str(then["content"]), fixed["content"]):
-        differing.append(
-            f"dataset ({config.data_path}/train holds other puzzles than it did: it was rebuilt or changed)"
-        )
+    for key in sorted(key for key in fixed.keys() & then.keys() if key.startswith("content.")):
+        if not same_content(str(then[key]), fixed[key]):
+            split = Path(config.data_path) / key.removeprefix("content.")
+            differing.append(f"dataset ({split} holds other puzzles than it did: it was rebuilt or changed)")
     if differing:
         raise UserError(
             f"{path} cannot be resumed with another {', '.join(differing)}; "
@@ -367,7 +381,7 @@ def _load_state(
     if state.ema is not None:
         state.ema.load_state_dict(load_tensors(path / "ema.pt", remedy))
     state.load_progress(manifest.progress.model_dump())
-    if path.resolve().parent != run.resolve():
+    if path.parent.resolve() != run.resolve():
         state.wandb_id = None  # another run, which branches off
     if manifest.world_size != ranks.world_size:
         log.warning(

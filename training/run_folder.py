@@ -16,6 +16,7 @@ step_<n>_all_preds.<rank>   the same in the original's format
 
 import inspect
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -30,11 +31,13 @@ import yaml
 
 from errors import UserError
 from extension import import_below
-from files import locked, remove_abandoned, write_atomically
-from training.checkpoints import RECORDS
+from files import locked, read_json, remove_abandoned, write_atomically
+from training.checkpoints import RECORDS, read_records
 from training.config import HEADS, ArchConfig, PretrainConfig
 from training.distributed import Ranks
 from training.metrics import METRICS_FILE
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE, LOCK = "all_config.yaml", ".lock"
 WRITTEN = (CONFIG_FILE, METRICS_FILE, RECORDS, "environment.json", "best.json")
@@ -50,9 +53,10 @@ def name_run(config: PretrainConfig) -> PretrainConfig:
 
 
 def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
-    """Raise `UserError` if the folder holds a run that would be overwritten."""
+    """Raise `UserError` if the folder holds a run that would be overwritten, or a checkpoints.json that is damaged."""
     folder = Path(config.checkpoint_path)
-    if resumed_from is not None and resumed_from.resolve().parent == folder.resolve():
+    read_records(folder)
+    if resumed_from is not None and resumed_from.parent.resolve() == folder.resolve():
         return
     if any(folder.glob("step_*")) or (config.resume is not True and (folder / METRICS_FILE).exists()):
         remedy = "it has no training state to go on from" if config.resume is True else "go on with it (resume=true)"
@@ -80,8 +84,8 @@ def create(config: PretrainConfig, resumed_from: Path | None, keep_bytes: int = 
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG_FILE, lambda file: file.write(yaml.safe_dump(config.model_dump()).encode()))
         remove_abandoned(folder)
-        if resumed_from is not None and resumed_from.resolve().parent != folder.resolve():
-            metrics = resumed_from.resolve().parent / METRICS_FILE
+        if resumed_from is not None and resumed_from.parent.resolve() != folder.resolve():
+            metrics = resumed_from.parent.resolve() / METRICS_FILE
             kept = metrics.read_bytes()[:keep_bytes] if keep_bytes else b""
             write_atomically(folder / METRICS_FILE, lambda copy: copy.write(kept))
         for name, source in model_sources(config.arch).items():
@@ -108,7 +112,7 @@ def model_sources(arch: ArchConfig) -> dict[str, Path]:
 def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None:
     """Add this start to environment.json."""
     path = folder / "environment.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
+    starts = _earlier_starts(path)
     start = {
         "command": [sys.executable, *sys.argv],
         "git_commit": _git_commit(),
@@ -120,6 +124,22 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None
         "ranks": ranks.world_size,
     }
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
+
+
+def _earlier_starts(path: Path) -> list:
+    """What environment.json says; a damaged one is renamed."""
+    if not path.exists():
+        return []
+    try:
+        starts = read_json(path, "a new list is begun")
+        if isinstance(starts, list):
+            return starts
+        problem = f"{path} is no list; a new one is begun"
+    except UserError as error:
+        problem = str(error)
+    log.warning("%s", problem)
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    return []
 
 
 def _versions() -> dict[str, str]:
