@@ -86,7 +86,8 @@ class KernelCounter(FlopCounterMode):
 
     def __init__(self):
         self.kernels: list[Kernel] = []
-        super().__init__(display=False, custom_mapping={op: self._noting(flops) for op, flops in flop_registry.items()})
+        formulas = flop_registry | {torch.ops.aten.convolution_backward: convolution_backward_flops}
+        super().__init__(display=False, custom_mapping={op: self._noting(flops) for op, flops in formulas.items()})
 
     def _noting(self, formula: Callable) -> Callable:
         def flops(*args, out_val=None, **kwargs) -> int:
@@ -97,6 +98,12 @@ class KernelCounter(FlopCounterMode):
 
         flops._get_raw = True  # the counter hands over tensors, not their shapes
         return flops
+
+
+def convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *options, out_val=None) -> int:
+    """As many as forward for each gradient that is asked for; PyTorch's formula does not know of groups."""
+    *_, (of_x, of_weight, _) = options
+    return 2 * grad.numel() * weight[0].numel() * (of_x + of_weight)
 
 
 class FusedAttention(TorchFunctionMode):

@@ -3,8 +3,8 @@
     python -m evaluators.figures steps checkpoint=<run>/step_<n> [key=value …]
 
     steps           the decoded answer after each reasoning step
-    participation   how many dimensions the model's states use (z_H and z_L of an HRM), against the number of puzzles,
-                    in this model and in an untrained one of the same shape
+    participation   how many dimensions the model's states use (z_H and z_L of HRM and TRM; docs/models.md has all),
+                    against the number of puzzles, in this model and in an untrained one of the same shape
     scaling         exact accuracy and mean steps against the allowed number of steps, with and without Q-halting
 
 The JSON holds figure, checkpoint, dataset, examples, max_steps and
@@ -239,7 +239,7 @@ def cell_states(state: Any, cells: int, positions: int) -> dict[str, Tensor]:
     if not found:
         raise UserError(
             f"this model keeps no state with a vector for each cell (it has {', '.join(parts) or 'none'}), of which a "
-            f"participation ratio could be taken; an HRM has z_H and z_L"
+            f"participation ratio could be taken; HRM and TRM have z_H and z_L, docs/models.md lists all"
         )
     return found
 

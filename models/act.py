@@ -62,11 +62,13 @@ class InnerNetwork(nn.Module, ABC):
 
     puzzle_emb: SparseEmbedding | None  # trained by its own optimiser; None: puzzles are not told apart
     positions: int  # computed for a sequence in a reasoning step: S, plus those of a puzzle embedding
+    draws: bool  # whether a reasoning step or a start draws random numbers in evaluation too, which then seeds them
 
     def __init__(self, config: ACTConfig, data: DataShape):
         super().__init__()
         self.config = config
         self.positions = data.seq_len
+        self.draws = False
         self.puzzle_emb = None
 
     @abstractmethod

@@ -113,8 +113,13 @@ def adam_atan2(params: Iterable[nn.Parameter], graphed: bool = False, **options)
 
 
 def portable_state(optimizer: torch.optim.Optimizer) -> dict:
-    """Its state dict with counts of steps as plain numbers, as `AdamATan2` keeps them; the extension has tensors."""
+    """Its state dict with counts of steps as plain numbers, as `AdamATan2` keeps them; the extension has tensors.
+
+    One of PyTorch's own optimisers has nothing to be exchanged with: its state is as it is.
+    """
     saved = optimizer.state_dict()
+    if _is_torchs_own(optimizer):
+        return saved
     states = {
         number: state | {"step": int(state["step"])} for number, state in saved["state"].items() if "step" in state
     }
@@ -122,17 +127,23 @@ def portable_state(optimizer: torch.optim.Optimizer) -> dict:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Load a state dict of `AdamATan2` or of the extension into either.
+    """Load a state dict of `AdamATan2` or of the extension into either, or one of PyTorch's own into its like.
 
     The extension reads its counts through their addresses on the device: they must be tensors there. PyTorch's own
     loading leaves them where they were.
     """
     optimizer.load_state_dict(saved)
+    if _is_torchs_own(optimizer):
+        return
     for parameter, state in optimizer.state.items():
         if "step" in state:
             count = int(state["step"])
             is_ours = isinstance(optimizer, AdamATan2)
             state["step"] = count if is_ours else torch.tensor(count, dtype=torch.float32, device=parameter.device)
+
+
+def _is_torchs_own(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("torch.optim.")
 
 
 def send_(place: Tensor, values: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_a
 import importlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -38,6 +38,16 @@ def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
         # Drawn in fp32: a bfloat16 uniform has only 256 steps below 1, which show in the tails after erfinv.
         drawn = nn.init.trunc_normal_(tensor.float(), std=uncut, a=-_CUT * uncut, b=_CUT * uncut)
         return tensor.copy_(drawn)
+
+
+def trunc_normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A draw from the distribution of `trunc_normal_init_` with std 1, for use during a step.
+
+    By the inverse of the distribution function: PyTorch's own rejects samples until none is left, which waits for the
+    device and takes a number of draws that nobody knows before.
+    """
+    inside = torch.rand(shape, device=device).mul_(2).sub_(1).mul_(math.erf(_CUT / math.sqrt(2)))  # in fp32, see above
+    return inside.erfinv_().mul_(math.sqrt(2) / _STD_AFTER_CUT).to(dtype)
 
 
 # q, k, v: (B, S, heads, head_dim) -> (B, S, heads, head_dim)
@@ -92,6 +102,29 @@ def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)
+
+
+class ReasoningModule(nn.Module):
+    """A level: its state plus what is injected into it, through a stack of blocks."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, state: Tensor, injection: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
+    ) -> Tensor:
+        """-> the new state (B, P + S, D); with `first_only` its position 0 alone, (B, 1, D)."""
+        return run_blocks(self.layers, state + injection, cos_sin, first_only)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
+) -> Tensor:
+    """x (B, P + S, D) through a stack of blocks; with `first_only` only position 0 comes out, (B, 1, D)."""
+    for block in blocks[:-1]:
+        x = block(x, cos_sin)
+    return blocks[-1](x, cos_sin, first_only)
 
 
 class Block(nn.Module):

@@ -5,7 +5,7 @@ before them, D hidden size.
 """
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,11 @@ class TokenConfig(ACTConfig):
         default="auto", description="kernel; auto: FlashAttention if it is installed and fits, else PyTorch's (sdpa)"
     )
 
+    @property
+    def prefix_len(self) -> int:
+        """P, the positions of a puzzle's embedding before the tokens: as many as the vector needs."""
+        return -(-self.puzzle_emb_ndim // self.hidden_size)
+
     @model_validator(mode="after")
     def _heads_divide(self):
         if self.hidden_size % self.num_heads:
@@ -79,6 +84,8 @@ class TokenNetwork(InnerNetwork):
     A derived class builds its own modules after `super().__init__`, in the order of their random draws.
     """
 
+    HAS_Q_CONTINUE: ClassVar[bool] = True  # else the Q head's second output, which published weights have, is not used
+
     def __init__(self, config: TokenConfig, data: DataShape):
         super().__init__(config, data)
         hidden = config.hidden_size
@@ -86,7 +93,7 @@ class TokenNetwork(InnerNetwork):
         self.forward_dtype = resolve_dtype(config.forward_dtype, device.type)
         self.kernel: AttentionKernel = select_attention(config.attention, device.type, self.forward_dtype)
         self.embed_scale = hidden**0.5
-        self.puzzle_emb_len = -(-config.puzzle_emb_ndim // hidden)  # P, rounded up
+        self.puzzle_emb_len = config.prefix_len  # P
         self.positions = self.puzzle_emb_len + data.seq_len
 
         embedding = dict(init_std=1 / self.embed_scale, cast_to=self.forward_dtype)
@@ -107,7 +114,7 @@ class TokenNetwork(InnerNetwork):
         self.rotary_emb = self.embed_pos = None
         if config.pos_encodings == "rope":
             self.rotary_emb = RotaryEmbedding(hidden // config.num_heads, self.positions, config.rope_theta)
-        else:
+        elif config.pos_encodings == "learned":
             self.embed_pos = CastedEmbedding(self.positions, hidden, **embedding)
 
     def block(self) -> Block:
@@ -138,7 +145,7 @@ class TokenNetwork(InnerNetwork):
     def _read_q(self, z: Tensor) -> QValues:
         """Q values from position 0: the first of the puzzle embedding or, without one, the first token's."""
         q_halt, q_continue = self.q_head(z[:, 0]).float().unbind(-1)
-        return q_halt, q_continue
+        return q_halt, q_continue if self.HAS_Q_CONTINUE else None
 
     def _embed(self, data: Data) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Tokens (B, S) and puzzle identifiers (B,) -> (B, P + S, D), and the tables of the rotary positions."""

@@ -12,10 +12,19 @@ from tests.launch import ROOT
 from training.config import PretrainConfig, from_hydra
 
 SEQ_LEN, VOCAB, PUZZLES = 81, 11, 50
-TINY = (
-    "arch.hidden_size=32", "arch.num_heads=2", "arch.H_layers=1", "arch.L_layers=1", "arch.halt_max_steps=4",
-    "global_batch_size=8",
-)  # fmt: skip
+NARROW = ("arch.hidden_size=32", "arch.num_heads=2", "arch.halt_max_steps=4", "global_batch_size=8")
+TINY = (*NARROW, "arch.H_layers=1", "arch.L_layers=1")
+# Experiments with every architecture and variant of it, at a toy size
+TINY_TRM = (*NARROW, "arch.L_layers=1", "arch.H_cycles=2", "arch.L_cycles=1")
+FAMILY = {
+    "sudoku_extreme_1k": TINY,
+    "trm_sudoku": (*TINY_TRM, "arch.puzzle_emb_len=3"),
+    "trm_sudoku_mlp": (*TINY_TRM, "arch.puzzle_emb_len=2"),
+    "eqr_sudoku": TINY_TRM,
+    "urm_sudoku": (*NARROW, "arch.num_layers=1", "arch.H_cycles=2", "arch.L_cycles=1"),
+    "transformer_sudoku": (*NARROW, "arch.num_layers=2"),
+    "direct_sudoku": (*NARROW, "arch.num_layers=2", "arch.halt_max_steps=1"),
+}
 METADATA = PuzzleDatasetMetadata(
     pad_id=0, ignore_label_id=0, blank_identifier_id=0, vocab_size=VOCAB, seq_len=SEQ_LEN,
     num_puzzle_identifiers=PUZZLES, total_groups=1000, mean_puzzle_examples=1.0, sets=["all"],

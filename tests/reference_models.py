@@ -14,11 +14,23 @@ from models.adam_atan2 import AdamATan2
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
+from models.trm import TinyRecursiveModel
+from models.urm import UniversalReasoningModel
+from training.step import WeightAverage
 
 REFERENCE = Path(__file__).parent / "reference"
 DEVICE = torch.device(os.environ.get("HRM_TEST_DEVICE", "cpu"))
 torch.set_float32_matmul_precision("highest")  # the reference is float32; some containers turn TF32 on
-VARIANTS = sorted(path.stem.removeprefix("model_") for path in REFERENCE.glob("model_*.npz"))
+FILES = {path.stem.removeprefix("model_"): path for path in sorted(REFERENCE.glob("**/model_*.npz"))}
+VARIANTS = list(FILES)
+
+# By the first word of a variant's name; the others are HRM's
+FAMILY = {"trm": TinyRecursiveModel, "eqr": TinyRecursiveModel, "urm": UniversalReasoningModel}
+# What the originals call their options: ours. None: what they have no choice of here
+TRANSLATED = {
+    "lambda_": "damping", "noise_scale": "noise", "loops": "halt_max_steps", "H_layers": None, "no_ACT_continue": None,
+}  # fmt: skip
+UNSAID = {"num_puzzle_identifiers": 1, "halt_exploration_prob": 0.0}  # in the configs of EqR and URM
 
 
 def vectors(path: Path, device: torch.device = DEVICE) -> dict[str, torch.Tensor]:
@@ -30,8 +42,13 @@ class Variant:
     """One `model_<variant>.json` / `.npz` pair."""
 
     def __init__(self, name: str):
-        self.spec = json.loads((REFERENCE / f"model_{name}.json").read_text())
-        self.arrays = np.load(REFERENCE / f"model_{name}.npz")
+        self.spec = json.loads(FILES[name].with_suffix(".json").read_text())
+        self.arrays = np.load(FILES[name])
+        self.model_class = FAMILY.get(name.split("_")[0], HierarchicalReasoningModel_ACTV1)
+        self.config = self.spec["config"]
+        if self.model_class is not HierarchicalReasoningModel_ACTV1:
+            translated = {TRANSLATED.get(key, key): value for key, value in self.config.items()}
+            self.config = UNSAID | {key: value for key, value in translated.items() if key is not None}
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
         return {
@@ -45,7 +62,7 @@ class Variant:
 
     def head(self, **changes) -> ACTLossHead:
         with DEVICE:
-            model = HierarchicalReasoningModel_ACTV1(self.spec["config"] | changes)
+            model = self.model_class(self.config | changes)
         head = ACTLossHead(model, self.spec["loss_type"])
         head.load_state_dict(self.group("init/"))
         return head
@@ -62,7 +79,7 @@ class Variant:
             pairs.insert(0, (sparse, spec["puzzle_emb_lr"]))
         return pairs
 
-    def train(self, head: ACTLossHead):
+    def train(self, head: ACTLossHead, average: WeightAverage | None = None):
         """Run the training steps; after each, yield (step, output) with the gradients of that step still in place."""
         head.train()
         carry, optimizers = None, self.optimizers(head)
@@ -77,3 +94,5 @@ class Variant:
                 optimizer.param_groups[0]["lr"] = base_lr * (step + 1) / self.spec["train_steps"]
                 optimizer.step()
                 optimizer.zero_grad()
+            if average is not None:
+                average.update()

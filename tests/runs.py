@@ -1,19 +1,28 @@
 """Small runs through the real command line, and reading what they leave behind."""
 
 import hashlib
+import io
 import json
 import signal
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain import main
+from tests.in_memory import FAMILY
 from tests.launch import ONE_THREAD_NO_WANDB
 from training.stopping import SIGNALS
 
 PIPELINE = Path(__file__).parent / "reference" / "pipeline"
 TRAJECTORY = json.loads((PIPELINE / "trajectory.json").read_text())
+FAMILY_SETTINGS = {
+    "data_path": PIPELINE / "dataset", "epochs": 4, "eval_interval": 2, "lr": 3e-3, "lr_warmup_steps": 5,
+    "weight_decay": 0.1, "device": "cpu", "seed": 3, "checkpoint_every_eval": "true", "ema_decay": 0.9,
+    "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true",
+}  # fmt: skip
 
 
 def reference_overrides(checkpoint_path: Path, **changes) -> list[str]:
@@ -28,6 +37,12 @@ def reference_overrides(checkpoint_path: Path, **changes) -> list[str]:
         "checkpoint_path": checkpoint_path,
     }
     return [f"{key}={value}" for key, value in (config | changes).items() if value is not None]
+
+
+def family_overrides(experiment: str, checkpoint_path: Path, **changes) -> list[str]:
+    """A short run of one of `FAMILY`, 20 steps with two evaluations, as `key=value` arguments."""
+    settings = FAMILY_SETTINGS | {"checkpoint_path": checkpoint_path} | changes
+    return [f"+experiment={experiment}", *FAMILY[experiment], *(f"{key}={value}" for key, value in settings.items())]
 
 
 def pretrain(checkpoint_path: Path, **changes) -> list[dict]:
@@ -48,6 +63,14 @@ def pretrain_here(overrides: list[str]) -> None:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def here(main: Callable[[], None], *words: object) -> str:
+    """Run a command in this process; -> what it prints."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr("sys.argv", ["command", *map(str, words)])
+        main()
+    return printed.getvalue()
 
 
 def refusal(capsys: pytest.CaptureFixture, checkpoint_path: Path, **changes) -> str:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as bench
-from benchmarks import evaluate, loader, profile, report, step
+from benchmarks import evaluate, family, loader, profile, report, step
 from benchmarks.baseline import PlainTrainer, as_the_original, plain_batches
 from benchmarks.flops import H100, count_parameters, flops_per_step, roofline, step_kernels
 from benchmarks.sizes import SIZES, build_head, config_of, random_batches, write_dataset
@@ -31,9 +31,9 @@ def full_size(name: str, batch: int, *overrides: str):
     return build_head(SIZES[name], batch, torch.device("meta"), *overrides)
 
 
-def layers_by_hand(size: str, batch: int, forward: int, backward: int) -> float:
+def layers_by_hand(size: str, batch: int, forward: int, backward: int, prefix: int = 1) -> float:
     """Operations of so many passes of a full-size layer: hidden size 512, SwiGLU of width 1,536."""
-    positions, hidden, width = SIZES[size].seq_len + 1, 512, 1536
+    positions, hidden, width = SIZES[size].seq_len + prefix, 512, 1536
     products = 2 * batch * positions * hidden * (4 * hidden + 3 * width)
     scores = 2 * batch * positions**2 * hidden  # q k^T, or the weights times v
     return forward * (products + 2 * scores) + backward * (2 * products + 5 * scores)
@@ -48,6 +48,18 @@ def test_operations_of_a_step(name, batch, tera):
     assert original == pytest.approx(1e12 * tera, rel=2e-3)
     assert original == pytest.approx(layers_by_hand(name, batch, 16 + 8 + 24, 8), rel=3e-3)
     assert count_parameters(full_size(name, batch)) == pytest.approx(27.3e6, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward", "prefix"),
+    [("TRM, attention", 42, 14, 16), ("URM", 48, 24, 1), ("direct prediction", 8, 8, 1)],
+)
+def test_operations_of_the_family(name, forward, backward, prefix):
+    """Layers counted by hand: updates of a segment × blocks, and those of its last round."""
+    head = family.build(name, "sudoku")
+    counted = flops_per_step(head, 1, training=False), flops_per_step(head, 1)
+    assert counted[0] == pytest.approx(layers_by_hand("sudoku", 1, forward, 0, prefix), rel=3e-3)
+    assert counted[1] == pytest.approx(layers_by_hand("sudoku", 1, forward, backward, prefix), rel=3e-3)
 
 
 def test_what_the_first_position_saves_and_an_evaluation_costs():

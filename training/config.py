@@ -27,7 +27,9 @@ from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
 from training.memory import CheckedAllocations
+from training.optimizers import OPTIMIZERS
 from training.options import UNFIT, StrictModel, validate
+from training.trm_config import in_our_keys, is_of_trms_repository
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +147,11 @@ class PretrainConfig(StrictModel):
     lr_min_ratio: float = Field(ge=0, le=1, description="the cosine schedule ends at this share of lr")
     lr_warmup_steps: int = Field(ge=0, le=MOST, description="steps of linear warm-up")
     weight_decay: float = Field(ge=0, le=1e6, description="decoupled weight decay of the weights")
-    beta1: float = Field(ge=0, lt=1, description="decay of AdamATan2's first moment")
-    beta2: float = Field(ge=0, lt=1, description="decay of AdamATan2's second moment")
+    optimizer: Literal[OPTIMIZERS] = Field(
+        default="adam_atan2", description="of the weights; muon: for matrices, with adamw for all else"
+    )
+    beta1: float = Field(ge=0, lt=1, description="decay of the first moment, in adam_atan2 and adamw")
+    beta2: float = Field(ge=0, lt=1, description="decay of the second moment, in adam_atan2 and adamw")
 
     puzzle_emb_lr: float = Field(ge=0, le=1e100, description="learning rate of the puzzle embeddings")
     puzzle_emb_weight_decay: float = Field(
@@ -230,6 +235,8 @@ class PretrainConfig(StrictModel):
             raise ValueError("freeze=weights trains puzzle embeddings, but arch.puzzle_emb_ndim=0: there are none")
         if self.freeze and self.ema_decay is not None:
             raise ValueError("freeze=weights leaves nothing for ema_decay to average; leave one of them out")
+        if self.cuda_graph == "on" and self.optimizer != "adam_atan2":
+            raise ValueError(f"cuda_graph=on cannot hold optimizer={self.optimizer}; use cuda_graph=auto")
         if self.resume == "":
             raise ValueError("resume is empty; give true, or a state or run folder")
         if self.resume is True and self.checkpoint_path is None:
@@ -267,7 +274,7 @@ def hydra_error(error: Exception) -> UserError:
 
 
 def load_config(path: str) -> PretrainConfig:
-    """Read an `all_config.yaml`, the original's and those of earlier versions included.
+    """Read an `all_config.yaml`, the original's, TRM's and those of earlier versions included.
 
     It is data, perhaps somebody else's: a `${…}` in it is text like any other.
     """
@@ -278,6 +285,8 @@ def load_config(path: str) -> PretrainConfig:
         values = read_yaml(place, remedy)
         if not isinstance(values, dict):
             raise UserError("it is not a mapping")
+        if is_of_trms_repository(values):
+            values = in_our_keys(values)
         if isinstance(values.get("arch"), dict):
             values["arch"] = without_retired(values["arch"])
         return validate(PretrainConfig, values)

@@ -276,6 +276,7 @@ def metrics_at(run: Path, step: int | None) -> dict[str, float]:
 def model_card(repo: str, checkpoint: str, config: PretrainConfig, metrics: dict[str, float]) -> str:
     dataset = re.sub(r"[^\w.+ -]", "_", Path(config.data_path).name)  # whatever it is, it stays in its cell and line
     run = default_run(repo)
+    about, *_ = (sys.modules[config.arch.model_class.__module__].__doc__ or config.arch.name).strip().splitlines()
     rows = [
         ("checkpoint", f"`{checkpoint}`"),
         ("dataset folder", f"`{dataset}`"),
@@ -290,8 +291,8 @@ tags:
 
 # {repo.split("/")[-1]}
 
-A Hierarchical Reasoning Model: a small recurrent network that solves puzzles by iterating a slow and a fast module
-until it decides to halt.
+{about}
+It is a small recurrent network that solves puzzles by updating its state until it decides to halt.
 
 | | |
 | --- | --- |

@@ -8,6 +8,7 @@ numbers of steps (models/act.py).
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from models.act import ACTModel, map_tensors
 from puzzle_dataset import Batch
 from training.cuda_graph import Graph
+from training.generators import OwnDraws
 
 HALTING = ("max", "q")
 
@@ -69,11 +71,16 @@ class Finished:
 
 
 class Reasoner:
-    """Runs a model in evaluation mode. With a CUDA graph all batches must have the same shape."""
+    """Runs a model in evaluation mode. With a CUDA graph all batches must have the same shape.
+
+    A model with random starts or noise draws from a stream of the reasoner's own: the same batches in the same order
+    give the same answers.
+    """
 
     def __init__(self, model: ACTModel, halt: str = "max", graph: Graph | None = None):
         assert halt in HALTING and (halt == "max" or graph is None), "a graph cannot hold a batch that shrinks"
         self._model, self._halt, self._graph = model, halt, graph
+        self._draws = OwnDraws() if model.inner.draws else lambda device: nullcontext()
         self._data: Batch = {}
         self._state: Any = None
         self._outputs: list[Tensor] = []  # logits, Q(halt), Q(continue)
@@ -88,10 +95,13 @@ class Reasoner:
         size, device = batch["inputs"].shape[0], batch["inputs"].device
         max_steps = model.config.halt_max_steps if max_steps is None else max_steps
         model.eval()
-        self._begin({name: batch[name] for name in ("inputs", "puzzle_identifiers")}, inner.initial_state(size))
+        with self._draws(device):
+            start = inner.initial_state(size)
+        self._begin({name: batch[name] for name in ("inputs", "puzzle_identifiers")}, start)
         rows = torch.arange(size, device=device)
         for number in range(1, max_steps + 1):
-            self._advance()
+            with self._draws(device):
+                self._advance()
             logits, q_halt, q_continue = self._outputs
             wants = model.wants_to_halt(q_halt, q_continue)
             last = torch.full_like(wants, number == max_steps)

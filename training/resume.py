@@ -33,6 +33,7 @@ from models.adam_atan2 import load_optimizer, portable_state
 from training.checkpoints import load_tensors
 from training.config import RETIRED_ARCH_KEYS, RETIRED_ARCH_VALUES, PretrainConfig
 from training.distributed import Ranks
+from training.generators import generator_states, set_generator_states
 from training.metrics import METRICS_FILE
 from training.step import TrainState
 from training.stopping import WINDOW
@@ -43,7 +44,9 @@ MANIFEST = "manifest.json"
 STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes its place
 
 # If one of these changes, the position in the data or the weights mean nothing any more.
-FIXED_KEYS = ("arch", "data", "content", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze")
+FIXED_KEYS = (
+    "arch", "data", "content", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze", "optimizer",
+)  # fmt: skip
 
 
 def fixed_values(config: PretrainConfig) -> dict:
@@ -200,12 +203,7 @@ def shared_state(state: TrainState) -> dict[str, dict | list]:
 
 def rank_state(state: TrainState) -> dict:
     """A rank's own part, as tensors in plain containers."""
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        generators["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        generators["mps"] = torch.mps.get_rng_state()
-    return {"carry": None if state.carry is None else asdict(state.carry), "generators": generators}
+    return {"carry": None if state.carry is None else asdict(state.carry), "generators": generator_states()}
 
 
 def saved_states(run: Path) -> list[Path]:
@@ -334,7 +332,8 @@ def set_aside(paths: list[Path]) -> None:
 def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: PretrainConfig) -> None:
     """Raise `UserError` unless the run may go on with this config, whose `fixed_values` are given."""
     # A hyper-parameter that is new since then counts as its default; one that no longer exists did nothing.
-    then = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()} | manifest.fixed
+    defaults = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()}
+    then = {"optimizer": PretrainConfig.model_fields["optimizer"].default} | defaults | manifest.fixed
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
     for key, value in RETIRED_ARCH_VALUES:
         if then.get(f"arch.{key}") == value:
@@ -395,9 +394,4 @@ def _load_state(
         data = {name: field.to(device) for name, field in saved["carry"]["current_data"].items()}
         state.carry = state.head.initial_carry(data)
         state.carry.load(saved["carry"])
-    generators = saved["generators"]
-    torch.set_rng_state(generators["cpu"])
-    if "cuda" in generators and device.type == "cuda":
-        torch.cuda.set_rng_state(generators["cuda"])
-    if "mps" in generators and device.type == "mps":
-        torch.mps.set_rng_state(generators["mps"])
+    set_generator_states(saved["generators"], device)

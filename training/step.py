@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dataset.format import PuzzleDatasetMetadata
 from errors import UserError
 from models.act import Carry
-from models.adam_atan2 import adam_atan2
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
 from puzzle_dataset import Batch
@@ -23,6 +22,7 @@ from training.config import PretrainConfig
 from training.cuda_graph import StepGraph, uses_graph
 from training.distributed import Ranks
 from training.memory import check_available
+from training.optimizers import check_optimizer, weight_optimizers
 from training.stopping import EarlyStopping
 
 
@@ -75,6 +75,7 @@ def create_state(
     config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device
 ) -> TrainState:
     """Build the model on the device, load or broadcast its weights, and set up the optimisers."""
+    check_optimizer(config.optimizer)
     head = config.arch.build_for(metadata, batch_size=config.global_batch_size // ranks.world_size, device=device)
     if config.load_checkpoint is not None:
         load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
@@ -82,7 +83,7 @@ def create_state(
 
     if config.freeze and head.model.puzzle_emb is None:
         raise UserError(f"freeze=weights trains puzzle embeddings, but {config.arch.name} has none here")
-    graphed = uses_graph(config.cuda_graph, device, ranks)
+    graphed = config.optimizer == "adam_atan2" and uses_graph(config.cuda_graph, device, ranks)
     optimizers, base_lrs = create_optimizers(head, config, ranks, graphed)
     trained = sum(p.numel() * p.element_size() for p in head.parameters() if p.requires_grad)
     copies = 3 if config.ema_decay is None else 4
@@ -117,9 +118,12 @@ def create_optimizers(
     if config.freeze == "weights":
         head.requires_grad_(False)  # parameters; the puzzle embeddings are buffers
     else:
-        betas = (config.beta1, config.beta2)
-        optimizers.append(adam_atan2(head.parameters(), graphed, lr=0, weight_decay=config.weight_decay, betas=betas))
-        base_lrs.append(config.lr)
+        of_weights = weight_optimizers(
+            config.optimizer, head.parameters(), weight_decay=config.weight_decay, betas=(config.beta1, config.beta2),
+            graphed=graphed,
+        )  # fmt: skip
+        optimizers += of_weights
+        base_lrs += [config.lr] * len(of_weights)
     return optimizers, base_lrs
 
 

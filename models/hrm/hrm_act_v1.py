@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.act import ACTModel, DataShape
-from models.layers import Block, trunc_normal_init_
+from models.layers import ReasoningModule, trunc_normal_init_
 from models.token_network import TokenConfig, TokenNetwork
 
 
@@ -63,23 +63,6 @@ class HierarchicalReasoningModel_ACTV1_Inner(TokenNetwork):
 
     def compiled_modules(self) -> list[nn.Module]:
         return [*self.H_level.layers, *self.L_level.layers]
-
-
-class ReasoningModule(nn.Module):
-    """One level: its state plus what the other level injects, through a stack of blocks."""
-
-    def __init__(self, layers: list[Block]):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(
-        self, state: Tensor, injection: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False
-    ) -> Tensor:
-        """-> the new state (B, P + S, D); with `first_only` its position 0 alone, (B, 1, D)."""
-        x = state + injection
-        for layer in self.layers[:-1]:
-            x = layer(x, cos_sin)
-        return self.layers[-1](x, cos_sin, first_only)
 
 
 class HierarchicalReasoningModel_ACTV1(ACTModel):
