@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 
 from errors import one_line_errors
-from files import check_writable
+from files import check_writable, written_beside
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.checkpoints import load_model
@@ -33,7 +33,7 @@ from training.metrics import start_logging
 from training.options import StrictModel, from_cli
 from training.predictions import MAX_STEPS, PredictionWriter, writing_predictions
 from training.reasoning import HALTING
-from training.torch_predictions import save_predictions, torch_path, torch_paths
+from training.torch_predictions import torch_path, torch_paths
 
 
 class EvalConfig(StrictModel):
@@ -162,17 +162,23 @@ def open_writer(
 
 
 def save_torch(prefix: Path, saved: dict[str, torch.Tensor], ranks: Ranks) -> None:
-    """Save every rank's dictionary, rank 0's last: without it the others are not read, so that those of two
-    evaluations are not mixed after a kill."""
-    if ranks.is_main:
-        for path in torch_paths(prefix).values():
-            path.unlink()
-    ranks.barrier()
-    if not ranks.is_main:
-        save_predictions(prefix.parent, prefix.name, ranks.rank, saved)
-    ranks.barrier()
-    if ranks.is_main:
-        save_predictions(prefix.parent, prefix.name, ranks.rank, saved)
+    """Save every rank's dictionary, in place of earlier ones when all are on disk.
+
+    Rank 0's gets its name last: without it the others are not read, so that those of two evaluations are not mixed
+    after a kill.
+    """
+    place = torch_path(prefix, ranks.rank)
+    with written_beside(place, lambda file: torch.save(saved, file)) as (beside, _):
+        ranks.barrier()
+        if ranks.is_main:
+            for path in torch_paths(prefix).values():
+                path.unlink()
+        ranks.barrier()
+        if not ranks.is_main:
+            beside.replace(place)
+        ranks.barrier()
+        if ranks.is_main:
+            beside.replace(place)
 
 
 def warm_up(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> None:

@@ -101,17 +101,27 @@ def durably(path: Path) -> Iterator[HashedFile]:
 
 def write_atomically(path: Path, save: Callable[[BinaryIO], Any]) -> Written:
     """`save(file)` under another name, and rename it when complete. Raises `UserError` if it cannot be written."""
+    with written_beside(path, save) as (beside, written):
+        beside.replace(path)
+    return written
+
+
+@contextmanager
+def written_beside(path: Path, save: Callable[[BinaryIO], Any]) -> Iterator[tuple[Path, Written]]:
+    """`save(file)` under another name, which the block gives `path`'s; else the file is removed at the end.
+
+    Raises `UserError` if it cannot be written, and for an OSError of the block.
+    """
     beside = _temporary_name(path)
     try:
         with durably(beside) as file:
             save(file)
-        beside.replace(path)
+        yield beside, file.written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-    return file.written
 
 
 def _temporary_name(place: Path) -> Path:

@@ -63,7 +63,7 @@ def test_a_compiler_that_fails_costs_a_warning_only(tmp_path):
         "pretrain.py",
         *overrides,
         DISABLE_COMPILE="0",
-        CXX="/nonexistent/compiler",
+        CXX=str(tmp_path / "compiler"),
         TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
     )
     assert "torch.compile does not work here, continuing without: " in done.stdout

@@ -325,3 +325,16 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
     torch.save({"model.inner.H_init": Trap()}, checkpoint)
     assert "not a readable checkpoint" in refusal(f"checkpoint={checkpoint}")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_a_disk_that_is_full_leaves_earlier_dictionaries(checkpoint, monkeypatch):
+    options = (f"checkpoint={checkpoint}", "save_format=torch", "save_outputs=[inputs]")
+    in_this_process(*options)
+    before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert "No space left on device" in refusal(*options)
+    assert {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
