@@ -15,7 +15,7 @@ from tests.launch import run
 from tests.runs import lines_with, read_metrics, reference_overrides
 from tests.runs import pretrain as pretrain_run
 from training.distributed import Ranks
-from training.metrics import MetricsLog, Unread
+from training.metrics import MetricsLog, Unread, progress_bar
 
 CONFIG = SimpleNamespace(project_name="project", run_name="run", model_dump=lambda: {"seed": 7})
 ONE = Ranks(0, 1, 0)
@@ -168,3 +168,14 @@ def test_the_real_package_goes_on_offline_with_the_run_of_the_state(tmp_path):
     assert len(ids) == 2
     manifest = json.loads((tmp_path / "run/state_20/manifest.json").read_text())
     assert set(ids) == {manifest["progress"]["wandb_id"]}
+
+
+def test_a_bar_that_cannot_be_shown_costs_nothing(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr.write", full)
+    monkeypatch.setattr("sys.stderr.flush", full)
+    bar = progress_bar(range(3), total=3, desc="train", unit="step", enabled=True)
+    assert list(bar) == [0, 1, 2]
+    bar.close()

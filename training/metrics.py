@@ -10,8 +10,9 @@ import netrc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlparse
 
 import torch
@@ -220,11 +221,31 @@ def _start_wandb(folder: Path, config: PretrainConfig, num_params: int, run_id: 
     return run
 
 
+class _Display:
+    """A stream that is only looked at: what it cannot take, because its disk is full, is not worth a run."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def progress_bar(
     iterable=None, *, total: int, desc: str, unit: str, enabled: bool, leave: bool = True, initial: int = 0
 ) -> tqdm:
     return tqdm(
         iterable,
+        file=_Display(sys.stderr),
         total=total,
         initial=initial,
         desc=desc,

@@ -181,8 +181,11 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics:
                 for old in saved_states(run)[config.keep_last :]:
                     shutil.rmtree(old)
         ranks.barrier()
-    except (OSError, RuntimeError) as error:  # RuntimeError: another rank failed, and its connection is closed
-        raise UserError(f"cannot save the training state in {run}: {error}; earlier states are untouched") from error
+    except (OSError, RuntimeError) as error:
+        # Of a rank that failed, others find the connection closed, or the folder removed by rank 0.
+        by_another = isinstance(error, RuntimeError) or (isinstance(error, FileNotFoundError) and not ranks.is_main)
+        reason = "another rank failed, and says why" if by_another else error
+        raise UserError(f"cannot save the training state in {run}: {reason}; earlier states are untouched") from error
     return place
 
 
