@@ -71,11 +71,11 @@ class HashedFile(io.BufferedWriter):
         return Written(self.raw.size, self.raw.hash.hexdigest()) if self.raw.in_order else file_digest(self.raw.name)
 
 
-def file_digest(path: Path) -> Written:
-    """Size and SHA-256 of a file that is there."""
+def file_digest(path: Path, first: float = float("inf")) -> Written:
+    """Size and SHA-256 of a file that is there, or of its first bytes."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(int(min(1 << 20, first - size))):
             digest.update(block)
             size += len(block)
     return Written(size, digest.hexdigest())

@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there: python -m pytest tests/test_files.py"""
 
+import errno
 import hashlib
 import json
 import os
@@ -263,3 +264,18 @@ def test_an_output_replaces_an_earlier_one(tmp_path):
     for content in (b'{"007bbfb7": []}', b""):
         (tmp_path / "old.JSON").write_bytes(content)
         check_output(tmp_path / "old.JSON", "submission", ".json", start=b'{"')
+
+
+def test_without_locks_there_is_a_warning_and_nothing_is_taken_for_abandoned(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    (tmp_path / ".step_1.0123abcd.tmp").touch()
+    with locked(tmp_path / ".lock", "trains here"), locked(tmp_path / ".lock", "trains here"):
+        remove_abandoned(tmp_path)
+    assert "this file system has no locks; see to it that no other process trains here" in caplog.text
+    assert os.listdir(tmp_path) == [".step_1.0123abcd.tmp"]
+    with temporary_folder(tmp_path / "place") as folder:
+        put_in_place(folder, tmp_path / "place")
+    assert sorted(os.listdir(tmp_path)) == [".step_1.0123abcd.tmp", "place"]

@@ -106,13 +106,13 @@ def check_record(path: Path) -> None:
         )
 
 
-def load_tensors(path: Path, remedy: str, mmap: bool = False) -> Any:
-    """What `torch.save` wrote, on the CPU; with `mmap` tensors stay on disk until they are read.
+def load_tensors(path: Path, remedy: str) -> Any:
+    """What `torch.save` wrote, on the CPU.
 
     Code in the file is not run. Raises `UserError`, ended by `remedy`, for a file that is damaged or something else.
     """
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(str(path), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise whatever its bytes happen to say
         if is_out_of_memory(error):
             raise

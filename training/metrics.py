@@ -136,7 +136,8 @@ class MetricsLog:
     def _open(self, path: Path, keep_bytes: int) -> None:
         with open(path, "ab+") as file:
             file.seek(0)
-            self._count(file.read(keep_bytes))
+            while block := file.read(min(1 << 20, keep_bytes - self._size)):
+                self._count(block)
             assert self._size == keep_bytes, "a state is only resumed with its metrics"
             file.truncate(keep_bytes)
         self._file = open(path, "ab")

@@ -4,7 +4,6 @@ Reads `metrics.jsonl` in each run folder, writes a picture (default: learning_cu
 table of the evaluations.
 """
 
-import hashlib
 import json
 import sys
 import warnings
@@ -19,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from errors import UserError, one_line_errors
-from files import check_is_file, check_writable, read_json, write_atomically
+from files import check_is_file, check_writable, file_digest, read_json, write_atomically
 from training.options import StrictModel, from_cli
 
 if TYPE_CHECKING:
@@ -97,11 +96,8 @@ def check_history(folder: Path, remedy: str) -> None:
             continue
         if not metrics.is_file() or not isinstance(size, int) or size < 0:
             continue
-        with open(metrics, "rb") as file:
-            if hashlib.sha256(file.read(size)).hexdigest() != digest:
-                raise UserError(
-                    f"{metrics} is not what the run had written at step {step}: lines are changed; {remedy}"
-                )
+        if file_digest(metrics, first=size).sha256 != digest:
+            raise UserError(f"{metrics} is not what the run had written at step {step}: lines are changed; {remedy}")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -247,13 +247,12 @@ def check_metrics(run: Path, manifest: Manifest, needed: bool) -> None:
     If not, this is a `UserError` or, where they are not `needed`, a warning, and none of them is kept.
     """
     path, size = run / METRICS_FILE, manifest.metrics_bytes
-    start = b""
-    if path.is_file():
-        with open(path, "rb") as file:
-            start = file.read(size)
-    if manifest.metrics_sha256 is not None:
-        same = len(start) == size and hashlib.sha256(start).hexdigest() == manifest.metrics_sha256
+    if not path.is_file():
+        same = False
+    elif manifest.metrics_sha256 is not None:
+        same = file_digest(path, first=size) == (size, manifest.metrics_sha256)
     else:  # of an earlier version; its last line is of the state's step
+        start = path.read_bytes()[:size]
         same = len(start) == size and start.endswith(b"\n") and _step(start) == manifest.progress.step
     if same:
         return

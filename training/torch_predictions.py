@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dataset.format import IGNORE_LABEL_ID, PuzzleDatasetMetadata
-from errors import UserError, first_line
+from errors import UserError, first_line, is_out_of_memory
 from files import check_is_file, write_atomically
 from training.prediction_rows import AGAIN, PredictionRows, check_tokens, warn_of_no_numbers
 
@@ -111,6 +111,8 @@ def _map(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of layouts in beta, which are refused anyway
             part = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises what its instructions bring about
+        if is_out_of_memory(error):
+            raise
         _not_predictions(path, f"({first_line(error)})")
     if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
         _not_predictions(path, "names -> tensors")
