@@ -40,13 +40,16 @@ def trunc_normal_init_(tensor: Tensor, std: float = 1.0) -> Tensor:
         return tensor.copy_(drawn)
 
 
-def trunc_normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def trunc_normal(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
     """A draw from the distribution of `trunc_normal_init_` with std 1, for use during a step.
 
     By the inverse of the distribution function: PyTorch's own rejects samples until none is left, which waits for the
     device and takes a number of draws that nobody knows before.
     """
-    inside = torch.rand(shape, device=device).mul_(2).sub_(1).mul_(math.erf(_CUT / math.sqrt(2)))  # in fp32, see above
+    uniform = torch.rand(shape, device=device, generator=generator)  # in fp32, see above
+    inside = uniform.mul_(2).sub_(1).mul_(math.erf(_CUT / math.sqrt(2)))
     return inside.erfinv_().mul_(math.sqrt(2) / _STD_AFTER_CUT).to(dtype)
 
 

@@ -174,7 +174,7 @@ class Maze(Kind):
         sources = dihedral_copies(np.arange(self.seq_len)[None])[0]  # (8, cells): rotating the cells' numbers
         transforms = [Transform(cells, tokens) for tokens in (as_it_is, swapped) for cells in sources]
         if count > len(transforms):
-            raise UserError(f"copies={count}: a maze has {len(transforms)} different ones; choose at most that")
+            raise UserError(f"{count} copies: a maze has {len(transforms)} different ones; choose at most that")
         return transforms[:count]
 
     def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -162,7 +162,7 @@ class Sudoku(Kind):
         """
         group = SudokuSymmetries(self.size)
         if count > group.order:
-            raise UserError(f"copies={count}: a {self.title} has {group.order} different ones; choose at most that")
+            raise UserError(f"{count} copies: a {self.title} has {group.order} different ones; choose at most that")
         rng = np.random.Generator(np.random.PCG64(seed))  # its doubles have been the same in every numpy
         cells, digits = np.arange(self.seq_len), np.arange(self.size, dtype=np.uint8)
         found: dict[bytes, Transform] = {}
