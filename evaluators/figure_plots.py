@@ -22,6 +22,7 @@ DPI = 150
 ARC = Arc(MAX_GRID_SIZE, MAX_GRID_SIZE)
 PANEL_INCHES = 2.4  # side of an ARC grid
 BLUE, ORANGE, GREEN, PURPLE, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
+RULE_COLOURS = ("#000000", BLUE, ORANGE, GREEN, VERMILLION, PURPLE, "#56B4E9")  # of the rules of a search
 MAX_COLUMNS = 8  # most steps in one figure
 STATES = ((VERMILLION, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))  # colour and marker of each, in turn
 MODELS = {"trained": ("trained", "-"), "untrained": ("untrained, same shape", "--")}
@@ -124,6 +125,24 @@ def draw_scaling(report: dict[str, Any]) -> Figure:
         axis.set_xlabel("allowed reasoning steps")
         axis.axvline(report["trained_steps"], color="#808080", lw=1, ls=":", label="as in training")
     steps.legend(fontsize=8, frameon=False)
+    _plain_axes(figure)
+    return figure
+
+
+def draw_risk_coverage(report: dict[str, Any], curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Of every rule of a search: the share of wrong answers against the share of puzzles that are answered."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for number, (rule, (coverage, risk)) in enumerate(curves.items()):
+        style = dict(
+            color=RULE_COLOURS[number], lw=2.4 if rule == report["choose"] else 1.3, ls=("-", "--")[number % 2]
+        )
+        area = report["abstention"][rule]["auroc"]
+        known = "" if area is None else f", AUROC {area:.2f}"
+        axis.plot(100 * coverage, 100 * risk, label=f"{rule}{known}", **style)
+    axis.set(xlabel="puzzles answered, the surest first, %", ylabel="wrong answers among them, %", xlim=(0, 100))
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, frameon=False, loc="upper left")
     _plain_axes(figure)
     return figure
 

@@ -12,7 +12,7 @@ import torch
 
 import evaluate
 import solve
-from evaluators import ensemble, figures
+from evaluators import figures, search
 from tests import warm
 from tests.in_memory import FAMILY, composed
 from tests.runs import assert_lines_close, family_overrides, here, lines_with, load, pretrain_here, read_metrics
@@ -71,12 +71,14 @@ def test_it_solves_a_puzzle(run):
     assert (answer["kind"], len(answer["steps"]), len(answer["answer"])) == ("sudoku", most_steps(experiment), 16)
 
 
-def test_it_votes(run):
-    _, folder = run
-    words = [f"checkpoint={folder / 'step_20'}", "copies=2", "json=true", "device=cpu"]
-    report = json.loads(here(ensemble.main, *words))
-    assert (report["puzzles"], report["copies"]) == (21, 2)
+def test_it_is_searched(run, tmp_path):
+    experiment, folder = run
+    words = [f"checkpoint={folder / 'step_20'}", "views=2", "breadth=2", "start=random", "patience=1", "json=true"]
+    report = json.loads(here(search.main, *words, f"output_dir={tmp_path / 'search'}", "device=cpu"))
+    assert (report["puzzles"], report["trajectories"], report["depth"]) == (21, 4, [most_steps(experiment)])
     assert report["oracle_right"] >= max(report["right"].values())
+    assert 1 <= report["mean_steps"] <= most_steps(experiment)
+    assert report["flops_per_puzzle"] > 0
 
 
 def test_a_figure_of_states_says_which_there_are(run, tmp_path):

@@ -95,11 +95,10 @@ def test_it_solves_a_puzzle(whole):
     assert (answer["kind"], answer["size"], len(answer["steps"]), len(answer["answer"])) == ("sudoku", 4, 4, 16)
 
 
-def test_it_votes(whole):
-    report = json.loads(
-        command("-m", "evaluators.ensemble", f"checkpoint={whole / 'step_40'}", "copies=4", "json=true", "device=cpu")
-    )
-    assert (report["puzzles"], report["copies"], report["max_steps"]) == (21, 4, [4])
+def test_it_is_searched(whole, tmp_path):
+    words = ["-m", "evaluators.search", f"checkpoint={whole / 'step_40'}", "breadth=2", "start=noise", "device=cpu"]
+    report = json.loads(command(*words, "views=2", f"output_dir={tmp_path / 'search'}", "json=true"))
+    assert (report["puzzles"], report["trajectories"], report["depth"]) == (21, 4, [4])
     assert report["oracle_right"] >= max(report["right"].values())
 
 

@@ -61,9 +61,9 @@ def test_it_is_evaluated(checkpoint):
     assert re.search(r"eval/exact_accuracy\s+\d", command("evaluate.py", f"checkpoint={checkpoint}"))
 
 
-def test_it_is_voted_on_by_its_rules_and_symmetries(checkpoint):
-    report = json.loads(command("-m", "evaluators.ensemble", f"checkpoint={checkpoint}", "json=true"))
-    assert (report["puzzles"], report["copies"]) == (30, 8)
+def test_it_is_searched_by_its_rules_and_symmetries(checkpoint):
+    report = json.loads(command("-m", "evaluators.search", f"checkpoint={checkpoint}", "views=8", "json=true"))
+    assert (report["puzzles"], report["views"], report["choose"]) == (30, 8, "majority_valid")
     assert report["valid"]["majority_valid"] >= report["valid"]["majority"]
 
 

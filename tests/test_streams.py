@@ -12,7 +12,7 @@ import pytest
 import errors
 import evaluate
 import solve
-from evaluators import arc, ensemble, figures
+from evaluators import arc, figures, search
 from tests.arc_predictions import build_dataset, predict, save_torch
 from tests.flattering import flattering_run
 from training import report
@@ -32,8 +32,8 @@ def commands(tmp_path_factory):
         "evaluate": (evaluate.main, [this]),
         "solve": (solve.main, [this, "puzzle=" + "." * 16]),
         "solve json": (solve.main, [this, "puzzle=" + "." * 16, "--json"]),
-        "ensemble": (ensemble.main, [this, "copies=2"]),
-        "ensemble json": (ensemble.main, [this, "copies=1", "json=true"]),
+        "search": (search.main, [this, "views=2"]),
+        "search json": (search.main, [this, "json=true"]),
         "figures": (figures.main, ["steps", this, "examples=1"]),
         "arc": (arc.main, [f"dataset={dataset}", f"predictions={predictions}"]),
         "report": (report.main, [str(folder / "run")]),
@@ -41,7 +41,7 @@ def commands(tmp_path_factory):
     }
 
 
-COMMANDS = ["evaluate", "solve", "solve json", "ensemble", "ensemble json", "figures", "arc", "report", "help"]
+COMMANDS = ["evaluate", "solve", "solve json", "search", "search json", "figures", "arc", "report", "help"]
 
 
 def call(monkeypatch, main, arguments, stdout) -> int | str | None:
@@ -110,6 +110,7 @@ WRITERS = {
     "evaluate": ["output_dir={out}"],
     "evaluate torch": ["output_dir={out}", "save_format=torch"],
     "solve": ["gif={out}.gif"],
+    "search": ["output_dir={out}"],
     "figures": ["out={out}"],
     "arc": ["submission={out}.json"],
     "report": ["out={out}.png"],

@@ -12,6 +12,7 @@ best.json                   metric, value, step and file of the best checkpoint
 environment.json            command, versions and device of every start
 step_<n>_preds/             predictions of evaluate.py, see training/predictions.py
 step_<n>_all_preds.<rank>   the same in the original's format
+step_<n>_search/            a search with it, see evaluators/search_folder.py
 """
 
 import inspect
