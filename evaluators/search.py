@@ -103,7 +103,9 @@ class SearchConfig(StrictModel):
     )
     seed: int = Field(default=0, ge=0, description="seed of views, starts and noise")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
-    output_dir: str | None = Field(default=None, description="folder for the results; null: <checkpoint>_search")
+    output_dir: str | None = Field(
+        default=None, description="folder for the results; null: <checkpoint>_search, of the first"
+    )
     resume: bool = Field(default=False, description="go on with the search in that folder; else it is replaced")
     as_json: bool = Field(default=False, alias="json", description="print JSON instead of a table")
 
@@ -323,6 +325,7 @@ def settings(checkpoints: list[Path], search: Search) -> dict[str, Any]:
         "patience": search.patience,
         "rows": search.rows,
         "seed": plan.seed,
+        "device": next(search.heads[0].parameters()).device.type,
     }
 
 

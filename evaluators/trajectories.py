@@ -75,13 +75,7 @@ class Trajectories:
         tokens = np.repeat(views.reshape(-1, inputs.shape[1]), plan.breadth, axis=0)
         fields = {"inputs": tokens, "puzzle_identifiers": np.repeat(identifiers, plan.trajectories)}
         self._data = {name: torch.from_numpy(x.astype(np.int32)).to(self._device) for name, x in fields.items()}
-        seeds, firsts = [], []
-        for example in examples.tolist():
-            for view in range(len(plan.views)):
-                for start in range(plan.breadth):
-                    seeds.append(_seed(plan.seed, example, self._number, view, start))
-                    firsts.append(start == 0)
-        self._state = start_states(self._model.inner, plan.start, plan.sigma, seeds, firsts, self._device)
+        self._state = start_states(self._model, self._number, plan, examples)
         drawing = self._model.inner.draws
         self._draws = OwnDraws(_seed(plan.seed, int(examples[0]), self._number)) if drawing else None
 
@@ -131,30 +125,36 @@ class Trajectories:
         return np.stack(undone, axis=1).reshape(self._n, plan.trajectories, -1)
 
 
-def start_states(
-    inner: InnerNetwork, how: str, sigma: float, seeds: Sequence[int], firsts: Sequence[bool], device: torch.device
-) -> Any:
-    """The state that each row starts from, by its seed.
+def start_states(model: ACTModel, number: int, plan: Plan, examples: np.ndarray) -> Any:
+    """The states that the trajectories of these examples start from, (n T, …).
 
     fixed   the network's own start
     random  every number of it drawn as EqR does, a truncated normal distribution of standard deviation 1
-    noise   the network's own start + `sigma` × normal; without noise for the rows in `firsts`, the first of each view
+    noise   the network's own start + `sigma` × normal, of each view the first one without noise
     """
-    assert how in STARTS
+    assert plan.start in STARTS
+    inner, device, views, starts = model.inner, next(model.parameters()).device, len(plan.views), range(plan.breadth)
+    if plan.start == "fixed" and not inner.draws:
+        return inner.initial_state(len(examples) * plan.trajectories)
+    keys = [
+        (example, number, view, start) for example in examples.tolist() for view in range(views) for start in starts
+    ]
+    seeds = [_seed(plan.seed, *key) for key in keys]
     state = _own_starts(inner, seeds, device)
-    if how == "fixed":
+    if plan.start == "fixed":
         return state
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    is_first = torch.tensor([start == 0 for *_, start in keys], device=device)
 
     def started(own: Tensor) -> Tensor:
         if not own.is_floating_point():
             return own
         shape = own.shape[1:]
-        if how == "random":
+        if plan.start == "random":
             return torch.stack([trunc_normal(shape, own.dtype, device, generator) for generator in generators])
         noise = torch.stack([torch.randn(shape, device=device, generator=generator) for generator in generators])
-        noise[torch.tensor(firsts, device=device)] = 0
-        return own + (sigma * noise).to(own.dtype)
+        noise[is_first] = 0
+        return own + (plan.sigma * noise).to(own.dtype)
 
     return map_tensors(started, state)
 

@@ -268,7 +268,7 @@ def test_a_settled_puzzle_leaves_the_batch():
     by_copy = np.arange(4)[:, None].repeat(16, 1).astype(np.uint8)  # copy k answers k in every cell
     told = np.broadcast_to(by_copy, (8, 3, 4, 16)).copy()
     told[:, 1] = (told[:, 1] + np.arange(8)[:, None, None] // 3) % 6  # changes in segments 4 and 7
-    told[:3, 2] = np.array([5, 4, 3], np.uint8)[:, None, None]  # changes in segments 2, 3 and 4
+    told[:3, 2] = np.array([2, 4, 5], np.uint8)[:, None, None]  # changes in segments 2, 3 and 4
     q_halt = np.full((8, 3, 4), -1.0)
     q_halt[:, :, 2] = -0.5  # the surest copy
     q_halt[2:, 2, 1] = 0.5
@@ -288,6 +288,11 @@ def test_a_settled_puzzle_leaves_the_batch():
             np.testing.assert_array_equal(found.answers[puzzle], told[last - 1, puzzle])
             assert found.segments[puzzle].tolist() == [last] * 4
     assert found.halt_segment.tolist() == [[0] * 4, [0] * 4, [0, 3, 0, 0]]
+    labels = np.array([[0], [5], [5]]).repeat(16, axis=1)  # that of the third was only answered where it halted
+    rows = search.record(one, inputs, np.arange(3), found, segments, labels)
+    assert rows["any_last_right"].tolist() == [True, True, False]
+    assert rows["any_right"].tolist() == [True, True, True]
+    assert rows["rules"]["first_halt"]["right"].tolist() == [False, False, True]
 
 
 def tiny(experiment: str):
@@ -344,8 +349,13 @@ def test_a_model_that_draws_is_seeded(one_thread):
     assert torch.equal(start, again[0])
     np.testing.assert_array_equal(residual, again[1])
     assert not torch.equal(start[0], start[1])
-    other = run([4, 5, 6])
-    assert torch.equal(start[1], other[0][0])  # example 4
+    other = run([3, 5, 4])
+    assert torch.equal(start[1], other[0][2])  # example 4
+    np.testing.assert_array_equal(residual[0], other[1][0])
+    with pytest.MonkeyPatch.context() as patch:  # from the same start
+        patch.setattr(trajectories, "start_states", lambda *_: again_from)
+        again_from = model.inner.initial_state(3)
+        assert (run([3, 4, 5])[1] != run([4, 3, 5])[1]).all()
     assert not torch.equal(start, run([3, 4, 5], seed=5)[0])
 
 
