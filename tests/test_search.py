@@ -25,6 +25,7 @@ from tests.in_memory import FAMILY, build_head, composed
 from tests.launch import run as launch
 from tests.runs import PIPELINE, TRAJECTORY, here, load
 from training.checkpoints import save_weights
+from training.config import arch_config
 from training.distributed import Ranks
 from training.flops import flops_per_step
 from training.predictions import read_predictions
@@ -148,8 +149,7 @@ def test_one_trajectory_is_evaluate(halting, answers):
 
 
 def build_reference_head():
-    from training.config import arch_config
-
+    """The reference run's model, untrained."""
     return arch_config(TRAJECTORY["config"]["arch"]).build(
         batch_size=3, seq_len=16, vocab_size=6, num_puzzle_identifiers=1
     )
@@ -385,7 +385,7 @@ def test_the_command(checkpoint, tmp_path):
 def test_a_kind_without_rules_or_symmetries(checkpoint, tmp_path):
     """ARC: one view, no count of valid answers, and the majority for both."""
     config = composed(*FAMILY["trm_sudoku"], "arch.L_layers=1", experiment="trm_sudoku")
-    data = build(tmp_path / "arc/test", np.full((3, 900), 2, np.uint8), 12, "arc")
+    data = build(tmp_path / "arc", np.full((3, 900), 2, np.uint8), 12)
     run = tmp_path / "arc_run"
     run.mkdir()
     head = config.arch.build(batch_size=2, seq_len=900, vocab_size=12, num_puzzle_identifiers=1)
@@ -553,7 +553,7 @@ def test_under_torchrun(checkpoint, tmp_path):
 # Mistakes
 
 
-def build(folder, inputs, vocab_size, kind=None):
+def build(folder, inputs, vocab_size):
     folder.mkdir(parents=True)
     writer = SplitWriter(folder, "test", seq_len=inputs.shape[1])
     ones = np.ones(len(inputs), np.int32)
