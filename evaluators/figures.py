@@ -160,7 +160,8 @@ def compute_steps(subject: Subject) -> dict[str, Any]:
         for example, puzzle, solution, cells in zip(*rows, strict=True)
     ]
     for rows, number, step in subject.answers():
-        answers = step.answer.cpu().numpy().astype(np.uint8)
+        given = subject.inputs[rows].cpu().numpy()
+        answers = subject.dataset.kind.counted(given, step.answer.cpu().numpy().astype(np.uint8))
         equal = ((answers == subject.labels[rows]) & labelled[rows]).sum(1)
         for puzzle, answer, sure, right in zip(puzzles[rows], answers, step.confidence.tolist(), equal, strict=True):
             puzzle["steps"].append(

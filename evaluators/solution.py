@@ -12,7 +12,7 @@ import torch
 from dataset.format import PuzzleDatasetMetadata, load_metadata
 from errors import UserError
 from models.act import ACTModel
-from puzzles.kind import Kind, Puzzle, all_kinds, kind_of, read_puzzle
+from puzzles.kind import PAD, Kind, Puzzle, all_kinds, kind_of, read_puzzle
 from training.reasoning import Step, reasoning_steps
 
 SHOWN_VIOLATIONS = 3
@@ -62,7 +62,7 @@ def read_typed(text: str, source: str, trained_on: Kind | None) -> Puzzle:
     if trained_on is None:
         return read_puzzle(text, source)
     try:
-        return read_puzzle(text, source, type(trained_on))
+        return read_puzzle(text, source, trained_on)
     except UserError:
         for kind in all_kinds():
             if kind.recognises(text):
@@ -91,7 +91,8 @@ def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
                 f"step {step.number} gives values that are no numbers (NaN or infinite), so that there is no answer; "
                 f"use another checkpoint, or fewer max_steps"
             )
-        tokens = puzzle.kind.visible(step.answer[0].cpu().numpy().astype(np.uint8))
+        answer = step.answer[0].cpu().numpy().astype(np.uint8)
+        tokens = puzzle.kind.visible(puzzle.kind.counted(puzzle.inputs, answer))
         yield Answer(tokens, tokens != before, float(step.confidence[0]))
         before = tokens
 
@@ -111,7 +112,8 @@ def judge(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
 def _compare(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
     if puzzle.expected is None:
         return Verdict(None, "no rule to check: the task states no output for this input", [])
-    answer, expected = puzzle.kind.grid(tokens), puzzle.kind.grid(puzzle.expected)
+    counted = np.where(puzzle.expected == PAD, tokens, puzzle.expected)
+    answer, expected = puzzle.kind.grid(tokens), puzzle.kind.grid(counted)
     if np.array_equal(answer, expected):
         return Verdict(True, "right: equal to the output that the task states", [])
     if answer.shape == expected.shape:

@@ -60,7 +60,7 @@ def test_kinds_by_their_numbers(vocab_size, seq_len, expected):
         assert kind_of(numbers(vocab_size, seq_len), [inputs], "here") == expected
     else:
         with pytest.raises(
-            UserError, match=f"here does not say .* {seq_len} cells with {vocab_size} tokens .* arc, maze"
+            UserError, match=f"here does not say .* {seq_len} cells with {vocab_size} tokens .* arc, grid, maze"
         ):
             kind_of(numbers(vocab_size, seq_len), [inputs], "here")
 
