@@ -268,7 +268,8 @@ def _drop_repeated(table: PairTable, facts: Facts, roles: np.ndarray) -> None:
     roles[again] = DROPPED
     if len(again):
         warn(f"{len(again)} pairs are in their split already (the first: {table.place(int(again.min()))}): left out")
-    order = np.lexsort((facts.pairs, facts.questions))
+    kept = np.flatnonzero(roles != DROPPED)
+    order = kept[np.lexsort((facts.pairs[kept], facts.questions[kept]))]
     questions, pairs = facts.questions[order], facts.pairs[order]
     two = np.flatnonzero((questions[1:] == questions[:-1]) & (pairs[1:] != pairs[:-1]))
     if len(two):

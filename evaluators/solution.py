@@ -64,7 +64,7 @@ def read_typed(text: str, source: str, trained_on: Kind | None) -> Puzzle:
     try:
         return read_puzzle(text, source, trained_on)
     except UserError:
-        for kind in all_kinds():
+        for kind in () if trained_on.any_text else all_kinds():
             if kind.recognises(text):
                 with suppress(UserError):
                     return read_puzzle(text, source, kind)
@@ -111,15 +111,16 @@ def judge(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
 
 def _compare(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
     if puzzle.expected is None:
-        return Verdict(None, "no rule to check: the task states no output for this input", [])
+        return Verdict(None, "no rule to check, and no output is stated for this input", [])
     counted = np.where(puzzle.expected == PAD, tokens, puzzle.expected)
     answer, expected = puzzle.kind.grid(tokens), puzzle.kind.grid(counted)
+    stated = "the stated output" if puzzle.task is None else "the output that the task states"
     if np.array_equal(answer, expected):
-        return Verdict(True, "right: equal to the output that the task states", [])
+        return Verdict(True, f"right: equal to {stated}", [])
     if answer.shape == expected.shape:
-        problem = f"{(answer != expected).sum()} of {expected.size} cells differ from the output that the task states"
+        problem = f"{(answer != expected).sum()} of {expected.size} cells differ from {stated}"
     else:
-        problem = "the grid is {}×{}, the output that the task states {}×{}".format(*answer.shape, *expected.shape)
+        problem = "the grid is {}×{}, {} {}×{}".format(*answer.shape, stated, *expected.shape)
     return Verdict(False, f"wrong: {problem}", [problem])
 
 

@@ -37,6 +37,7 @@ _SHOWN_SYMBOLS = 40
 class Grid(Kind):
     name = "grid"
     separate_answer = True
+    any_text = True
     marks_mean = "* changed since the step before, at first since the input"
 
     vocabulary: tuple[str, ...]  # how each token is written; "" for PAD and the end mark

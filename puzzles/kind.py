@@ -73,6 +73,7 @@ class Kind(ABC):
     has_rules: ClassVar[bool] = True  # False: an answer is right only if it is the stated one
     separate_answer: ClassVar[bool] = False  # the answer is a board of its own, not the puzzle filled in
     marks_mean: ClassVar[str] = "* changed since the step before"  # how text marks changed cells
+    any_text: ClassVar[bool] = False  # a text that is plainly another kind's may be meant as such a puzzle
     same_key: ClassVar[str] = "share their solution with one of test"  # what equal `keys` mean
 
     rows: int
