@@ -29,7 +29,7 @@ class Writing:
 
 def read_cells(value: Any, writing: Writing) -> Rows:
     """The rows of a grid, all of one length. Raises `ValueError` that says what is wrong with the value."""
-    rows = [[_symbol(cell, writing) for cell in row] for row in _split(value, writing)]
+    rows = _split(value, writing)
     width = max(map(len, rows), default=0)
     for number, row in enumerate(rows, start=1):
         if len(row) < width and not writing.ragged:
@@ -41,28 +41,31 @@ def read_cells(value: Any, writing: Writing) -> Rows:
     return rows
 
 
-def _split(value: Any, writing: Writing) -> list[list[Any]]:
+def _split(value: Any, writing: Writing) -> Rows:
+    """The rows, which may still differ in length."""
     if isinstance(value, str):
         lines = value.replace("\r\n", "\n").replace("\r", "\n").strip("\n").split("\n")
         return [_cells_of_line(line, writing) for line in lines]
     if not isinstance(value, list):
         raise ValueError(f"is {_shown(value)}; a grid is a text, a list of rows or a list of numbers")
     if value and all(isinstance(row, list) for row in value):
-        return value
+        return [[_symbol(cell, writing) for cell in row] for row in value]
     if value and all(isinstance(row, str) for row in value):
         if any("\n" in row for row in value):
             raise ValueError("has a line break inside a row")
         return [_cells_of_line(row, writing) for row in value]
     if any(isinstance(item, list) for item in value):
         raise ValueError("mixes rows and single cells")
-    return [value]
+    return [[_symbol(cell, writing) for cell in value]]
 
 
-def _cells_of_line(line: str, writing: Writing) -> list[str]:
+def _cells_of_line(line: str, writing: Writing) -> list[str | None]:
     if writing.words:
-        return line.split()
-    cells = characters(line)
-    return [cell for cell in cells if not cell.isspace()] if writing.skip_blanks else cells
+        return [_symbol(word, writing) for word in line.split()]
+    cells: list[str | None] = [*characters(line)]
+    if writing.skip_blanks:
+        cells = [cell for cell in cells if not cell.isspace()]
+    return cells if writing.hole is None else [None if cell == writing.hole else cell for cell in cells]
 
 
 def characters(text: str) -> list[str]:
