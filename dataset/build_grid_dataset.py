@@ -77,9 +77,13 @@ class GridConfig(BaseModel):
     dihedral: bool = Field(
         False, description="rotated or reflected, a pair is a pair too: make copies so, and let solvers vote so"
     )
-    permute: str = Field("", description="symbols that may be exchanged for each other in a pair, such as 123456789")
-    ignore: str = Field("", description="symbols whose cells do not count in an output")
-    vocabulary: str = Field("", description="all symbols, also those that no pair has (default: those found, sorted)")
+    permute: OptionalText = Field(
+        None, description="symbols that may be exchanged for each other in a pair, such as 123456789 (default: none)"
+    )
+    ignore: OptionalText = Field(None, description="symbols whose cells do not count in an output (default: none)")
+    vocabulary: OptionalText = Field(
+        None, description="all symbols, also those that no pair has (default: those found, sorted)"
+    )
     hole: OptionalText = Field(
         None, description="the symbol that stands for no cell at all, as null does in JSON (default: none)"
     )

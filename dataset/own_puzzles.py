@@ -40,9 +40,9 @@ class Options:
     val_fraction: float = 0.0
     num_aug: int = 0
     dihedral: bool = False
-    permute: str = ""
-    ignore: str = ""
-    vocabulary: str = ""
+    permute: str | None = None
+    ignore: str | None = None
+    vocabulary: str | None = None
     hole: str | None = None
     canvas: tuple[int, int] | None = None
     symbols: Path | None = None
@@ -125,9 +125,9 @@ def _check_vocabulary(symbols: list[str], table: PairTable) -> None:
             raise UserError(f"{table.place(first)}: {symbol!r} is not in --vocabulary; add it, or correct the pair")
 
 
-def _tokens(option: str, text: str, words: bool, tokens: dict[str, int]) -> tuple[int, ...]:
+def _tokens(option: str, text: str | None, words: bool, tokens: dict[str, int]) -> tuple[int, ...]:
     """The tokens of the symbols that an option names."""
-    symbols = split_symbols(text, words, tokens.keys())
+    symbols = split_symbols(text or "", words, tokens)
     for symbol in symbols:
         if symbol not in tokens:
             known = " ".join(tokens)

@@ -9,6 +9,7 @@ A character is what people see as one: a letter with its accents, or an emoji of
 """
 
 import unicodedata
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ def are_numbers(value: Any) -> bool:
     return type(value) is int
 
 
-def split_symbols(text: str, words: bool, known: tuple[str, ...] | set[str] = ()) -> list[str]:
+def split_symbols(text: str, words: bool, known: Container[str] = ()) -> list[str]:
     """The symbols that an option names: characters or, where symbols are words, words with blanks between.
 
     A blank is a symbol only where it is `known` as one.
