@@ -295,9 +295,9 @@ class Puzzle:
     inputs: np.ndarray  # (cells,) uint8
     identifier: int = 0  # of its puzzle embedding
     task: str | None = None  # ARC: the puzzle's name
-    name: str | None = None  # in identifiers.json, by which the model knows it
     expected: np.ndarray | None = None  # (cells,), if the right answer is stated
     notes: tuple[str, ...] = ()  # what the user should know
+    name: str | None = None  # in identifiers.json, by which the model knows it; an ARC task has its identifier already
 
     @property
     def title(self) -> str:
