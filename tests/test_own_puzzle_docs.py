@@ -1,5 +1,6 @@
 """docs/own-puzzle.md as it is typed, with less training: python -m pytest tests/test_own_puzzle_docs.py"""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,7 @@ from tests.launch import ROOT
 from tests.warm import run
 
 PAGE = (ROOT / "docs/own-puzzle.md").read_text()
-LESS = "arch.hidden_size=16 arch.num_heads=1 arch.H_cycles=1 arch.L_cycles=1 arch.halt_max_steps=2 global_batch_size=64"
+LESS = "arch.hidden_size=16 arch.num_heads=1 arch.H_cycles=1 arch.L_cycles=1 arch.halt_max_steps=2"
 
 
 def section(title: str) -> str:
@@ -24,8 +25,8 @@ def commands(typed: str) -> list[str]:
     return [match[0].rstrip("\n") for match in re.finditer(r".*<<'END'\n(?:.*\n)*?END\n|.+\n", typed)]
 
 
-def follow(title: str, folder: Path) -> dict[str, str]:
-    """Do what the section says, below `folder`; -> what each command printed."""
+def follow(title: str, folder: Path, batch: int = 128) -> dict[str, str]:
+    """Do what the section says, below `folder`, but train for one epoch alone; -> what each command printed."""
     said, environment = {}, {}
     for place in ("mine", "data", "checkpoints"):
         (folder / place).mkdir()
@@ -45,10 +46,13 @@ def follow(title: str, folder: Path) -> dict[str, str]:
             Path(words[3]).write_text(words[1].replace("\\n", "\n"))
         elif words[0] == "python":
             if words[1] == "pretrain.py":
-                words = [*words, *LESS.split(), "epochs=30", "eval_interval=30"]
+                words += [*LESS.split(), f"global_batch_size={batch}", "epochs=1", "eval_interval=1"]
             elif words[-1].startswith("checkpoint=") and "evaluators.ensemble" in words:
                 words.append("max_examples=20")
-            said[command] = run(*words[1:], **environment).stdout
+            *words, file = words if words[-2] == ">" else [*words, "", None]
+            said[command] = run(*words[1:-1], **environment).stdout
+            if file is not None:
+                Path(file).write_text(said[command])
         else:
             assert command == "mkdir -p mine"
     return said
@@ -69,7 +73,7 @@ def test_ten_commands_lead_from_ten_lines_to_a_picture(tmp_path):
     typed = commands(section(title))
     assert len(typed) == 10
     assert typed[1].count('"input"') == 10
-    said = follow(title, tmp_path)
+    said = follow(title, tmp_path, batch=8)
     built = output_of(said, "build_grid_dataset")
     assert "canvas of 5×5, 10 symbols: 1 2 3 4 5 6 7 8 9 .; train: 4,509 examples in 9 groups; test: 1 ex" in built
     assert "exact_accuracy" in output_of(said, "evaluate.py")
@@ -79,6 +83,16 @@ def test_ten_commands_lead_from_ten_lines_to_a_picture(tmp_path):
     assert "majority" in output_of(said, "ensemble")
     assert Image.open(tmp_path / "mine/steps.gif").n_frames == 3
     assert len(list((tmp_path / "mine").glob("step_*_steps.png"))) == 1
+
+
+def test_pairs_from_a_script(tmp_path):
+    said = follow("A harder one", tmp_path)
+    first = json.loads((tmp_path / "mine/enclosed.jsonl").read_text().splitlines()[1])
+    assert output_of(said, "build_grid").endswith("8×8, 3 symbols: # . o; train: 14,400 examples in 1,800 groups; "
+                                                  "test: 200 examples in 200 groups\n")  # fmt: skip
+    for row, (question, answer) in enumerate(zip(first["input"], first["output"], strict=True)):
+        assert all(cell == other or (cell, other) == (".", "o") for cell, other in zip(question, answer, strict=True))
+        assert row not in (0, 7) or question == answer
 
 
 def test_queens_are_built_trained_and_judged_by_their_rules(tmp_path):
