@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -300,9 +301,11 @@ def test_a_rule_checks_the_pairs(tmp_path, monkeypatch):
         ("own_rule_a", "is not of the form module:function"),
         ("own_rule_a:other", "has no function other"),
         ("subprocess:getoutput", "there is no module subprocess in a folder on PYTHONPATH"),
+        ("this:s", "there is no module this in a folder on PYTHONPATH"),
     ):
         with pytest.raises(UserError, match=problem):
             built(tmp_path / "p.jsonl", valid=name)
+    assert "this" not in sys.modules  # nothing else was even imported
 
 
 GOOD = '{"input": "ab", "output": "ba"}\n'
