@@ -316,7 +316,10 @@ def read_puzzle(text: str, source: str, kind: Kind | type[Kind] | None = None) -
         raise UserError(f"{source} is empty; it must hold a puzzle")
     kind = kind or next((one for one in all_kinds() if _ask(one.name, one.recognises, text)), None)
     if kind is None:
-        raise UserError(f"{source} is not a puzzle of a kind known here: {_known()}")
+        raise UserError(
+            f"{source} is not a puzzle of a kind known here: {_known()}; one that a dataset describes is read with it "
+            f"(data_path=…)"
+        )
     return kind.read(text, source) if isinstance(kind, Kind) else kind.parse(text, source)
 
 

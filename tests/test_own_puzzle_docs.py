@@ -32,6 +32,7 @@ def follow(title: str, folder: Path, batch: int = 128) -> dict[str, str]:
         (folder / place).mkdir()
     for command in commands(section(title)):
         moved = re.sub(r"(?<![\w/.])(mine|data|checkpoints)/", rf"{folder}/\1/", command)
+        moved = moved.replace("enclosed.py 20000", "enclosed.py 2000")
         moved = re.sub(r"\bout=mine\b", f"out={folder}/mine", moved)
         moved = re.sub(r"([^\s=]+/checkpoints/\w+)/step_\d+", lambda match: str(last_step(Path(match[1]))), moved)
         if "<<'END'" in command:
@@ -47,8 +48,8 @@ def follow(title: str, folder: Path, batch: int = 128) -> dict[str, str]:
         elif words[0] == "python":
             if words[1] == "pretrain.py":
                 words += [*LESS.split(), f"global_batch_size={batch}", "epochs=1", "eval_interval=1"]
-            elif words[-1].startswith("checkpoint=") and "evaluators.ensemble" in words:
-                words.append("max_examples=20")
+            elif "evaluators.ensemble" in words:
+                words = [*words[:4], "max_examples=20"]
             *words, file = words if words[-2] == ">" else [*words, "", None]
             said[command] = run(*words[1:-1], **environment).stdout
             if file is not None:
