@@ -94,6 +94,11 @@ def describe(table: PairTable, options: Options) -> Grid:
         vocabulary.append(hole)
     fills, glyphs = _look(options.symbols, symbols)
     rows, columns = _canvas(shapes, options.canvas, table)
+    if options.dihedral and rows != columns and (shapes[..., 0] == shapes[..., 1]).any():
+        warn(
+            f"the canvas of {rows}×{columns} is no square: grids are reflected and turned by 180°, but not by 90°; "
+            f"--canvas {max(rows, columns)}x{max(rows, columns)} would allow it"
+        )
     tokens = {symbol: token for token, symbol in enumerate(symbols, start=reserved)}
     return Grid(
         rows=rows,

@@ -315,8 +315,17 @@ class Grid(Kind):
         return min(self.default_copies, self.num_symmetries)
 
     def keys(self, inputs: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """Keys that are the same for all copies of an input, whatever its label."""
-        return np.min([hash_rows(self._renamed(inputs[:, cells])) for cells in self.moves], axis=0)
+        """Keys that are the same for all copies of an input, wherever on the canvas, and whatever its label."""
+        return np.min([hash_rows(self._renamed(self._in_corner(inputs[:, cells]))) for cells in self.moves], axis=0)
+
+    def _in_corner(self, boards: np.ndarray) -> np.ndarray:
+        """Boards (n, cells) with the smallest rectangle that holds all of their cells moved to the top left corner."""
+        boards = boards.reshape(-1, self.rows, self.columns)
+        for axis in (1, 2):
+            first = (boards != PAD).any(3 - axis).argmax(1)
+            places = (np.arange(boards.shape[axis]) + first[:, None]) % boards.shape[axis]
+            boards = np.take_along_axis(boards, np.expand_dims(places, 3 - axis), axis)
+        return boards.reshape(len(boards), -1)
 
     def _renamed(self, boards: np.ndarray) -> np.ndarray:
         """Boards (n, cells) with the permuted symbols renamed by the order in which they first occur."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataset.build_grid_dataset import GridConfig, build
-from dataset.format import load_metadata
+from dataset.format import load_metadata, read_identifiers
 from errors import UserError
 from evaluators.ensemble import vote
 from evaluators.solution import answers, as_json, dataset_at_hand, judge, read_typed
@@ -157,3 +157,18 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path):
         with pytest.raises(UserError, match="do not fit together; build the dataset again"):
             kind_at(tmp_path / "out")
     assert kind_at_all.vocab_size == 3
+
+
+def test_a_model_knows_a_puzzle_by_its_id(tmp_path):
+    from solve import find_embedding
+
+    kind = grid_kind(tmp_path, pair("ab", "ba", id="x"), pair("ba", "ab", id="y"), identifiers=True)
+    names = read_identifiers(tmp_path / "out")
+    known, unknown, without = (
+        read_typed(json.dumps({"input": "ab"} | labels), "puzzle", kind) for labels in ({"id": "y"}, {"id": "z"}, {})
+    )
+    for puzzle in (known, unknown):
+        find_embedding(puzzle, names)
+    assert (known.identifier, unknown.identifier, without.identifier) == (2, 0, 0)
+    assert (known.notes, without.name) == ((), None)
+    assert "no puzzle called 'z' was in the dataset" in unknown.notes[0]

@@ -239,6 +239,17 @@ def test_repeated_and_contradicting_pairs_are_counted(tmp_path, capsys):
     assert "p.jsonl:1 and " in said and "p.jsonl:4: kept" in said
 
 
+def test_copies_of_a_grid_smaller_than_the_canvas_are_found(tmp_path, capsys):
+    lines = [pair(["ab.", "..."], "a"), pair(["..", ".b", ".a"], "a", split="test"), pair(["abab"], "b")]
+    dataset = built(jsonl(tmp_path / "p.jsonl", *lines), dihedral=True, canvas="4x4")
+    assert "1 of the 1 test pairs are also in train" in capsys.readouterr().err
+    assert len(pairs_of(dataset)) == 2
+    built(tmp_path / "p.jsonl", dihedral=True, canvas="3x4", num_aug=1)
+    assert "3×4 is no square: grids are reflected and turned by 180°, but not by 90°; --canvas 4x4" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_leaks_between_stated_splits_are_counted_and_dropped_on_demand(drop, tmp_path, capsys):
     lines = [pair("abc", "cba"), pair("cba", "abc", split="test"), pair("aaa", "aaa"), pair("abb", "bba", split="test")]
