@@ -23,6 +23,7 @@ from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
 from tests.scripted import step
+from tests.tiny_model import build_model, every_step
 from training.checkpoints import load_model_alone
 from training.config import load_config
 from training.options import from_cli
@@ -75,7 +76,7 @@ def dictate(monkeypatch, *answers: np.ndarray) -> list:
     """Let the model answer these boards, one a step; -> what it is asked."""
     asked = []
 
-    def steps(model, inputs, puzzle_identifiers, max_steps=None):
+    def steps(model, inputs, puzzle_identifiers, max_steps=None, halt="max"):
         asked.append((inputs[0].tolist(), puzzle_identifiers.tolist()))
         for n, answer in enumerate(answers):
             yield step(n + 1, torch.from_numpy(np.asarray(answer))[None], torch.tensor([2.0 * n]))
@@ -130,10 +131,12 @@ def test_the_text_shows_every_step_its_changes_and_the_verdict(checkpoint, capsy
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"4×4 Sudoku, 4 reasoning steps of {checkpoint} (* changed since the step before)")
     assert lines[2].split("  ")[0] == "puzzle"
-    assert re.findall(r"steps? [\d–]+", "\n".join(lines[2:])) == ["step 1", "steps 2–4"]
+    assert re.findall(r"steps? [\d–]+", "\n".join(lines[2:-2])) == ["step 1", "steps 2–4"]
     assert lines[3] == "1 . │ . 4    1 1*│ 3*4    1 2*│ 3 4"
     assert lines[4] == "3 . │ 1 .    3 4*│ 1 3*   3 4 │ 1 2*"
     assert lines[8].split() == ["50%", "sure", "88–100%", "sure"]
+    assert lines[2].rstrip().endswith("steps 2–4 ■")  # Q(halt) > 0 from the second step on
+    assert lines[-2] == "■ the model would stop at step 2 (halt=q), with the same answer"
     assert lines[-1] == "valid: every row, column and box is right, and the clues are kept"
 
     dictate(monkeypatch, wrong)
@@ -141,6 +144,35 @@ def test_the_text_shows_every_step_its_changes_and_the_verdict(checkpoint, capsy
     assert capsys.readouterr().out.splitlines()[-1] == (
         "not valid: row 1 has two 1s; row 2 has two 3s; column 2 has two 1s; and 3 more"
     )
+
+
+def test_a_right_answer_that_is_lost_again_is_marked(checkpoint, capsys, monkeypatch):
+    right = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
+    wrong = np.where(np.arange(16) == 1, 2, right)
+    dictate(monkeypatch, wrong, right, wrong)
+    words = (f"checkpoint={checkpoint}", "puzzle=1..43.1..14.4..1")
+    solved(*words)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.findall(r"step \d ?■?", lines[2]) == ["step 1 ", "step 2 ■", "step 3"]
+    assert lines[-2] == "■ the model would stop at step 2 (halt=q), with another answer"
+    found = as_json(capsys, *words)
+    assert found["halts_at"] == 2
+    assert [step["wants_to_halt"] for step in found["steps"]] == [False, True, True]
+
+
+def test_halt_q_stops_where_the_model_wants_to(tmp_path, capsys):
+    """The plain loop says where, for puzzles that stop after 1 to 6 steps."""
+    head = build_model(max_steps=6, halting=True)
+    checkpoint = run_folder(tmp_path / "halting", PIPELINE / "dataset", halt_max_steps=6)
+    torch.save(head.state_dict(), checkpoint)
+    every = every_step(head)
+    wants = every["q_halt_logits"] > every["q_continue_logits"]
+    stops = np.where(wants.any(1), wants.argmax(1) + 1, 6)
+    for example in (np.flatnonzero(stops == n)[0] for n in range(1, 7)):
+        words = [f"checkpoint={checkpoint}", "puzzle=" + "".join(".1234"[t - 1] for t in every["inputs"][example])]
+        whole, cut = as_json(capsys, *words), as_json(capsys, *words, "halt=q")
+        assert cut["steps"] == whole["steps"][: stops[example]]
+        assert whole["halts_at"] == cut["halts_at"] == (stops[example] if wants[example].any() else None)
 
 
 def test_boards_wrap_at_the_width_of_the_terminal(checkpoint, capsys, monkeypatch):
@@ -385,7 +417,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("logits", "q_halt"), [(0.0, np.nan), (0.0, np.inf), (np.nan, 0.0)])
 def test_what_is_no_number_is_no_answer(checkpoint, monkeypatch, capsys, logits, q_halt):
-    def steps(model, inputs, puzzle_identifiers, max_steps=None):
+    def steps(model, inputs, puzzle_identifiers, max_steps=None, halt="max"):
         yield step(1, torch.full((1, 16), 2), torch.zeros(1))
         broken = step(2, torch.full((1, 16), 2), torch.tensor([q_halt]))
         broken.logits[0, 3] += logits
