@@ -9,6 +9,7 @@ old -> new; 0, the background, stays), applied to every grid of a task. A puzzle
 
     <task>                            the task as it is
     <task>_t<tid>_<10 digits>         an augmentation: digit i is the new colour of colour i
+    <task>|||t<tid>|||<10 digits>     the same in datasets of TRM's and URM's builders
 """
 
 import json
@@ -34,7 +35,7 @@ SWAPS_AXES = np.isin(np.arange(NUM_SYMMETRIES), (1, 3, 6, 7))  # symmetries that
 TRIES_PER_AUGMENTATION = 5
 
 _IDENTITY = np.arange(NUM_COLOURS, dtype=np.uint8)
-_SUFFIX = re.compile(r"(?P<task>.+)_t(?P<tid>[0-7])_(?P<digits>[0-9]{10})", re.DOTALL)
+_SUFFIX = re.compile(r"(?P<task>.+)(?P<mark>_|\|\|\|)t(?P<tid>[0-7])(?P=mark)(?P<digits>[0-9]{10})", re.DOTALL)
 
 
 class Arc(Kind):

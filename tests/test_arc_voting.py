@@ -18,6 +18,7 @@ from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from tests.arc_oracle import oracle_encode
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
+from tests.sample_datasets import as_other_tools_write_it
 from training.distributed import Ranks
 from training.prediction_rows import PredictionRows
 from training.predictions import PredictionWriter
@@ -185,6 +186,17 @@ def test_what_was_not_predicted_is_unsolved(dataset, tmp_path, command):
     assert submission["e1d2900e"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
     only = raw_tasks()["2c0b0aff"]["test"][0]["output"]
     assert submission["2c0b0aff"] == [{"attempt_1": only, "attempt_2": only}]
+
+
+@pytest.mark.parametrize(("ignored", "dtype"), [(None, np.int32), (-100, np.int8), (255, np.uint8)])
+def test_datasets_of_other_builders_are_voted_on(dataset, tmp_path, command, ignored, dtype):
+    rows, ballots = predict(dataset, 3)
+    theirs = shutil.copytree(dataset, tmp_path / "theirs")
+    as_other_tools_write_it(theirs, ignored, dtype)
+    assert any("|||t" in name for name in read_identifiers(theirs))
+    prefix = save_torch(tmp_path / "step_1", rows)
+    arguments = (f"predictions={prefix}", "json=true", f"k={list(KS)}")
+    assert json.loads(command(f"dataset={theirs}", *arguments)[0]) == oracle_scores(ballots)
 
 
 def test_augmented_predictions_alone_do_not_say_what_was_asked(dataset, tmp_path):
