@@ -253,7 +253,7 @@ def test_val_leaks_are_counted_and_never_hold_test_pairs(capsys: pytest.CaptureF
         ({"dataset_dirs": ["raw/nothing/here.txt"]}, "here.txt is not a .json file; name a folder"),
         ({"dataset_dirs": ["raw"], "tasks": ["007bbfb"]}, "--tasks 007bbfb: none of the 7 .*did you mean 007bbfb7"),
         ({"dataset_dirs": ["raw"], "subsample_size": 8}, "--subsample-size 8: only 7 tasks can be chosen from"),
-        ({"dataset_dirs": ["raw"], "val_fraction": 0.01}, "0.01 of 4 training tasks selects none"),
+        ({"dataset_dirs": ["raw"], "val_fraction": 0.01}, "0.01 of 4 training tasks with test pairs selects none"),
     ],
 )
 def test_options_that_make_no_dataset(
