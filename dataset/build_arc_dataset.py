@@ -175,7 +175,8 @@ def _choose_val_tasks(tasks: Sequence[Task], config: ArcConfig) -> set[str]:
     count = round(config.val_fraction * len(names))
     if count == 0:
         raise UserError(
-            f"--val-fraction {config.val_fraction} of {len(names)} training tasks with test pairs selects none; raise or omit it"
+            f"--val-fraction {config.val_fraction} of {len(names)} training tasks with test pairs selects none; "
+            "raise or omit it"
         )
     return set(sorted(names, key=lambda name: _generators(config.seed, name)[0].random())[:count])
 

@@ -93,6 +93,24 @@ def test_names_do_not_matter_where_contents_tell(tmp_path, sets):
     assert list(found) == list(tasks)
 
 
+def test_solutions_of_other_challenges_are_not_taken(tmp_path):
+    """By their names these belong to the first file, although they have a task of the second's."""
+    write_kaggle(tmp_path, "old", {"a": task(1), "b": task(2)})
+    write(tmp_path / "new_challenges.json", {"b": hidden(task(2, tests=2)), "c": hidden(task(3))})
+    found = read(tmp_path)
+    assert {name: answered(one) for name, one in found.items()} == {"b": [True, False], "c": [False], "a": [True]}
+
+
+def test_equal_test_inputs_of_a_version_stay(tmp_path):
+    """The place in a submission counts; what another version repeats is there once."""
+    (first,) = task(1)["test"]
+    other = task(2)["test"][0]
+    write(tmp_path / "one/evaluation/a.json", task(1) | {"test": [first, first]})
+    write(tmp_path / "two/evaluation/a.json", task(1) | {"test": [first, other]})
+    (one,) = read(tmp_path).values()
+    assert [pair.input.tolist() for pair in one.queries] == [pair["input"] for pair in (first, first, other)]
+
+
 @pytest.mark.parametrize("output", [{}, {"output": None}])
 @pytest.mark.parametrize("kaggle", [True, False])
 def test_private_tasks_go_to_test_whatever_their_set_is_called(tmp_path, output, kaggle):
