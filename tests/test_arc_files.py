@@ -82,6 +82,25 @@ def test_kaggle_files_give_the_tasks_of_the_folders(tmp_path, sets, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("file", "named", "held_out"),
+    [
+        ("test/arc-agi_training_challenges.json", "test", False),  # somebody's folder
+        ("test/arc-agi_training_challenges.json", "test/arc-agi_training_challenges.json", False),
+        ("test/arc-agi_training_challenges.json", ".", False),
+        ("test/all.json", "test", False),
+        ("test/all.json", ".", True),
+        ("evaluation/sub/all.json", ".", True),
+        ("x/my-evaluation-tasks.json", ".", True),
+        ("x/arc-agi_test_challenges.json", "x", True),
+        ("x/latest.json", ".", False),
+    ],
+)
+def test_the_set_of_a_combined_file(tmp_path, file, named, held_out):
+    write(tmp_path / file, {"a": task(1), "b": task(2)})
+    assert [one.evaluation for one in read(tmp_path / named).values()] == [held_out] * 2
+
+
 def test_names_do_not_matter_where_contents_tell(tmp_path, sets):
     """Of the tasks in `all.json`, the solutions are in two files, whose names say nothing."""
     tasks = sets["training"]

@@ -22,6 +22,7 @@ from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_fol
 from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
+from tests.sample_datasets import as_other_tools_write_it
 from tests.scripted import step
 from training.checkpoints import load_model_alone
 from training.config import load_config
@@ -231,7 +232,7 @@ def arc(tmp_path, capsys):
 
 
 def test_an_arc_task_by_id(arc, capsys, monkeypatch):
-    path, names, _ = arc
+    path, names, folder = arc
     name = next(name for name in names if name.startswith("e1d2900e_t"))
     _, tid, digits = name.split("_")
     (pair,) = raw_tasks()["e1d2900e"]["test"]
@@ -247,6 +248,12 @@ def test_an_arc_task_by_id(arc, capsys, monkeypatch):
         assert (found["valid"], found["notes"]) == (True, [])
         differ = [[r, c] for r, row in enumerate(answer) for c, cell in enumerate(row) if cell != question[r][c]]
         assert found["steps"][0]["changed"] == differ
+    as_other_tools_write_it(folder / "data")  # then the puzzle is found by either name
+    for spelling in (name, f"e1d2900e|||{tid}|||{digits}"):
+        asked = dictate(monkeypatch, oracle_encode(answer))
+        found = as_json(capsys, f"checkpoint={path}", f"task={spelling}")
+        assert asked == [(oracle_encode(question), [names.index(name)])]
+        assert (found["answer"], found["expected"], found["valid"]) == (answer, answer, True)
 
 
 def test_a_task_is_not_found_by_its_place_in_another_dataset(arc, monkeypatch, capsys):
