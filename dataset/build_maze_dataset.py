@@ -30,7 +30,7 @@ SLICE = 512  # mazes augmented at a time
 # argdantic 1.3.3 shows `int | None` as text in --help.
 OptionalInt, OptionalPath = Optional[int], Optional[Path]  # noqa: UP045
 
-GENERATE_ONLY = ("size", "num_train", "num_test", "min_path_length")
+GENERATE_ONLY = ("size", "num_train", "num_test", "min_path_length", "one_path")
 
 
 class MazeConfig(BaseModel):
@@ -47,6 +47,9 @@ class MazeConfig(BaseModel):
     num_test: int = Field(1000, ge=1, le=1_000_000, description="with --generate: test mazes, all different from train")
     min_path_length: int = Field(
         110, ge=1, description="with --generate: the shortest path takes more steps than this (110 suits size 30)"
+    )
+    one_path: bool = Field(
+        False, description="with --generate: only mazes with one shortest path, whose answer can be known"
     )
     aug: bool = Field(False, description="turn each train maze into its 8 rotations and reflections")
     subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train mazes at random (default: all)")
@@ -73,7 +76,9 @@ def _augment(
 def _generate(config: MazeConfig, seed: np.random.SeedSequence) -> dict[str, PuzzleFile]:
     from puzzles.maze_generator import generate_mazes  # imports numba, which the other sources do not need
 
-    mazes = generate_mazes(config.num_train + config.num_test, config.size, config.min_path_length, seed)
+    mazes = generate_mazes(
+        config.num_train + config.num_test, config.size, config.min_path_length, seed, one_path=config.one_path
+    )
     parts = {"train": slice(config.num_train), "test": slice(config.num_train, None)}
     return {
         name: GeneratedPuzzles(f"generated {name}", *(column[part] for column in mazes)) for name, part in parts.items()

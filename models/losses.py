@@ -75,14 +75,8 @@ class ACTLossHead(nn.Module):
 
         labels (B, S); steps (B,): taken so far, this one included; halted (B,) bool: whether it was a row's last.
         """
-        labelled = (labels != IGNORE_LABEL_ID).sum(-1)  # (B,)
-        divisor = labelled.clamp_min(1)
-
-        with torch.no_grad():
-            correct = ((outputs["logits"].argmax(-1) == labels) & (labels != IGNORE_LABEL_ID)).sum(-1)
-            metrics, exact = _metrics(steps, halted, outputs["q_halt_logits"], correct, labelled)
-
-        lm_loss = (self.loss_fn(outputs["logits"], labels) / divisor.unsqueeze(-1)).sum()
+        metrics, exact, labelled = measure(outputs, labels, steps, halted)
+        lm_loss = (self.loss_fn(outputs["logits"], labels) / labelled.clamp_min(1).unsqueeze(-1)).sum()
         q_halt_loss = F.binary_cross_entropy_with_logits(
             outputs["q_halt_logits"], exact.to(outputs["q_halt_logits"].dtype), reduction="sum"
         )
@@ -97,10 +91,18 @@ class ACTLossHead(nn.Module):
         return lm_loss + 0.5 * q_loss, metrics
 
 
-def _metrics(
-    steps: Tensor, halted: Tensor, q_halt: Tensor, correct: Tensor, labelled: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums over the halted sequences with a label, and which sequences are exactly right (B,) bool."""
+@torch.no_grad()
+def measure(
+    outputs: dict[str, Tensor], labels: Tensor, steps: Tensor, halted: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Compare the model's outputs in one step with labels (B, S); steps and halted as in `ACTLossHead.score`.
+
+    -> sums over the halted sequences with a label, which sequences are exactly right (B,) bool, how many of their
+    tokens have a label (B,).
+    """
+    has_label = labels != IGNORE_LABEL_ID
+    labelled = has_label.sum(-1)
+    correct = ((outputs["logits"].argmax(-1) == labels) & has_label).sum(-1)
     exact = correct == labelled
     counted = halted & (labelled > 0)
     accuracy = correct.float() / labelled.clamp_min(1)
@@ -108,7 +110,7 @@ def _metrics(
         "count": counted.sum(),
         "accuracy": torch.where(counted, accuracy, 0).sum(),
         "exact_accuracy": (counted & exact).sum(),
-        "q_halt_accuracy": (counted & ((q_halt >= 0) == exact)).sum(),
+        "q_halt_accuracy": (counted & ((outputs["q_halt_logits"] >= 0) == exact)).sum(),
         "steps": torch.where(counted, steps, 0).sum(),
     }
-    return metrics, exact
+    return metrics, exact, labelled

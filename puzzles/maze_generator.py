@@ -51,12 +51,22 @@ class Hit(NamedTuple):
     question: np.ndarray  # (size²,) uint8, ASCII
     answer: np.ndarray  # (size²,) uint8, ASCII
     steps: int
+    only_path: bool  # no other shortest path
 
 
 def generate_mazes(
-    count: int, size: int, min_path_length: int, seed: np.random.SeedSequence, *, threads: int | None = None
+    count: int,
+    size: int,
+    min_path_length: int,
+    seed: np.random.SeedSequence,
+    *,
+    one_path: bool = False,
+    threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`count` different mazes: questions and answers (count, size²) uint8 ASCII, steps (count,) int64."""
+    """`count` different mazes: questions and answers (count, size²) uint8 ASCII, steps (count,) int64.
+
+    With `one_path` those of the procedure's mazes that have a single shortest path.
+    """
     most_free = size * size - round(MIN_WALLS * size * size)
     if most_free < min_path_length + 2:
         raise UserError(
@@ -81,7 +91,7 @@ def generate_mazes(
                 hits = {form: hit for form, hit in hits.items() if hit.threshold > bound}
             before = len(hits)
             for hit in found:
-                if hit.threshold > bound:
+                if hit.threshold > bound and (hit.only_path or not one_path):
                     known = len(hits)
                     hits.setdefault(_canonical(hit.question, size), hit)
                     copies = copies + 1 if len(hits) == known else 0
@@ -249,7 +259,8 @@ def _search(key, first, count, size, min_path_length, bound):
 
 @compiled
 def _build(key, candidate, size, min_path_length):
-    """The maze of an accepted candidate: question, answer (size²,) uint8 ASCII, and the steps of its path."""
+    """The maze of an accepted candidate: question, answer (size²,) uint8 ASCII, the steps of its path, and whether no
+    other path is as short."""
     state = np.empty(1, np.uint64)
     all_cells, cells, queue = _all_cells(size), np.empty(size * size, np.int32), np.empty(size * size, np.int32)
     steps = np.empty((size + 2) ** 2, np.int32)
@@ -261,7 +272,7 @@ def _build(key, candidate, size, min_path_length):
     frame = size + 2
     framed = np.where(steps < 0, np.uint8(WALL), np.uint8(FREE))
     solved = framed.copy()
-    cell = goal
+    cell, only_path = goal, True
     while cell != start:
         solved[cell] = PATH
         nearer = np.empty(4, np.int32)
@@ -270,8 +281,9 @@ def _build(key, candidate, size, min_path_length):
             if steps[neighbour] == steps[cell] - 1:
                 nearer[choices] = neighbour
                 choices += 1
+        only_path &= choices == 1
         cell = nearer[_below(state, choices)]
     for grid in (framed, solved):
         grid[start], grid[goal] = START, GOAL
     inner = (framed.reshape(frame, frame)[1:-1, 1:-1], solved.reshape(frame, frame)[1:-1, 1:-1])
-    return inner[0].copy().ravel(), inner[1].copy().ravel(), steps[goal] - 1
+    return inner[0].copy().ravel(), inner[1].copy().ravel(), steps[goal] - 1, only_path

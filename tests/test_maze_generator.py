@@ -102,12 +102,37 @@ def test_a_risen_bound_thins_what_was_accepted_before(monkeypatch: pytest.Monkey
 
     def hits(*thresholds: float) -> list[Hit]:
         grids = rng.integers(0, 255, (len(thresholds), 36), np.uint8)
-        return [Hit(t, grid, grid, int(100 * t)) for t, grid in zip(thresholds, grids, strict=True)]
+        return [Hit(t, grid, grid, int(100 * t), False) for t, grid in zip(thresholds, grids, strict=True)]
 
     blocks = [(10, 0.3, hits(0.45, 0.55, 0.7, 2.0)), (10, 0.6, hits(0.5, 0.62)), (10, 0.5, hits(0.55, 0.9, 1.5, 3.0))]
     monkeypatch.setattr("puzzles.maze_generator._search_blocks", lambda *_: (block for block in blocks))
     _, _, steps = generate_mazes(5, 6, 6, np.random.SeedSequence(0))
     assert steps.tolist() == [70, 200, 62, 90, 150]  # those above 0.6, the largest ratio, in order
+
+
+def shortest_paths(question: np.ndarray, size: int) -> int:
+    """How many there are, by powers of the adjacency matrix."""
+    free = np.flatnonzero(question != ord("#"))
+    rows, columns = free // size, free % size
+    adjacent = (abs(rows[:, None] - rows) + abs(columns[:, None] - columns) == 1).astype(np.int64)
+    start, goal = (int(np.flatnonzero(question[free] == ord(letter))[0]) for letter in "SG")
+    walks = np.eye(len(free), dtype=np.int64)[start]
+    while not walks[goal]:
+        walks = walks @ adjacent
+    return int(walks[goal])
+
+
+def test_mazes_with_one_shortest_path() -> None:
+    """They are those among all that have one, in their order."""
+    every, only = (
+        generate_mazes(count, 8, 9, np.random.SeedSequence(5), one_path=one)
+        for count, one in ((240, False), (30, True))
+    )
+    assert {shortest_paths(question, 8) for question in only[0]} == {1}
+    single = [shortest_paths(question, 8) == 1 for question in every[0]]
+    assert 30 < sum(single) < 120  # most have several
+    for all_of_them, ones in zip(every, only, strict=True):
+        np.testing.assert_array_equal(all_of_them[single][:30], ones)
 
 
 def test_seed_decides_and_threads_do_not() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dataset.format import content_digest, same_content
 from errors import UserError
-from models.losses import ACTLossHead
+from models.losses import ACTLossHead, measure
 from puzzle_dataset import PuzzleDataset
 from training.checkpoints import trained_on
 from training.config import PretrainConfig
@@ -84,8 +84,9 @@ def evaluate_split(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """-> (`eval/…` metrics, on rank 0 only; this rank's `save_outputs`, on the CPU).
 
-    With halt=max, saved outputs and `eval/q_halt_loss` include padding rows, as in the original; with halt=q neither
-    does. `writer` gets the predictions batch by batch. `after_batch` may raise an exception to leave early.
+    With halt=max, `eval/halt_q/…` is what the rule `q` would have given, from the same pass; saved outputs and
+    `eval/q_halt_loss` include padding rows, as in the original. With halt=q neither includes them. `writer` gets the
+    predictions batch by batch. `after_batch` may raise an exception to leave early.
     """
     if dataset.num_examples() == 0:
         raise UserError(f"{dataset.config.dataset_path}/{dataset.split} holds no examples to evaluate")
@@ -109,6 +110,9 @@ def evaluate_split(
             done = reasoner.run(batch, len(examples), by_step)
             halted = torch.ones_like(done.steps, dtype=torch.bool)
             _, metrics = head.score(done.outputs, done.data["labels"], done.steps, halted)
+            if done.at_halt is not None:
+                theirs, *_ = measure(done.at_halt.outputs, done.data["labels"], done.at_halt.steps, halted)
+                metrics |= {f"halt_q/{key}": value for key, value in theirs.items() if key != "count"}
             before = sums.get(set_name)
             sums[set_name] = {key: before[key] + value for key, value in metrics.items()} if before else metrics
             for key, value in (done.data | done.outputs).items():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.act import ACTModel, map_tensors
+from models.act import ACTModel, map_tensors, where_rows
 from puzzle_dataset import Batch
 from training.cuda_graph import Graph
 from training.generators import OwnDraws
@@ -61,12 +61,21 @@ def are_numbers(logits: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
 
 
 @dataclass
+class Halted:
+    """A batch, each row as it was after the first step in which the model wanted to halt, else after its last."""
+
+    outputs: dict[str, Tensor]  # as in `Finished`
+    steps: Tensor  # (B,) int32
+
+
+@dataclass
 class Finished:
     """A batch, each row as it was after its own last step."""
 
     data: Batch  # its rows
     outputs: dict[str, Tensor]  # logits (B, S, vocab), q_halt_logits, q_continue_logits (B,)
     steps: Tensor  # (B,) int32: how many each row took
+    at_halt: "Halted | None"  # with the rule `max`: where the rule `q` would have stopped, which costs no other pass
     answers_by_step: Tensor | None  # (B, max_steps, S) uint8: a row's last answer is repeated
 
 
@@ -129,12 +138,17 @@ class Reasoner:
         taken = torch.full((size,), max_steps, dtype=torch.int32, device=device)
         answers = torch.empty(size, max_steps, seq_len, dtype=torch.uint8, device=device) if by_step else None
         outputs: dict[str, Tensor] = {}
+        at_halt = Halted({}, taken.clone()) if self._halt == "max" else None
         for step in self.steps(batch):
             if answers is not None:
                 answers[step.rows, step.number - 1 :] = step.answer.to(torch.uint8).unsqueeze(1)
             now = {"logits": step.logits, "q_halt_logits": step.q_halt, "q_continue_logits": step.q_continue}
-            if self._halt == "max":
+            if at_halt is not None:
                 outputs = now
+                going_on = at_halt.steps >= step.number  # rows that had not wanted to halt before this step
+                kept = at_halt.outputs or now
+                at_halt.outputs = {key: where_rows(going_on, now[key], kept[key]) for key in now}
+                at_halt.steps = torch.where(going_on & step.wants_to_halt, step.number, at_halt.steps)
             elif step.last.any():
                 leaving = step.rows[step.last]
                 taken[leaving] = step.number
@@ -143,7 +157,7 @@ class Reasoner:
                     place[leaving] = value[step.last]
         if self._halt == "q" and real == 0:
             batch, outputs, taken = _first_rows(batch, 0), _first_rows(outputs, 0), taken[:0]
-        return Finished(batch, outputs, taken, answers)
+        return Finished(batch, outputs, taken, at_halt, answers)
 
     def _begin(self, data: Batch, state: Any) -> None:
         if self._graph is None or not self._data:  # a graph works on the same tensors each time

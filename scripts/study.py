@@ -1,0 +1,249 @@
+"""The study of docs/results.md, on CPU cores: python -m scripts.study folder=study [key=value …]
+
+Trains the models of the family, small and of equal size, on 4×4 and 6×6 Sudokus and on 9×9 mazes, with a fixed budget
+of minutes and one of counted operations; then one of them with fewer segments, and without a target of Q(continue).
+Builds the datasets, measures how long a step of each takes, makes the runs (each a normal run folder, with one thread)
+and writes tables and curves. A study that was stopped goes on when the same command is given again; `results=true`
+only writes what there is.
+
+The two budgets are read off the same run: its learning rate is constant after the warm-up, so that it does not know
+when it will end. A budget of minutes stands for a number of steps, by the time of one step that was measured when
+nothing else ran (`speed.json`, kept); neither evaluations nor other programs count.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from errors import UserError, one_line_errors
+from files import read_json, write_atomically
+from training.options import StrictModel, from_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = 2048  # puzzles before augmentation
+PUZZLES = 400  # held out
+
+
+class Task(NamedTuple):
+    build: tuple[str, ...]  # builder, and its options
+    minutes: float
+    teraflops: float  # what HRM computes in about these minutes
+
+
+SUDOKU, MAZE = "dataset/build_sudoku_dataset.py", "dataset/build_maze_dataset.py"
+TASKS = {
+    "sudoku-4x4": Task((SUDOKU, "--size", "4", "--num-aug", "7"), 1.5, 4),
+    "sudoku-6x6": Task((SUDOKU, "--size", "6", "--extra-clues", "24", "--num-aug", "7"), 3, 9),
+    "maze-9x9": Task((MAZE, "--size", "9", "--one-path", "--min-path-length", "3", "--aug"), 4, 12),
+}
+HRM = ("arch=hrm_v1", "arch.H_layers=1", "arch.L_layers=1")
+TRM = ("arch=trm", "arch.puzzle_emb_len=0")
+TRANSFORMER = ("arch=transformer", "arch.num_layers=2")
+# Each has two blocks of width 64
+ARCHITECTURES = {
+    "HRM": HRM,
+    "TRM, attention": TRM,
+    "TRM, mlp": (*TRM, "arch.mlp_t=true", "arch.pos_encodings=none"),
+    "URM": ("arch=urm", "arch.num_layers=2"),
+    "recurrent Transformer": TRANSFORMER,
+    "direct prediction": (*TRANSFORMER, "arch.halt_max_steps=1"),
+}
+# HRM once more, with as many steps as in the comparison. Trained with 8 segments is the comparison's own run.
+SEGMENTS = {f"HRM, {n} segment{'s' * (n > 1)}": (*HRM, f"arch.halt_max_steps={n}") for n in (1, 2, 4)}
+Q_TARGET = {"HRM, no Q target": (*HRM, "arch.q_target=off")}
+SEGMENT_TASKS = ("sudoku-6x6", "sudoku-4x4")
+MOST_SEGMENTS = 64  # at inference
+
+
+class StudyConfig(StrictModel):
+    folder: str = Field(min_length=1, description="where data, runs and results go")
+    seeds: int = Field(default=3, ge=1, description="runs of everything, with seeds 0, 1, …")
+    workers: int = Field(default=1, ge=1, description="runs at a time, each on one core")
+    parts: list[Literal["family", "segments"]] = Field(
+        default=["family", "segments"], min_length=1, description="the comparison; HRM's segments and Q target"
+    )
+    tasks: list[Literal[tuple(TASKS)]] = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
+    budget: float = Field(default=1, gt=0, le=100, description="factor on all budgets")
+    results: bool = Field(default=False, description="make no run, write the results of those that there are")
+
+
+class StudyRun(NamedTuple):
+    """One training run."""
+
+    task: str
+    model: str
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.model.lower().replace(', ', '-').replace(' ', '-')}-seed{self.seed}"
+
+
+def planned_runs(config: StudyConfig) -> Iterator[StudyRun]:
+    """Seed by seed, so that a study that is not over shows all models."""
+    for seed in range(config.seeds):
+        for task in config.tasks:
+            models = ARCHITECTURES if "family" in config.parts else {"HRM": HRM}
+            if "segments" in config.parts and task in SEGMENT_TASKS:
+                models = models | SEGMENTS | Q_TARGET
+            for model, overrides in models.items():
+                yield StudyRun(task, model, overrides, seed)
+
+
+def command(*args: str, log: Path | None = None) -> None:
+    """Run a command of this repository with one thread; its output goes to a file, or is shown."""
+    environment = os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    if log is None:
+        done = subprocess.run([sys.executable, *args], cwd=ROOT, env=environment, check=False)
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            file.write(f"$ python {shlex.join(args)}\n")
+            file.flush()
+            done = subprocess.run(
+                [sys.executable, *args], cwd=ROOT, env=environment, stdout=file, stderr=file, check=False
+            )
+    if done.returncode:
+        raise UserError(f"this failed: python {shlex.join(args)}" + (f"; see {log}" if log else ""))
+
+
+def build_datasets(config: StudyConfig) -> None:
+    for task in config.tasks:
+        folder = data_folder(config, task)
+        if not (folder / "identifiers.json").exists():
+            sizes = ("--generate", "--num-train", str(GROUPS), "--num-test", str(PUZZLES))
+            builder, *options = TASKS[task].build
+            command(builder, *sizes, *options, "--output-dir", str(folder))
+
+
+def data_folder(config: StudyConfig, task: str) -> Path:
+    return Path(config.folder).resolve() / "data" / task
+
+
+def run_folder(config: StudyConfig, run: StudyRun) -> Path:
+    return Path(config.folder).resolve() / "runs" / run.name
+
+
+# How long a step takes
+
+
+def speeds(config: StudyConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """Task -> model -> seconds of one core and counted operations of a training step, and the parameters.
+
+    Measured once, in turns, so that what else the machine does meets all alike.
+    """
+    path = Path(config.folder) / "speed.json"
+    known = read_json(path, "delete it to measure anew") if path.exists() else {}
+    for task in config.tasks:
+        if task not in known:
+            known[task] = measure_speeds(config, task)
+            write_atomically(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
+    return known
+
+
+def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]]:
+    import torch
+
+    from benchmarks.flops import count_parameters, flops_per_step
+    from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+    from training.command_line import compose_run
+    from training.config import from_hydra
+    from training.distributed import Ranks
+    from training.step import create_state, train_step
+
+    torch.set_num_threads(1)
+    states, found = {}, {}
+    for model, overrides in (ARCHITECTURES | SEGMENTS | Q_TARGET).items():
+        data = data_folder(config, task)
+        run = from_hydra(compose_run(str(ROOT / "config"), ["+experiment=study", f"data_path={data}", *overrides]))
+        dataset = PuzzleDataset(
+            PuzzleDatasetConfig(
+                seed=0, dataset_path=str(data), global_batch_size=run.global_batch_size, test_set_mode=False,
+                epochs_per_iter=2, rank=0, num_replicas=1,
+            ),
+            "train",
+        )  # fmt: skip
+        state = create_state(run, dataset.metadata, Ranks(0, 1, 0), torch.device("cpu"))
+        state.head.train()
+        states[model] = (state, [batch for _, batch, _ in dataset], run)
+        found[model] = {
+            "parameters": count_parameters(state.head), "flops": flops_per_step(state.head, run.global_batch_size),
+        }  # fmt: skip
+    times = {model: [] for model in states}
+    for _ in range(12):
+        for model, (state, batches, run) in states.items():
+            start = time.process_time()
+            train_step(state, batches[state.step % len(batches)], run)
+            times[model].append(time.process_time() - start)
+    # The first steps set up what is used later. A median: what disturbs a step can only make it longer.
+    return {model: found[model] | {"seconds": sorted(times[model][2:])[2]} for model in found}
+
+
+def budgets(config: StudyConfig, task: str, model: str, speed: dict) -> dict[str, float]:
+    """Steps that each budget allows; HRM's variants have HRM's."""
+    measured = speed[task][model if model in ARCHITECTURES else "HRM"]
+    minutes = config.budget * TASKS[task].minutes * 60 / measured["seconds"]
+    return {"minutes": minutes, "flops": config.budget * TASKS[task].teraflops * 1e12 / measured["flops"]}
+
+
+# The runs
+
+
+def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
+    """Train until the larger budget is used up, with some eight evaluations on the way."""
+    folder = run_folder(config, run)
+    steps_an_epoch = GROUPS // 32
+    need = max(budgets(config, run.task, run.model, speed).values())
+    interval = max(1, round(need / steps_an_epoch / 8))
+    epochs = interval * -(-int(need) // (interval * steps_an_epoch))
+    last = epochs * steps_an_epoch
+    if not (folder / f"step_{last}_ema").exists():
+        command(
+            "pretrain.py", "+experiment=study", f"data_path={data_folder(config, run.task)}", *run.overrides,
+            f"seed={run.seed}", f"epochs={epochs}", f"eval_interval={interval}", f"checkpoint_path={folder}",
+            "resume=true", log=folder.with_suffix(".log"),
+        )  # fmt: skip
+    if run.task in SEGMENT_TASKS and run.overrides[0] == HRM[0] and not (folder / "segments.json").exists():
+        command(
+            "-m", "evaluators.figures", "scaling", f"checkpoint={folder}/step_{last}_ema",
+            f"max_steps={MOST_SEGMENTS}", f"examples={PUZZLES}", f"out={folder}/segments.png", "device=cpu",
+            log=folder.with_suffix(".log"),
+        )  # fmt: skip
+
+
+def study(config: StudyConfig) -> None:
+    from scripts.study_results import write_results
+
+    build_datasets(config)
+    speed = speeds(config)
+    runs = list(planned_runs(config))
+    if not config.results:
+
+        def do(numbered: tuple[int, StudyRun]) -> None:
+            number, run = numbered
+            start = time.monotonic()
+            train(config, run, speed)
+            print(f"{number}/{len(runs)} {run.name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
+
+        with ThreadPoolExecutor(config.workers) as pool:
+            list(pool.map(do, enumerate(runs, 1)))
+    write_results(config, runs, speed)
+
+
+def main() -> None:
+    with one_line_errors():
+        study(from_cli(StudyConfig, sys.argv[1:], __doc__))
+
+
+if __name__ == "__main__":
+    main()
