@@ -1,15 +1,15 @@
 """What a sequence costs in every architecture of the family: python -m benchmarks.family
 
-Operations are counted by benchmarks/flops.py, for the published hyper-parameters at the sizes of Sudoku (81 tokens),
+Operations are counted by training/flops.py, for the published hyper-parameters at the sizes of Sudoku (81 tokens),
 Maze and ARC (900 each): for one sequence, of one segment (a reasoning step in evaluation) and of one training step.
 Where the family has no recipe for a size, the one for Sudoku is taken.
 """
 
 import sys
 
-from benchmarks.flops import META, count_parameters, flops_per_step
 from benchmarks.sizes import SIZES, build_head
 from models.losses import ACTLossHead
+from training.flops import META, count_parameters, flops_per_step
 
 # Architecture: its experiments at the three sizes
 RECIPES = {

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import loader
 from benchmarks.baseline import PlainTrainer
-from benchmarks.flops import measure_device, roofline, step_kernels
+from benchmarks.flops import measure_device, roofline
 from benchmarks.report import Result, in_turns, parser, positive, publish, timed
 from benchmarks.sizes import SIZES, Size, config_of, default_size, forward_dtype, random_batches
 from dataset.format import PuzzleDatasetMetadata
@@ -42,6 +42,7 @@ from training.config import PretrainConfig
 from training.cuda_graph import WARM_UP
 from training.data import BATCHES_AHEAD
 from training.distributed import Ranks, select_device
+from training.flops import step_kernels
 from training.metrics import Unread, train_metrics
 from training.step import create_state, train_step
 

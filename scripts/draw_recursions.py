@@ -1,4 +1,4 @@
-"""Draws docs/recursions.png, one segment of every model of the family: python -m scripts.draw_recursions out=docs/recursions.png
+"""Draws one segment of every model of the family: python -m scripts.draw_recursions out=docs/recursions.png
 
 A box is an update of a state by a stack of blocks, in the order of time; how many there are is read from the
 experiments for Sudoku. tests/test_recursions.py holds what is drawn against what the models compute.

@@ -154,11 +154,11 @@ def speeds(config: StudyConfig) -> dict[str, dict[str, dict[str, float]]]:
 def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]]:
     import torch
 
-    from benchmarks.flops import count_parameters, flops_per_step
     from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
     from training.command_line import compose_run
     from training.config import from_hydra
     from training.distributed import Ranks
+    from training.flops import count_parameters, flops_per_step
     from training.step import create_state, train_step
 
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import __main__ as bench
 from benchmarks import evaluate, family, loader, profile, report, step
 from benchmarks.baseline import PlainTrainer, as_the_original, plain_batches
-from benchmarks.flops import H100, count_parameters, flops_per_step, roofline, step_kernels
+from benchmarks.flops import H100, roofline
 from benchmarks.sizes import SIZES, build_head, config_of, random_batches, write_dataset
 from models.act import ACTConfig, ACTModel, InnerNetwork
 from models.losses import ACTLossHead
@@ -23,6 +23,7 @@ from puzzle_dataset import sample_batches
 from tests import warm
 from tests.launch import error_line
 from training.distributed import Ranks
+from training.flops import count_parameters, flops_per_step, step_kernels
 
 CPU, ONE = torch.device("cpu"), Ranks(0, 1, 0)
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 # run of at least this much work, in steps × rows × positions × weights of the blocks: 1,750 steps of the demo, 90 at
 # hidden size 128 and batch 64. Work is counted, not timed, so that a run makes the same choice on every machine.
 CPU_MIN_WORK = 5e11
-EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step without gradients (benchmarks/flops.py)
+EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step without gradients (training/flops.py)
 
 
 def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: float, rows: int | None = None) -> bool:

@@ -1,0 +1,109 @@
+"""The study's plan, and its tables from run folders: python -m pytest tests/test_study.py"""
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts import study
+from scripts.study import ARCHITECTURES, HRM, Q_TARGET, SEGMENTS, TASKS, StudyConfig, StudyRun, planned_runs, train
+from scripts.study_results import write_results
+from tests.in_memory import build_head, composed
+
+SPEED = {"seconds": 0.5, "flops": 2e10, "parameters": 131_970}
+
+
+def config_of(folder, **changes) -> StudyConfig:
+    return StudyConfig(folder=str(folder), **changes)
+
+
+def test_every_model_is_trained_with_every_seed(tmp_path):
+    runs = list(planned_runs(config_of(tmp_path)))
+    assert len({run.name for run in runs}) == len(runs) == 3 * (3 * len(ARCHITECTURES) + 2 * 4)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    only = list(planned_runs(config_of(tmp_path, parts=["segments"], tasks=["sudoku-4x4"], seeds=1)))
+    assert [run.model for run in only] == ["HRM", *SEGMENTS, *Q_TARGET]
+
+
+def test_the_models_are_of_about_equal_size():
+    """On Sudokus; TRM's mixing of positions by weights grows with their number."""
+    for cells, vocab in ((16, 6), (36, 8)):
+        sizes = set()
+        for overrides in (ARCHITECTURES | SEGMENTS | Q_TARGET).values():
+            head = build_head(composed(*overrides, experiment="study"), seq_len=cells, vocab_size=vocab)
+            sizes.add(sum(p.numel() for p in head.parameters()))
+        assert max(sizes) < 1.2 * min(sizes)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """What would be run; a training writes the checkpoint that it is asked for."""
+    done = []
+
+    def command(*args, log):
+        done.append(args)
+        given = dict(arg.split("=", 1) for arg in args if "=" in arg and not arg.startswith("+"))
+        if args[0] == "pretrain.py":
+            steps = int(given["epochs"]) * study.GROUPS // 32
+            folder = log.with_suffix("")
+            folder.mkdir(parents=True)
+            (folder / f"step_{steps}_ema").touch()
+
+    monkeypatch.setattr(study, "command", command)
+    return done
+
+
+def test_a_run_uses_up_the_larger_budget_and_is_made_once(tmp_path, commands):
+    config, run = config_of(tmp_path), StudyRun("maze-9x9", "URM", ARCHITECTURES["URM"], 1)
+    speed = {"maze-9x9": {"URM": SPEED}}
+    train(config, run, speed)
+    given = dict(arg.split("=", 1) for arg in commands[0][1:])
+    steps = int(given["epochs"]) * study.GROUPS // 32
+    minutes, teraflops = TASKS["maze-9x9"][1:]
+    need = max(minutes * 60 / 0.5, teraflops * 1e12 / 2e10)
+    assert need <= steps < need * (1 + 2 / 8)
+    assert int(given["epochs"]) % int(given["eval_interval"]) == 0
+    composed(*commands[0][2:], experiment="study")  # pretrain.py takes every key
+    train(config, run, speed)
+    assert len(commands) == 1
+
+
+def write_metrics(folder, accuracies, at_halt):
+    folder.mkdir(parents=True)
+    lines = [{"step": 1, "train/lm_loss": 1.0}]
+    for step, right, halted in zip((100, 200, 300), accuracies, at_halt, strict=True):
+        lines.append({"step": step, "eval/exact_accuracy": right, "eval/halt_q/exact_accuracy": halted,
+                      "eval/halt_q/steps": 2.5})  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_results_are_medians_and_ranges_at_the_budgets(tmp_path, capsys):
+    """1.5 minutes are 180 steps of half a second, 4 TFLOP 200 steps; evaluations are interpolated in between."""
+    config = config_of(tmp_path, tasks=["sudoku-4x4"])
+    runs = [run for run in planned_runs(config) if run.model == "HRM"]
+    for run, right in zip(runs, (0.2, 0.4, 0.9), strict=True):
+        write_metrics(study.run_folder(config, run), (0.1, right, 1), (0.1, right / 2, 1))
+        report = {"limits": [1, 2, 4, 8, 16, 32, 64], "halt_max": {"exact_accuracy": [right] * 7}}
+        (study.run_folder(config, run) / "segments.json").write_text(json.dumps(report))
+    speed = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *SEGMENTS, *Q_TARGET], SPEED)}
+    write_results(config, runs, speed)
+    text = (tmp_path / "results.md").read_text()
+    capsys.readouterr()
+    at_180 = [100 * np.interp(180, [100, 200], [0.1, right]) for right in (0.2, 0.4, 0.9)]
+    halted = [100 * np.interp(180, [100, 200], [0.1, right / 2]) for right in (0.2, 0.4, 0.9)]
+    expected = [
+        f"{np.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+        for values in (at_180, halted, (20, 40, 90), (10, 20, 45))
+    ]
+    assert (
+        f"| HRM | 132 | 20.00 | 500 | 180 | {' | '.join([*expected[:2], '200', *expected[2:]])} | 2.5 (2.5–2.5) |"
+        in text
+    )
+    assert f"| HRM, 8 segments | {expected[0]} | {expected[1]} | 2.5 (2.5–2.5) | 40.0 (20.0–90.0) |" in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {"family.png", "segments.png"}
+
+
+def test_hrm_is_run_with_more_segments_than_trained(tmp_path, commands):
+    train(config_of(tmp_path), StudyRun("sudoku-4x4", "HRM", HRM, 0), {"sudoku-4x4": {"HRM": SPEED}})
+    assert commands[1][:3] == ("-m", "evaluators.figures", "scaling")
+    assert "max_steps=64" in commands[1]
