@@ -25,6 +25,7 @@ class Answer:
     tokens: np.ndarray  # (cells,)
     changed: np.ndarray  # (cells,) bool: since the step before or, in the first step, since the puzzle
     confidence: float  # sigmoid of q_halt
+    wants_to_halt: bool  # what the model says: the rule halt=q stops at the first such step
 
 
 @dataclass
@@ -71,12 +72,12 @@ def read_typed(text: str, source: str, trained_on: Kind | None) -> Puzzle:
         raise
 
 
-def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None) -> Iterator[Answer]:
-    """Yield the model's answer after each step; `model` is the `model` of a loss head."""
+def think(puzzle: Puzzle, model: ACTModel, max_steps: int | None = None, halt: str = "max") -> Iterator[Answer]:
+    """Yield the model's answer after each step, by a rule of training/reasoning.py; `model` is that of a loss head."""
     device = next(model.parameters()).device
     inputs = torch.from_numpy(puzzle.inputs.astype(np.int32))[None].to(device)
     identifiers = torch.tensor([puzzle.identifier], dtype=torch.int32, device=device)
-    return answers(puzzle, reasoning_steps(model, inputs, identifiers, max_steps))
+    return answers(puzzle, reasoning_steps(model, inputs, identifiers, max_steps, halt))
 
 
 def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
@@ -93,8 +94,13 @@ def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
             )
         answer = step.answer[0].cpu().numpy().astype(np.uint8)
         tokens = puzzle.kind.visible(puzzle.kind.counted(puzzle.inputs, answer))
-        yield Answer(tokens, tokens != before, float(step.confidence[0]))
+        yield Answer(tokens, tokens != before, float(step.confidence[0]), bool(step.wants_to_halt[0]))
         before = tokens
+
+
+def halting_step(found: Sequence[Answer]) -> int | None:
+    """The first step, from 1, in which the model wanted to halt; None: in none of these."""
+    return next((number for number, answer in enumerate(found, start=1) if answer.wants_to_halt), None)
 
 
 def judge(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
@@ -143,9 +149,11 @@ def as_json(puzzle: Puzzle, found: Sequence[Answer], verdict: Verdict) -> dict[s
                 "answer": kind.plain(answer.tokens),
                 "changed": np.stack(np.divmod(np.flatnonzero(answer.changed), kind.columns), axis=1).tolist(),
                 "confidence": round(answer.confidence, 6),
+                "wants_to_halt": answer.wants_to_halt,
             }
             for number, answer in enumerate(found, start=1)
         ],
+        "halts_at": halting_step(found),
         "answer": kind.plain(found[-1].tokens),
         "valid": verdict.valid,
         "verdict": verdict.text,

@@ -9,6 +9,7 @@ old -> new; 0, the background, stays), applied to every grid of a task. A puzzle
 
     <task>                            the task as it is
     <task>_t<tid>_<10 digits>         an augmentation: digit i is the new colour of colour i
+    <task>|||t<tid>|||<10 digits>     the same in datasets of TRM's and URM's builders
 """
 
 import json
@@ -34,8 +35,10 @@ NUM_SYMMETRIES = 8
 SWAPS_AXES = np.isin(np.arange(NUM_SYMMETRIES), (1, 3, 6, 7))  # symmetries that make rows of columns
 TRIES_PER_AUGMENTATION = 5
 
+NO_GRID = np.zeros((0, 0), np.uint8)
+
 _IDENTITY = np.arange(NUM_COLOURS, dtype=np.uint8)
-_SUFFIX = re.compile(r"(?P<task>.+)_t(?P<tid>[0-7])_(?P<digits>[0-9]{10})", re.DOTALL)
+_SUFFIX = re.compile(r"(?P<task>.+)(?P<mark>_|\|\|\|)t(?P<tid>[0-7])(?P=mark)(?P<digits>[0-9]{10})", re.DOTALL)
 
 
 class Arc(Kind):
@@ -119,11 +122,20 @@ class Pair(NamedTuple):
     """One example of a task."""
 
     input: np.ndarray  # (rows, columns) uint8 colours
-    output: np.ndarray  # (rows, columns) uint8 colours
+    output: np.ndarray  # (rows, columns) uint8 colours; NO_GRID if it is not known
+
+    @property
+    def answered(self) -> bool:
+        """Whether the output is known. Else it is encoded as padding alone, which is what ignored labels are."""
+        return self.output.size > 0
 
     def key(self) -> bytes:
         """Equal for equal pairs, and only for those."""
         return b"".join(bytes(grid.shape) + grid.tobytes() for grid in self)
+
+    def key_of_input(self) -> bytes:
+        """Equal for pairs with equal inputs."""
+        return self._replace(output=NO_GRID).key()
 
 
 def parse_grid(rows: Any, where: str) -> np.ndarray:
@@ -159,6 +171,14 @@ def parse_augmentation(name: str) -> tuple[str, int, np.ndarray]:
     if match and len(set(match["digits"])) == NUM_COLOURS:
         return match["task"], int(match["tid"]), np.array([int(digit) for digit in match["digits"]], dtype=np.uint8)
     return name, 0, _IDENTITY.copy()
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """A puzzle's name and, for an augmentation, what the other builders call it."""
+    match = _SUFFIX.fullmatch(name)
+    if match is None:
+        return (name,)
+    return tuple(mark.join((match["task"], f"t{match['tid']}", match["digits"])) for mark in ("_", "|||"))
 
 
 def apply_augmentation(grid: np.ndarray, tid: int, colour_map: np.ndarray) -> np.ndarray:

@@ -21,7 +21,15 @@ from puzzles.kind import kind_of
 from puzzles.maze import Maze
 from scripts import share_looks
 from tests.latin_squares import latin_dropped_in, write_source
-from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
+from tests.sample_datasets import (
+    REFERENCE,
+    Arrays,
+    as_other_tools_write_it,
+    build_arc,
+    build_maze,
+    digits,
+    write_dataset,
+)
 
 # The colours of the ARC testing interface, of 0 to 9.
 ARC_COLOURS = [
@@ -135,6 +143,21 @@ def test_words_say_what_an_arc_augmentation_does(page, arc):
             np.testing.assert_array_equal(augmented, expected, err_msg=words)
     assert seen >= set(MIRROR)  # with 24 augmentations each one comes up
     assert len(page.texts("#colours span")) == len(colours.split(", "))
+
+
+@pytest.mark.parametrize(("ignored", "dtype"), [(None, np.int32), (-100, np.int8), (255, np.uint8)])
+def test_an_arc_dataset_of_another_builder(page, arc, tmp_path, ignored, dtype):
+    """It looks like ours: the names are as they are, their augmentations are told in the same words."""
+    theirs = shutil.copytree(arc, tmp_path / "arc")
+    as_other_tools_write_it(theirs, ignored, dtype)
+    shown = []
+    for folder in (arc, theirs):
+        page.load("split=test&group=2&puzzle=5").open(folder)
+        shown.append((page.text("#words"), page.pixels(0, 30), page.pixels(1, 30)))
+        assert page.text("#messages") == ""
+    assert shown[0] == shown[1]
+    name = json.loads((theirs / "identifiers.json").read_text())[Arrays(theirs, "test").puzzle_identifiers[25 + 4]]
+    assert "|||t" in name and name in page.text("body")
 
 
 def grid(tokens: np.ndarray) -> np.ndarray:
