@@ -195,6 +195,8 @@ def table(
 ) -> str:
     examples, width = dataset.num_examples(), max(map(len, metrics))
     rows = [f"{key:<{width}}  {value:.4f}" for key, value in metrics.items()]
+    if not dataset.has_answers():
+        rows = ["no example has an answer: nothing is scored"]
     return "\n".join(
         [
             f"{dataset.config.dataset_path}/{dataset.split}: {examples} examples, "

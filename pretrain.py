@@ -75,6 +75,8 @@ class Run:
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
     """Do the whole run: train for `eval_interval` epochs, evaluate, save, until the epochs are used up."""
     train_data, eval_data, test_data = open_datasets(config, ranks)
+    if eval_data is None and config.early_stop.patience is not None:
+        raise UserError("early_stop.patience counts evaluations, but there is nothing to evaluate on; leave it out")
     with ExitStack() as held:
         ranks.from_main(lambda: held.enter_context(run_folder.lock(config)))
         run = start(config, ranks, device, train_data)
@@ -82,7 +84,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
 
 
 def train_and_evaluate(
-    run: Run, train_data: PuzzleDataset, eval_data: PuzzleDataset, test_data: PuzzleDataset | None
+    run: Run, train_data: PuzzleDataset, eval_data: PuzzleDataset | None, test_data: PuzzleDataset | None
 ) -> None:
     """Everything between the start and the farewell."""
     config, ranks, device, state = run.config, run.ranks, run.device, run.state
@@ -251,22 +253,26 @@ def save_state(run: Run) -> None:
     run.schedule.saved()
 
 
-def evaluate_pass(run: Run, eval_data: PuzzleDataset) -> None:
-    """Evaluate what the pass has made, end the pass, and save if that is asked for."""
+def evaluate_pass(run: Run, eval_data: PuzzleDataset | None) -> None:
+    """Evaluate what the pass has made, if there is anything to evaluate on, end the pass, save if that is asked for."""
     state = run.state
     # A run that is killed between its first checkpoint and its first state would have to begin again, over the first.
     (first,) = run.ranks.any(run.ranks.is_main and not resume.saved_states(run.folder))
     if first:
         save_state(run)
-    metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
-    run.metrics_log.write(state.step, metrics)
-    if run.ranks.is_main:
-        run.bar.write(summary(state.step, metrics))
+    outputs = {}
+    if eval_data is not None:
+        metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
+        run.metrics_log.write(state.step, metrics)
+        if run.ranks.is_main:
+            run.bar.write(summary(state.step, metrics))
     if not state.early.holds():  # else the pass is not over: it would go on if early_stop is lifted
         state.passes, state.batches = state.passes + 1, 0
     state.evaluated = state.step
     (improved,) = run.ranks.any(
-        run.ranks.is_main and state.note_best(metrics["eval/exact_accuracy"], run.evaluated_name)
+        run.ranks.is_main
+        and eval_data is not None
+        and state.note_best(metrics["eval/exact_accuracy"], run.evaluated_name)
     )
     if run.config.checkpoint_every_eval or improved or run.finished():
         if run.ranks.is_main:
@@ -309,7 +315,8 @@ def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
 
 def summary(step: int, metrics: dict[str, float]) -> str:
     return (
-        f"step {step}: exact accuracy {metrics['eval/exact_accuracy']:.4f}, cell accuracy "
+        f"step {step}: exact accuracy {metrics['eval/exact_accuracy']:.4f}, where the model halts "
+        f"{metrics['eval/halt_q/exact_accuracy']:.4f} after {metrics['eval/halt_q/steps']:.1f} steps; cell accuracy "
         f"{metrics['eval/accuracy']:.4f}, loss {metrics['eval/lm_loss']:.4f}"
     )
 

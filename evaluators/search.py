@@ -159,6 +159,7 @@ def think(
 ) -> tuple[Candidates, np.ndarray]:
     """Run the trajectories of n puzzles (n, cells), numbers `examples` in the split, all in lockstep.
 
+    Answers that differ only in cells that do not count are one answer.
     -> what they found, and after how many segments each puzzle was left (n,).
     """
     n, width = len(inputs), search.plan.trajectories
@@ -170,7 +171,9 @@ def think(
     for number in range(1, max(search.depths) + 1):
         for model, (group, depth) in enumerate(zip(search.groups, search.depths, strict=True)):
             if number <= depth:
-                found.add(live, slice(model * width, (model + 1) * width), number, group.advance())
+                said = group.advance()
+                said.answers = search.kind.counted(inputs[live][:, None], said.answers)
+                found.add(live, slice(model * width, (model + 1) * width), number, said)
         segments[live] = number
         if search.patience is None:
             continue
@@ -315,6 +318,7 @@ def settings(checkpoints: list[Path], search: Search) -> dict[str, Any]:
         "dataset": f"{data.dataset_path}/{search.dataset.split}",
         "data": content_digest(Path(data.dataset_path) / search.dataset.split),
         "kind": search.kind.name,
+        "has_rules": search.kind.has_rules,
         "puzzles": search.dataset.num_examples(),
         "depth": search.depths,
         "breadth": plan.breadth,

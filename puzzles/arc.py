@@ -9,6 +9,7 @@ old -> new; 0, the background, stays), applied to every grid of a task. A puzzle
 
     <task>                            the task as it is
     <task>_t<tid>_<10 digits>         an augmentation: digit i is the new colour of colour i
+    <task>|||t<tid>|||<10 digits>     the same in datasets of TRM's and URM's builders
 """
 
 import json
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from errors import UserError
+from puzzles.canvas import corner_shapes
 from puzzles.kind import PAD, Encoded, Kind, Look, Puzzle, Transform
 from puzzles.symmetry import dihedral_transform, inverse_dihedral_transform
 
@@ -33,8 +35,10 @@ NUM_SYMMETRIES = 8
 SWAPS_AXES = np.isin(np.arange(NUM_SYMMETRIES), (1, 3, 6, 7))  # symmetries that make rows of columns
 TRIES_PER_AUGMENTATION = 5
 
+NO_GRID = np.zeros((0, 0), np.uint8)
+
 _IDENTITY = np.arange(NUM_COLOURS, dtype=np.uint8)
-_SUFFIX = re.compile(r"(?P<task>.+)_t(?P<tid>[0-7])_(?P<digits>[0-9]{10})", re.DOTALL)
+_SUFFIX = re.compile(r"(?P<task>.+)(?P<mark>_|\|\|\|)t(?P<tid>[0-7])(?P=mark)(?P<digits>[0-9]{10})", re.DOTALL)
 
 
 class Arc(Kind):
@@ -120,11 +124,20 @@ class Pair(NamedTuple):
     """One example of a task."""
 
     input: np.ndarray  # (rows, columns) uint8 colours
-    output: np.ndarray  # (rows, columns) uint8 colours
+    output: np.ndarray  # (rows, columns) uint8 colours; NO_GRID if it is not known
+
+    @property
+    def answered(self) -> bool:
+        """Whether the output is known. Else it is encoded as padding alone, which is what ignored labels are."""
+        return self.output.size > 0
 
     def key(self) -> bytes:
         """Equal for equal pairs, and only for those."""
         return b"".join(bytes(grid.shape) + grid.tobytes() for grid in self)
+
+    def key_of_input(self) -> bytes:
+        """Equal for pairs with equal inputs."""
+        return self._replace(output=NO_GRID).key()
 
 
 def parse_grid(rows: Any, where: str) -> np.ndarray:
@@ -160,6 +173,14 @@ def parse_augmentation(name: str) -> tuple[str, int, np.ndarray]:
     if match and len(set(match["digits"])) == NUM_COLOURS:
         return match["task"], int(match["tid"]), np.array([int(digit) for digit in match["digits"]], dtype=np.uint8)
     return name, 0, _IDENTITY.copy()
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """A puzzle's name and, for an augmentation, what the other builders call it."""
+    match = _SUFFIX.fullmatch(name)
+    if match is None:
+        return (name,)
+    return tuple(mark.join((match["task"], f"t{match['tid']}", match["digits"])) for mark in ("_", "|||"))
 
 
 def apply_augmentation(grid: np.ndarray, tid: int, colour_map: np.ndarray) -> np.ndarray:
@@ -275,13 +296,6 @@ def encode(
 
 
 def crop_shapes(tokens: np.ndarray) -> np.ndarray:
-    """(n, 900) tokens -> (n, 2): rows and columns of the largest rectangle of colours in the top left corner.
-
-    Among equally large ones it is the one with the fewest rows; 0 × 0 if the first cell is a special token.
-    """
-    is_colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
-    columns = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # colours at the beginning of each row,
-    columns = np.minimum.accumulate(columns, axis=1)  # and of every row above it
-    last_row = (columns * np.arange(1, MAX_GRID_SIZE + 1)).argmax(axis=1)
-    columns = columns[np.arange(len(tokens)), last_row]
-    return np.stack([np.where(columns > 0, last_row + 1, 0), columns], axis=1)
+    """(n, 900) tokens -> (n, 2): rows and columns of the grid on each canvas (`corner_shapes`)."""
+    is_colour = (tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)
+    return corner_shapes(is_colour.reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE))

@@ -1,6 +1,7 @@
 """Small datasets of all three kinds, built by the project's own builders, and their arrays."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,21 @@ def describe_anew(split: Path, **changes) -> None:
     said = json.loads(path.read_text()) | changes
     said["digests"].pop("dataset.json")
     path.write_text(json.dumps(said, separators=(",", ":")))
+
+
+def as_other_tools_write_it(dataset: Path, ignored: int | None = -100, dtype: type = np.int16) -> None:
+    """TRM's names, ignored labels written as `ignored` (null: as -100), a key of theirs and none of ours."""
+    names = json.loads((dataset / "identifiers.json").read_text())
+    names = [re.sub(r"_(t[0-7])_([0-9]{10})$", r"|||\1|||\2", name) for name in names]
+    (dataset / "identifiers.json").write_text(json.dumps(names))
+    for path in dataset.glob("*/dataset.json"):
+        said = json.loads(path.read_text())
+        kept = {key: value for key, value in said.items() if key not in ("kind", "rows", "columns", "symbols", "look")}
+        del kept["digests"]
+        path.write_text(json.dumps(kept | {"ignore_label_id": ignored, "total_puzzles": 1}))
+        for file in path.parent.glob("*__labels.npy"):
+            labels = np.load(file).astype(np.int64)
+            np.save(file, np.where(labels == 0, -100 if ignored is None else ignored, labels).astype(dtype))
 
 
 def write_dataset(

@@ -43,6 +43,14 @@ def test_apply_and_undo(tid: int):
     np.testing.assert_array_equal(undo_augmentation(augmented, tid, colour_map), grid)
 
 
+def test_names_of_other_builders():
+    name, tid, parsed = parse_augmentation("cbebaa4b|||t1|||0647853219")
+    assert (name, tid, parsed.tolist()) == ("cbebaa4b", 1, [0, 6, 4, 7, 8, 5, 3, 2, 1, 9])
+    assert str(parse_augmentation("cbebaa4b_t1_0647853219")) == str((name, tid, parsed))
+    for strange in ("a|||t1_0647853219", "a_t1|||0647853219", "a||t1||0647853219", "a|||t8|||0647853219"):
+        assert parse_augmentation(strange)[0] == strange
+
+
 def content(pairs: list[Pair], tid: int, digits: str) -> str:
     """A task's pairs after an augmentation, whatever their order."""
     return str(sorted([oracle_augment(grid.tolist(), tid, digits) for grid in pair] for pair in pairs))

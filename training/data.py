@@ -1,5 +1,6 @@
 """Which splits a run opens, and how their batches come to the device."""
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,18 @@ from training.distributed import Ranks
 from training.memory import check_available
 from training.step import total_steps
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 BATCHES_AHEAD = 8
 
 
-def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset, PuzzleDataset | None]:
+def open_datasets(
+    config: PretrainConfig, ranks: Ranks
+) -> tuple[PuzzleDataset, PuzzleDataset | None, PuzzleDataset | None]:
     """Open the training split, the split evaluated during training, and the whole test split if that is another one.
 
-    Raises `UserError` if they do not fit together, or give a run without a step.
+    A dataset without a test split, or without an answer in it, is not tested and, if it has no split `val` either, not
+    evaluated. Raises `UserError` if the splits do not fit together, or give a run without a step.
     """
     epochs_per_pass = config.eval_interval or config.epochs
     train_data = open_split(config, "train", ranks, epochs_per_iter=epochs_per_pass)
@@ -35,9 +40,22 @@ def open_datasets(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, 
             f"{epochs_per_pass} epochs of {config.data_path} do not fill one batch of {config.global_batch_size} from "
             f"one set; lower global_batch_size, or raise epochs and eval_interval"
         )
-    eval_data = open_split(config, config.eval_split, ranks, max_examples=config.eval_max_examples)
-    is_whole_test = config.eval_split == "test" and config.eval_max_examples is None
-    test_data = None if is_whole_test else open_split(config, "test", ranks)
+    has_test, has_val = ((Path(config.data_path) / split).exists() for split in ("test", "val"))
+    test_data = open_split(config, "test", ranks) if has_test else None
+    if test_data is not None and not test_data.has_answers():  # all of its tasks are private
+        test_data = None
+    on_test, lacking = config.eval_split == "test", None
+    if test_data is None:
+        lacking = f"{config.data_path} has {'no answer in its' if has_test else 'no'} test split"
+        if on_test and has_val:
+            raise UserError(f"{lacking}; evaluate on its split val with eval_split=val")
+    eval_data = test_data
+    if not on_test or (test_data is not None and config.eval_max_examples is not None):
+        eval_data = open_split(config, config.eval_split, ranks, max_examples=config.eval_max_examples)
+    else:
+        test_data = None  # it is evaluated whole during training
+    if lacking is not None:
+        log.warning("%s: %s", lacking, "nothing is evaluated" if on_test else "there will be no final test")
     for data in (eval_data, test_data):
         if data is not None:
             _check_fits(data, train_data)

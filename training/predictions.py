@@ -380,7 +380,7 @@ def _gather(
     found = []
     for puzzles, end, mine in zip(sets, ends, np.split(examples, np.searchsorted(examples, ends[:-1])), strict=True):
         mine = mine - (end - len(puzzles.inputs))
-        labels = mark_ignored(torch.from_numpy(puzzles.labels[mine]), metadata).numpy()
+        labels = mark_ignored(torch.from_numpy(puzzles.labels[mine].astype(np.int32)), metadata).numpy()
         found.append((puzzles.inputs[mine], labels, puzzles.puzzle_identifiers[puzzles.puzzles_of(mine)]))
     inputs, labels, identifiers = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return inputs, labels, identifiers

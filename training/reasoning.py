@@ -181,13 +181,14 @@ class Reasoner:
 
 
 def reasoning_steps(
-    model: ACTModel, inputs: Tensor, puzzle_identifiers: Tensor, max_steps: int | None = None
+    model: ACTModel, inputs: Tensor, puzzle_identifiers: Tensor, max_steps: int | None = None, halt: str = "max"
 ) -> Iterator[Step]:
-    """Yield `max_steps` steps (default: as in training) of all sequences; they may be more than in training.
+    """Yield `max_steps` steps (default: as in training), which may be more than in training, of all sequences; with
+    halt=q only of those that the model has not wanted to halt before.
 
     inputs (B, S) and puzzle_identifiers (B,) are integers on the model's device.
     """
-    return Reasoner(model).steps({"inputs": inputs, "puzzle_identifiers": puzzle_identifiers}, max_steps)
+    return Reasoner(model, halt).steps({"inputs": inputs, "puzzle_identifiers": puzzle_identifiers}, max_steps)
 
 
 def _first_rows(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -55,7 +55,8 @@ def fixed_values(config: PretrainConfig) -> dict:
     `data` is a digest of the training split's description, `content.<split>` the identity of what a split holds.
     """
     data = Path(config.data_path)
-    contents = {split: content_digest(data / split) for split in ("train", config.eval_split, "test")}
+    splits = {"train", *(split for split in (config.eval_split, "test") if (data / split).exists())}
+    contents = {split: content_digest(data / split) for split in sorted(splits)}
     values = config.model_dump() | {"data": description_digest(data / "train"), "content": contents}
     flat = {}
     for key in FIXED_KEYS:
