@@ -16,7 +16,8 @@
 #   long       the same for ARC and mazes, 901 positions, at batch 96
 #   profile    the kernels of a step, Sudoku at batch 96 and 768 and ARC at 96; the wait for the host; traces
 #   evaluate   puzzles per second, halt=max and halt=q
-#   train      sudoku_extreme_1k for MINUTES more minutes; give the part again, as a new command, to go on
+#   train      EXPERIMENT (sudoku_extreme_1k) with the settings TRAIN ("lr=2e-4 …"), for MINUTES more minutes; give the
+#              part again, as a new command, to go on
 #   score      the newest checkpoint of that run, by both rules of halting
 #
 # Without a part: all of them, once. Every command in a part should take under 10 minutes on an H100 (it fails after
@@ -30,6 +31,8 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 OUT=${OUT:-benchmarks/results/gpu}
 LIMIT=${LIMIT:-580}
 MINUTES=${MINUTES:-8}
+EXPERIMENT=${EXPERIMENT:-sudoku_extreme_1k}
+read -ra TRAIN <<<"${TRAIN:-}"
 PARTS=(data reference trace graph resume attention compile nccl loader sudoku long profile evaluate train score)
 DATA=$OUT/sudoku
 RUN=$OUT/run
@@ -140,8 +143,8 @@ train() {
 pretrain() {
     local minutes=$1
     shift
-    keep train pretrain.py +experiment=sudoku_extreme_1k "data_path='$DATA'" "checkpoint_path='$RUN'" resume=true \
-        checkpoint_minutes=3 "max_minutes=$minutes" "$@"
+    keep train pretrain.py "+experiment=$EXPERIMENT" "data_path='$DATA'" "checkpoint_path='$RUN'" resume=true \
+        checkpoint_minutes=3 "max_minutes=$minutes" "${TRAIN[@]}" "$@"
 }
 
 score() {
