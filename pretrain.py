@@ -315,7 +315,8 @@ def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
 
 def summary(step: int, metrics: dict[str, float]) -> str:
     return (
-        f"step {step}: exact accuracy {metrics['eval/exact_accuracy']:.4f}, cell accuracy "
+        f"step {step}: exact accuracy {metrics['eval/exact_accuracy']:.4f}, where the model halts "
+        f"{metrics['eval/halt_q/exact_accuracy']:.4f} after {metrics['eval/halt_q/steps']:.1f} steps; cell accuracy "
         f"{metrics['eval/accuracy']:.4f}, loss {metrics['eval/lm_loss']:.4f}"
     )
 

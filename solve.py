@@ -5,8 +5,9 @@
     python solve.py checkpoint=<run>/step_<n> task=2c0b0aff halt=q --json
 
 Write a Sudoku of 81, 36 or 16 cells in digits, with `.` or `0` for a blank, or as a drawn grid; a maze in lines of `#`,
-blanks (or `.`), one S and one G; another kind of puzzle as its file in puzzles/ says. The text is read as a puzzle of
-the kind that the model was trained on.
+blanks (or `.`), one S and one G; a grid of your own as in the files that its dataset was built from, or as one line of
+their JSONL, output included; another kind of puzzle as its file in puzzles/ says. The text is read as a puzzle of the
+kind that the model was trained on.
 
 Cells that changed since the step before are marked; the percentage is the model's own estimate that the whole answer
 is right (sigmoid of q_halt), and ■ is where the model wants to halt: all steps run all the same, as in the original,
@@ -115,6 +116,8 @@ def solve(config: SolveConfig) -> None:
             raise another_puzzle(checkpoint, f"{trained_on.title}s", puzzle) from None
         raise
     check_fit(puzzle, model, trained_on, checkpoint, data_path)
+    if puzzle.name is not None and model.puzzle_emb is not None:
+        find_embedding(puzzle, identifiers_at_hand(data_path))
     for note in puzzle.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
 
@@ -172,6 +175,14 @@ def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoi
             f"{checkpoint} has {model.data.num_puzzle_identifiers} puzzle embeddings, {data_path}/identifiers.json "
             f"{len(names)} names; set data_path to the dataset that it was trained on"
         )
+
+
+def find_embedding(puzzle: Puzzle, names: list[str]) -> None:
+    """Let the model know the puzzle by its name, if it was trained on one of that name."""
+    if puzzle.name in names:
+        puzzle.identifier = names.index(puzzle.name)
+    elif len(names) > 1:
+        puzzle.notes += (f"no puzzle called {puzzle.name!r:.60} was in the dataset: the blank embedding is used",)
 
 
 def another_puzzle(checkpoint: Path, known: str, puzzle: Puzzle) -> UserError:

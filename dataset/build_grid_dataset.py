@@ -1,14 +1,26 @@
-r"""Puzzles of any kind in CSV files -> a dataset. Reads `source,question,answer,rating` rows (dataset/puzzle_csv.py).
+r"""Your own pairs of grids or sequences -> a dataset: a JSONL or CSV file, or a folder of text files.
+
+    python dataset/build_grid_dataset.py --input-file pairs.jsonl --output-dir data/mine --num-aug 100 --dihedral
+
+    {"input": ["#.#", "..."], "output": ["#.#", "ooo"]}     one such line for each pair
+
+dataset/pairs.py says how files are written, puzzles/cells.py how grids are. The symbols, and a canvas on which all
+grids have room, are found in the pairs, or given. A group of train is a pair and its `--num-aug` copies, rotated,
+reflected and renamed as --dihedral and --permute allow. Unless the files say which pair is in which split, no pair is
+in one while a copy of its input is in another. docs/own-puzzle.md leads from ten such lines to a solved puzzle.
+
+With --kind it reads puzzles of a kind that has a file in puzzles/, or in a folder `puzzles` on PYTHONPATH
+(puzzles/kind.py), out of CSV files with `source,question,answer,rating` (dataset/puzzle_csv.py):
 
     python dataset/build_grid_dataset.py --kind latin --train-file train.csv --test-file test.csv \
         --output-dir data/latin --num-aug 100
 
-The kind is a file in puzzles/, or in a folder `puzzles` on PYTHONPATH (puzzles/kind.py); it says how a question and its
-answer are written, and checks them. A group of train is a puzzle and its `--num-aug` copies, made by symmetries that
-the kind draws; test and val are not augmented. No copy has a solution that is in test or val: such a copy is replaced
-by the original. (Sudokus and mazes have builders of their own, which also download and generate.)
+The kind says how a question and its answer are written, checks them, and draws the symmetries of the copies; no copy
+has a solution that is in test or val: such a copy is replaced by the original. (Sudokus and mazes have builders of
+their own, which also download and generate.)
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,33 +30,98 @@ if __package__ in (None, ""):  # run as a script: the repository root is not on 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.cli import run_builder
 from dataset.format import atomic_build
+from dataset.own_puzzles import Options, build_dataset
+from dataset.pairs import read_examples
 from dataset.puzzle_csv import PuzzleCsv
 from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, warn, without_copies
+from puzzles.cells import Writing
 from puzzles.kind import Kind, find_kind
 
-# argdantic 1.3.3 shows `int | None` as text in --help.
+# argdantic 1.3.3 shows `int | None` and the like as text in --help.
 OptionalInt = Optional[int]  # noqa: UP045
+OptionalText = Optional[str]  # noqa: UP045
+OptionalPath = Optional[Path]  # noqa: UP045
+
+_CANVAS = re.compile(r"([1-9][0-9]{0,3})[x×]([1-9][0-9]{0,3})")
 
 
 class GridConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    kind: str = Field(description="kind of puzzle: a module in puzzles/, such as sudoku or one of your own")
-    train_file: Path = Field(description="CSV file of the train puzzles")
-    test_file: Path = Field(description="CSV file of the test puzzles")
     output_dir: Path = Field(description="folder of the dataset; an existing dataset is replaced")
-    num_aug: int = Field(
-        0, ge=0, le=100_000, description="augmented copies per train puzzle, at most as many as the kind has"
+    input_file: OptionalPath = Field(
+        None, description="JSONL or CSV file of pairs, or a folder of text files (dataset/pairs.py); it is split"
     )
-    subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train puzzles at random (default: all)")
+    train_file: OptionalPath = Field(
+        None, description="the same for train alone, beside --test-file; with --kind a CSV file of puzzles"
+    )
+    test_file: OptionalPath = Field(None, description="the same for test")
+    val_file: OptionalPath = Field(None, description="the same for val, where it is wanted")
+    kind: OptionalText = Field(
+        None, description="read puzzles of this kind, a module in puzzles/, such as sudoku or one of your own"
+    )
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of the pairs of --input-file that becomes test, if none says split: test"
+    )
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the train puzzles, after --subsample-size, that becomes a split val"
     )
+    subsample_size: OptionalInt = Field(None, ge=1, description="draw this many train puzzles at random (default: all)")
+    num_aug: int = Field(
+        0, ge=0, le=100_000, description="augmented copies per train puzzle, at most as many as there are"
+    )
+    dihedral: bool = Field(
+        False, description="rotated or reflected, a pair is a pair too: make copies so, and let solvers vote so"
+    )
+    permute: OptionalText = Field(
+        None, description="symbols that may be exchanged for each other in a pair, such as 123456789 (default: none)"
+    )
+    ignore: OptionalText = Field(None, description="symbols whose cells do not count in an output (default: none)")
+    vocabulary: OptionalText = Field(
+        None, description="all symbols, also those that no pair has (default: those found, sorted)"
+    )
+    hole: OptionalText = Field(
+        None, description="the symbol that stands for no cell at all, as null does in JSON (default: none)"
+    )
+    words: bool = Field(False, description="in texts, cells are words with blanks between, not single characters")
+    ragged: bool = Field(False, description="rows may differ in length: holes fill them up at the end")
+    canvas: OptionalText = Field(
+        None, description="rows and columns of the canvas, such as 12x12 (default: room for all grids)"
+    )
+    symbols: OptionalPath = Field(
+        None, description="YAML file with a glyph and a colour for each symbol (dataset/symbols_file.py)"
+    )
+    valid: OptionalText = Field(
+        None, description="module:function on PYTHONPATH that says whether an answer obeys the rules (puzzles/rule.py)"
+    )
+    identifiers: bool = Field(False, description="give every id a puzzle embedding (default: all pairs share one)")
+    drop_leaked: bool = Field(False, description="leave pairs out of train whose input, or a copy, is in test or val")
     seed: int = Field(42, ge=0, description="seed of every random choice")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if self.kind is not None:
+            self._check_kind()
+        elif (self.input_file is None) == (self.train_file is None):
+            raise ValueError("give --input-file, or --train-file with --test-file; one of the two")
+        elif (self.train_file is None) != (self.test_file is None) or (self.val_file and self.input_file):
+            raise ValueError("--train-file, --test-file and --val-file go together, without --input-file")
+        if self.canvas is not None and not _CANVAS.fullmatch(self.canvas):
+            raise ValueError(f"--canvas {self.canvas!r:.40}: write rows and columns as 12x12")
+        return self
+
+    def _check_kind(self) -> None:
+        """Raise `ValueError` if options do not go with --kind, or are missing."""
+        read = {"output_dir", "kind", "train_file", "test_file", "num_aug", "subsample_size", "val_fraction", "seed"}
+        unread = sorted(name for name in self.model_fields_set - read if getattr(self, name) not in (None, False, ""))
+        if unread:
+            raise ValueError(f"--{unread[0].replace('_', '-')} is not read with --kind, whose file says such things")
+        if self.train_file is None or self.test_file is None:
+            raise ValueError("--kind needs --train-file and --test-file")
 
 
 class GridAugmenter:
@@ -70,6 +147,30 @@ class GridAugmenter:
 
 
 def build(config: GridConfig) -> None:
+    """Build a dataset from your own pairs of grids or sequences: JSONL, CSV, or a folder of text files.
+
+    A line of JSONL is {"input": ..., "output": ...}, with "id", "group" and "split" if you like; CSV has these columns.
+    With --kind, from two CSV files of a kind in puzzles/: source,question,answer,rating.
+    """
+    build_kind(config) if config.kind is not None else build_own(config)
+
+
+def build_own(config: GridConfig) -> None:
+    """Build a dataset of kind `grid`."""
+    writing = Writing(config.words, config.hole, config.ragged)
+    files = [(config.input_file, None)]
+    if config.train_file is not None:
+        files = [(config.train_file, "train"), (config.test_file, "test"), (config.val_file, "val")]
+    sources = [(read_examples(path, writing), split) for path, split in files if path is not None]
+    given = config.model_dump(include=set(Options.__dataclass_fields__))
+    if config.canvas is not None:
+        given["canvas"] = tuple(int(side) for side in _CANVAS.fullmatch(config.canvas).groups())
+    with atomic_build(config.output_dir) as folder:
+        summary = build_dataset(sources, Options(**given), folder)
+    print(f"{config.output_dir}: " + "; ".join(summary))
+
+
+def build_kind(config: GridConfig) -> None:
     """Build a dataset of puzzles of any kind from two CSV files: source,question,answer,rating."""
     choosing, augmenting = np.random.SeedSequence(config.seed).spawn(2)
     augmenter = GridAugmenter(config.num_aug, augmenting)

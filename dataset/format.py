@@ -75,6 +75,8 @@ class PuzzleDatasetMetadata(BaseModel):
     symbols: list[str] | None = None  # of each token
     look: dict[str, Any] | None = None
 
+    options: dict[str, Any] | None = None  # what else the kind needs; absent where that is nothing
+
     digests: dict[str, tuple[str, str]] | None = None  # of the files, by their paths from this one: data, sample
 
     @model_validator(mode="after")
@@ -109,11 +111,11 @@ class PuzzleDatasetMetadata(BaseModel):
 
     def as_json(self, *, original_keys: bool = False) -> str:
         """The text of the file; with `original_keys` as it was before anything else was recorded."""
-        left_out = _KIND_KEYS if original_keys or self.kind is None else set()
+        left_out = _KIND_KEYS if original_keys or self.kind is None else set() if self.options else {"options"}
         return self.model_dump_json(exclude=left_out | ({"digests"} if original_keys or not self.digests else set()))
 
 
-_KIND_KEYS = {"kind", "rows", "columns", "symbols", "look"}
+_KIND_KEYS = {"kind", "rows", "columns", "symbols", "look", "options"}
 _IDENTIFIERS, _DESCRIPTION = "../identifiers.json", "dataset.json"  # as `digests` calls them
 
 

@@ -40,15 +40,20 @@ def choose_rows(
         roles[rng.permutation(len(keys))[:subsample_size]] = TRAIN
     if val_fraction:
         chosen = np.flatnonzero(roles)
-        distinct, inverse, counts = np.unique(keys[chosen], return_inverse=True, return_counts=True)
-        order = rng.permutation(len(distinct))
-        target = max(1.0, val_fraction * len(chosen))
-        held_out = np.zeros(len(distinct), bool)
-        held_out[order[: max(1, int((np.cumsum(counts[order]) <= target + 0.5).sum()))]] = True
-        roles[chosen[held_out[inverse.reshape(-1)]]] = VAL
+        roles[chosen[hold_out(keys[chosen], val_fraction, rng)]] = VAL
         if not (roles == TRAIN).any():
             raise UserError(f"--val-fraction {val_fraction} leaves no puzzle to train on; lower it")
     return roles
+
+
+def hold_out(keys: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(n,) bool: all rows of some random keys, which are about this share of the rows, and at least one key."""
+    distinct, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    order = rng.permutation(len(distinct))
+    target = max(1.0, share * len(keys))
+    held_out = np.zeros(len(distinct), bool)
+    held_out[order[: max(1, int((np.cumsum(counts[order]) <= target + 0.5).sum()))]] = True
+    return held_out[inverse.reshape(-1)]
 
 
 @dataclass

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 MAX_COPIES = 10_000  # of a puzzle
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # puzzles and answers (…, cells) -> whether they obey the rules
+Counted = Callable[[np.ndarray, np.ndarray], np.ndarray]  # the same -> the answers, PAD in cells that do not count
 METHODS = {
     "single_pass": "single pass",
     "confidence": "most confident copy",
@@ -94,9 +95,14 @@ def vote(
     is_valid: Rule,
     max_steps: int | None = None,
     after_pass: Callable[[], object] = lambda: None,
+    counted: Counted = lambda inputs, answers: answers,
 ) -> Choices:
-    """Let every model answer every copy and choose; `after_pass` is called after each copy of each model."""
+    """Let every model answer every copy and choose; `after_pass` is called after each copy of each model.
+
+    Answers that differ only in cells that do not count are one answer.
+    """
     answers, confidence = answer_copies(models, inputs, puzzle_identifiers, transforms, max_steps, after_pass)
+    answers = counted(inputs[:, None], answers)
     valid = is_valid(inputs[:, None], answers)
     return Choices(answers, confidence, valid, choose(answers, confidence, valid))
 
@@ -206,7 +212,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
     with bar:
         for _, batch, count in dataset:
             puzzles = (batch[field][:count].numpy() for field in ("inputs", "puzzle_identifiers"))
-            choices = vote(models, *puzzles, transforms, kind.valid, config.max_steps, bar.update)
+            choices = vote(models, *puzzles, transforms, kind.valid, config.max_steps, bar.update, kind.counted)
             right.update(score(choices, batch["labels"][:count].numpy()))
             valid.update({m: int(choices.valid[np.arange(count), copy].sum()) for m, copy in choices.chosen.items()})
             valid_answers += int(choices.valid.sum())
@@ -222,6 +228,7 @@ def ensemble(config: EnsembleConfig, device: torch.device) -> dict:
         "seed": config.seed,
         "max_steps": [config.max_steps or run.arch.halt_max_steps for run in runs],
         "right": {method: right[method] for method in METHODS},
+        "has_rules": kind.has_rules,  # without rules every answer that is a board is valid
         "valid": {method: valid[method] for method in METHODS},
         "oracle_right": right["oracle"],  # looks at the labels: an upper bound
         "valid_answers": valid_answers / (dataset.num_examples() * len(transforms) * len(models)),
@@ -248,6 +255,8 @@ def table(report: dict) -> str:
     oracle = report["oracle_right"]
     lines.append(f"{'oracle: any copy right':<28}{oracle:>8}{oracle / puzzles:>9.1%}   (upper bound: uses the labels)")
     lines.append(f"{report['valid_answers']:.1%} of all copies' answers are valid")
+    if not report["has_rules"]:
+        lines[-1] = "there is no rule to choose by: every answer that holds a grid counts as valid"
     return "\n".join(lines)
 
 

@@ -129,7 +129,30 @@ def draw_scaling(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def wilson_interval(share: np.ndarray, count: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+def draw_reliability(report: dict[str, Any]) -> Figure:
+    """Accuracy against confidence with its 95 % interval, and below how many puzzles are that sure."""
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    axes = figure.subplots(2, 2, height_ratios=[3, 1], sharex=True, sharey="row")
+    for column, (rule, (name, colour, _, _)) in zip(axes.T, RULES.items(), strict=True):
+        found = report[rule]
+        puzzles = np.array(found["puzzles"])
+        edges = np.linspace(0, 1, len(puzzles) + 1)
+        some = puzzles > 0
+        sure, exact = (np.array(found[key], float)[some] for key in ("confidence", "exact_accuracy"))
+        low, high = wilson_interval(exact, puzzles[some])
+        column[0].plot([0, 100], [0, 100], color="#808080", lw=1, ls=":")
+        spread = 100 * np.maximum(0, np.array([exact - low, high - exact]))
+        column[0].errorbar(100 * sure, 100 * exact, yerr=spread, color=colour, marker="o", ms=5, lw=1.6, capsize=2)
+        column[0].set_title(f"{name}\nexpected calibration error {100 * found['ece']:.1f} %", fontsize=9)
+        column[1].bar(100 * edges[:-1], puzzles, width=100 * np.diff(edges), align="edge", color=colour, ec="w")
+        column[1].set_xlabel("the model's confidence, %")
+    axes[0, 0].set(ylabel="puzzles right, %", ylim=(-2, 102), xlim=(0, 100))
+    axes[1, 0].set_ylabel("puzzles")
+    _plain_axes(figure)
+    return figure
+
+
+def wilson_interval(share: np.ndarray, count: int | np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % confidence interval of a share of `count` (Wilson 1927)."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)

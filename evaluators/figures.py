@@ -6,6 +6,7 @@
     participation   how many dimensions the model's states use (z_H and z_L of HRM and TRM; docs/models.md has all),
                     against the number of puzzles, in this model and in an untrained one of the same shape
     scaling         exact accuracy and mean steps against the allowed number of steps, with and without Q-halting
+    reliability     accuracy against the model's confidence, after all steps and where it halts
 
 The JSON holds figure, checkpoint, dataset, examples, max_steps and
 
@@ -15,6 +16,8 @@ The JSON holds figure, checkpoint, dataset, examples, max_steps and
     participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR for each
     scaling         trained_steps, limits, and halt_max (all steps) and halt_q (until the model wants to halt), each
                     exact_accuracy and mean_steps for each limit
+    reliability     halt_max and halt_q, each ece (training/calibration.py) and, for every tenth of the confidence,
+                    puzzles, confidence (mean) and exact_accuracy, null where there are no puzzles
 
 Participation ratio: PR = (Σλ)² / Σλ² over the eigenvalues λ of the states' covariance matrix (Wang et al. 2025, section
 "Brain Correspondence"): D where all D directions vary alike, 1 where the states move along one line. The paper compares
@@ -38,12 +41,13 @@ from pydantic import Field
 from torch import Tensor
 
 from errors import UserError, one_line_errors
-from evaluators.figure_plots import DPI, draw_participation, draw_scaling, draw_steps
+from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps
 from files import check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
+from training.calibration import BINS, calibration_error, confidence_bins
 from training.checkpoints import load_model
 from training.config import PretrainConfig, load_config
 from training.data import open_to_answer
@@ -58,10 +62,12 @@ BATCH_SIZE = 64  # puzzles at a time, at most
 
 
 class FigureConfig(StrictModel):
-    figure: Literal["steps", "participation", "scaling"] = Field(description="which figure; comes first")
+    figure: Literal["steps", "participation", "scaling", "reliability"] = Field(description="which figure; comes first")
     checkpoint: str = Field(description="a step_<n> in its run folder")
     examples: int | None = Field(
-        default=None, ge=1, description="size of a seeded subset of puzzles; default: 4, 128 and 1000 for the three"
+        default=None,
+        ge=1,
+        description="size of a seeded subset of puzzles; default: 4, 128, 1000 and 1000 for the four",
     )
     max_steps: int | None = Field(
         default=None,
@@ -160,7 +166,8 @@ def compute_steps(subject: Subject) -> dict[str, Any]:
         for example, puzzle, solution, cells in zip(*rows, strict=True)
     ]
     for rows, number, step in subject.answers():
-        answers = step.answer.cpu().numpy().astype(np.uint8)
+        given = subject.inputs[rows].cpu().numpy()
+        answers = subject.dataset.kind.counted(given, step.answer.cpu().numpy().astype(np.uint8))
         equal = ((answers == subject.labels[rows]) & labelled[rows]).sum(1)
         for puzzle, answer, sure, right in zip(puzzles[rows], answers, step.confidence.tolist(), equal, strict=True):
             puzzle["steps"].append(
@@ -319,6 +326,39 @@ def halting_curves(exact: np.ndarray, wants_to_halt: np.ndarray, limits: Sequenc
     return curves
 
 
+# Reliability
+
+
+def compute_reliability(subject: Subject) -> dict[str, Any]:
+    """How often the model is right when it is this sure, after its last step and where it wants to halt."""
+    labels = torch.from_numpy(subject.labels)
+    bins = {rule: torch.zeros(3, BINS, dtype=torch.float64) for rule in ("halt_max", "halt_q")}
+    going_on = torch.ones(len(labels), dtype=torch.bool)
+    for rows, number, step in subject.answers():
+        here = labels[rows]
+        labelled = (here != IGNORE_LABEL_ID).any(1)
+        exact = ((step.answer.cpu() == here) | (here == IGNORE_LABEL_ID)).all(1) & labelled
+        last = torch.full_like(labelled, number == subject.max_steps - 1)
+        stops = {"halt_max": last, "halt_q": going_on[rows] & (step.wants_to_halt.cpu() | last)}
+        for rule, stopping in stops.items():
+            bins[rule] += confidence_bins(step.q_halt.cpu(), exact, stopping & labelled).double()
+        going_on[rows] &= ~stops["halt_q"]
+    return {rule: _reliability(counted) for rule, counted in bins.items()}
+
+
+def _reliability(bins: Tensor) -> dict[str, Any]:
+    puzzles, confidence, right = bins.tolist()
+    shares = [
+        [value / n if n else None for value, n in zip(sums, puzzles, strict=True)] for sums in (confidence, right)
+    ]
+    return {
+        "ece": calibration_error(bins),
+        "puzzles": [int(n) for n in puzzles],
+        "confidence": shares[0],
+        "exact_accuracy": shares[1],
+    }
+
+
 # The command
 
 
@@ -334,6 +374,7 @@ FIGURES = {
     "steps": FigureType(compute_steps, draw_steps, 4, 1, most=200),  # of 300 pixels each: matplotlib ends at 65,536
     "participation": FigureType(compute_participation, draw_participation, 128, 1),
     "scaling": FigureType(compute_scaling, draw_scaling, 1000, 2),
+    "reliability": FigureType(compute_reliability, draw_reliability, 1000, 1),
 }
 
 

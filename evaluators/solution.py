@@ -12,7 +12,7 @@ import torch
 from dataset.format import PuzzleDatasetMetadata, load_metadata
 from errors import UserError
 from models.act import ACTModel
-from puzzles.kind import Kind, Puzzle, all_kinds, kind_of, read_puzzle
+from puzzles.kind import PAD, Kind, Puzzle, all_kinds, kind_of, read_puzzle
 from training.reasoning import Step, reasoning_steps
 
 SHOWN_VIOLATIONS = 3
@@ -63,9 +63,9 @@ def read_typed(text: str, source: str, trained_on: Kind | None) -> Puzzle:
     if trained_on is None:
         return read_puzzle(text, source)
     try:
-        return read_puzzle(text, source, type(trained_on))
+        return read_puzzle(text, source, trained_on)
     except UserError:
-        for kind in all_kinds():
+        for kind in () if trained_on.any_text else all_kinds():
             if kind.recognises(text):
                 with suppress(UserError):
                     return read_puzzle(text, source, kind)
@@ -92,7 +92,8 @@ def answers(puzzle: Puzzle, steps: Iterable[Step]) -> Iterator[Answer]:
                 f"step {step.number} gives values that are no numbers (NaN or infinite), so that there is no answer; "
                 f"use another checkpoint, or fewer max_steps"
             )
-        tokens = puzzle.kind.visible(step.answer[0].cpu().numpy().astype(np.uint8))
+        answer = step.answer[0].cpu().numpy().astype(np.uint8)
+        tokens = puzzle.kind.visible(puzzle.kind.counted(puzzle.inputs, answer))
         yield Answer(tokens, tokens != before, float(step.confidence[0]), bool(step.wants_to_halt[0]))
         before = tokens
 
@@ -116,14 +117,16 @@ def judge(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
 
 def _compare(puzzle: Puzzle, tokens: np.ndarray) -> Verdict:
     if puzzle.expected is None:
-        return Verdict(None, "no rule to check: the task states no output for this input", [])
-    answer, expected = puzzle.kind.grid(tokens), puzzle.kind.grid(puzzle.expected)
+        return Verdict(None, "no rule to check, and no output is stated for this input", [])
+    counted = np.where(puzzle.expected == PAD, tokens, puzzle.expected)
+    answer, expected = puzzle.kind.grid(tokens), puzzle.kind.grid(counted)
+    stated = "the stated output" if puzzle.task is None else "the output that the task states"
     if np.array_equal(answer, expected):
-        return Verdict(True, "right: equal to the output that the task states", [])
+        return Verdict(True, f"right: equal to {stated}", [])
     if answer.shape == expected.shape:
-        problem = f"{(answer != expected).sum()} of {expected.size} cells differ from the output that the task states"
+        problem = f"{(answer != expected).sum()} of {expected.size} cells differ from {stated}"
     else:
-        problem = "the grid is {}×{}, the output that the task states {}×{}".format(*answer.shape, *expected.shape)
+        problem = "the grid is {}×{}, {} {}×{}".format(*answer.shape, stated, *expected.shape)
     return Verdict(False, f"wrong: {problem}", [problem])
 
 

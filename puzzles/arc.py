@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from errors import UserError
+from puzzles.canvas import corner_shapes
 from puzzles.kind import PAD, Encoded, Kind, Look, Puzzle, Transform
 from puzzles.symmetry import dihedral_transform, inverse_dihedral_transform
 
@@ -293,13 +294,6 @@ def encode(
 
 
 def crop_shapes(tokens: np.ndarray) -> np.ndarray:
-    """(n, 900) tokens -> (n, 2): rows and columns of the largest rectangle of colours in the top left corner.
-
-    Among equally large ones it is the one with the fewest rows; 0 × 0 if the first cell is a special token.
-    """
-    is_colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
-    columns = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # colours at the beginning of each row,
-    columns = np.minimum.accumulate(columns, axis=1)  # and of every row above it
-    last_row = (columns * np.arange(1, MAX_GRID_SIZE + 1)).argmax(axis=1)
-    columns = columns[np.arange(len(tokens)), last_row]
-    return np.stack([np.where(columns > 0, last_row + 1, 0), columns], axis=1)
+    """(n, 900) tokens -> (n, 2): rows and columns of the grid on each canvas (`corner_shapes`)."""
+    is_colour = (tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)
+    return corner_shapes(is_colour.reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE))

@@ -8,7 +8,7 @@ the middle.
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from puzzles.cells import text_width
 from puzzles.kind import PAD, Kind, Puzzle
 
 # Every colour of every board, here and in puzzle_visualizer.html. Colours 0–9 of ARC are those of the testing interface
@@ -110,6 +111,9 @@ def board_lines(
     marks = kind.look.marks
     if marks is not None:
         return ["".join(row) for row in np.where(marked, np.array(marks, object)[grid], written)]
+    widest = max(map(text_width, kind.written))
+    for place, cell in np.ndenumerate(written):
+        written[place] = " " * (widest - text_width(cell)) + cell
     cells = written + np.where(marked, "*", " ").astype(object)
     if colour:
         cells = _painted(kind, grid, cells)
@@ -117,7 +121,7 @@ def board_lines(
 
 
 def _boxed(cells: np.ndarray, boxes: tuple[int, int] | None) -> list[str]:
-    """Rows of cells two characters wide, with lines between boxes."""
+    """Rows of cells, with lines between boxes of cells that are two characters wide."""
     rows, columns = cells.shape
     high, wide = boxes or cells.shape
     lines = []
@@ -173,7 +177,7 @@ def in_rows(columns: Sequence[tuple[str, list[str]]], width: int, gap: int = 3) 
 
 
 def _width(line: str) -> int:
-    return len(_ANSI.sub("", line))
+    return text_width(_ANSI.sub("", line))
 
 
 # Pictures
@@ -251,8 +255,10 @@ def _draw_glyph(
     pen: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, glyph: str, colour: str, bold: bool
 ) -> None:
     if glyph:
-        middle = (corner[0] + cell / 2, corner[1] + cell / 2)
-        pen.text(middle, glyph, fill=PALETTE[colour], font=_font(round(cell * 0.6), bold), anchor="mm")
+        middle, font = (corner[0] + cell / 2, corner[1] + cell / 2), _font(round(cell * 0.6), bold)
+        if len(glyph) > 1:  # a word may be too long
+            font = _font(int(cell * 0.6 * min(1, 0.9 * cell / pen.textlength(glyph, font=font))), bold)
+        pen.text(middle, glyph, fill=PALETTE[colour], font=font, anchor="mm")
 
 
 def _tint(colour: str, share: float = 0.3) -> str:
@@ -329,7 +335,21 @@ def _captioned(board: Image.Image, caption: str, verdict: Verdict | None = None)
 @lru_cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """The font that matplotlib brings, so that a picture is the same on every machine."""
+    return ImageFont.truetype(_font_file(bold), max(6, size))
+
+
+def _font_file(bold: bool) -> Path:
     import matplotlib  # takes a good part of a second, which text need not wait for
 
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf", max(6, size))
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+
+
+def missing_glyphs(texts: Iterable[str]) -> list[str]:
+    """Those of the texts that pictures cannot show: the font lacks a character."""
+    beyond = [text for text in texts if not text.isascii()]
+    if not beyond:
+        return []
+    from matplotlib.ft2font import FT2Font
+
+    known = FT2Font(str(_font_file(bold=True))).get_charmap()
+    return [text for text in beyond if not all(ord(character) in known for character in text)]

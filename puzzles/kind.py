@@ -28,7 +28,9 @@ T = TypeVar("T")
 PAD = 0  # in every kind: not a cell of the puzzle
 
 # Modules of this package that hold no kind. They are not even imported in search of one: three of them load numba.
-_HELPERS = frozenset({"compiled", "draw", "kind", "maze_generator", "sudoku_generator", "symmetry"})
+_HELPERS = frozenset(
+    {"canvas", "cells", "compiled", "draw", "kind", "maze_generator", "rule", "sudoku_generator", "symmetry"}
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Kind(ABC):
     has_rules: ClassVar[bool] = True  # False: an answer is right only if it is the stated one
     separate_answer: ClassVar[bool] = False  # the answer is a board of its own, not the puzzle filled in
     marks_mean: ClassVar[str] = "* changed since the step before"  # how text marks changed cells
+    any_text: ClassVar[bool] = False  # a text that is plainly another kind's may be meant as such a puzzle
     same_key: ClassVar[str] = "share their solution with one of test"  # what equal `keys` mean
 
     rows: int
@@ -143,6 +146,10 @@ class Kind(ABC):
                 )
         return Puzzle(kind, np.array([tokens[character] for _, character in cells], np.uint8))
 
+    def read(self, text: str, source: str) -> "Puzzle":
+        """As `parse`, of a kind whose boards only the dataset describes."""
+        return self.parse(text, source)
+
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> "Encoded":
         """Turn rows of a CSV file, (n, cells) ASCII codes, into tokens, and say what is wrong with them.
 
@@ -190,6 +197,10 @@ class Kind(ABC):
         board = np.full((self.rows, self.columns), PAD, tokens.dtype)
         board[:rows, :columns] = self.grid(tokens)
         return board.ravel()
+
+    def counted(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Answers (…, cells) to puzzles (…, cells), with PAD in the cells that the puzzle or the answer rules out."""
+        return answers
 
     def place(self, cell: int) -> str:
         """The place of a cell, in words."""
@@ -286,14 +297,17 @@ class Puzzle:
     task: str | None = None  # ARC: the puzzle's name
     expected: np.ndarray | None = None  # (cells,), if the right answer is stated
     notes: tuple[str, ...] = ()  # what the user should know
+    name: str | None = None  # in identifiers.json, by which the model knows it; an ARC task has its identifier already
 
     @property
     def title(self) -> str:
         return self.kind.title if self.task is None else f"ARC task {self.task}"
 
 
-def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzle:
+def read_puzzle(text: str, source: str, kind: Kind | type[Kind] | None = None) -> Puzzle:
     """Read a puzzle of this kind or, without one, of the kind that recognises it.
+
+    An instance reads it for a model that was trained on such boards.
 
     Raises a `UserError` that begins with `source` if the text is no puzzle.
     """
@@ -302,8 +316,11 @@ def read_puzzle(text: str, source: str, kind: type[Kind] | None = None) -> Puzzl
         raise UserError(f"{source} is empty; it must hold a puzzle")
     kind = kind or next((one for one in all_kinds() if _ask(one.name, one.recognises, text)), None)
     if kind is None:
-        raise UserError(f"{source} is not a puzzle of a kind known here: {_known()}")
-    return kind.parse(text, source)
+        raise UserError(
+            f"{source} is not a puzzle of a kind known here: {_known()}; one that a dataset describes is read with it "
+            f"(data_path=…)"
+        )
+    return kind.read(text, source) if isinstance(kind, Kind) else kind.parse(text, source)
 
 
 class Places:

@@ -1,7 +1,8 @@
 """The study of docs/results.md, on CPU cores: python -m scripts.study folder=study [key=value …]
 
 Trains the models of the family, small and of equal size, on 4×4 and 6×6 Sudokus and on 9×9 mazes, with a fixed budget
-of minutes and one of counted operations; then one of them with fewer segments, and without a target of Q(continue).
+of minutes and one of counted operations; then HRM with fewer segments, without a target of Q(continue), and with rotary
+positions.
 Builds the datasets, measures how long a step of each takes, makes the runs (each a normal run folder, with one thread)
 and writes tables and curves. A study that was stopped goes on when the same command is given again; `results=true`
 only writes what there is.
@@ -41,9 +42,9 @@ class Task(NamedTuple):
 
 SUDOKU, MAZE = "dataset/build_sudoku_dataset.py", "dataset/build_maze_dataset.py"
 TASKS = {
-    "sudoku-4x4": Task((SUDOKU, "--size", "4", "--num-aug", "7"), 1.5, 4),
-    "sudoku-6x6": Task((SUDOKU, "--size", "6", "--extra-clues", "24", "--num-aug", "7"), 3, 9),
-    "maze-9x9": Task((MAZE, "--size", "9", "--one-path", "--min-path-length", "3", "--aug"), 4, 12),
+    "sudoku-4x4": Task((SUDOKU, "--size", "4", "--num-aug", "7"), 1, 3),
+    "sudoku-6x6": Task((SUDOKU, "--size", "6", "--extra-clues", "24", "--num-aug", "7"), 2, 6),
+    "maze-9x9": Task((MAZE, "--size", "9", "--one-path", "--min-path-length", "3", "--aug"), 3, 9),
 }
 HRM = ("arch=hrm_v1", "arch.H_layers=1", "arch.L_layers=1")
 TRM = ("arch=trm", "arch.puzzle_emb_len=0")
@@ -57,10 +58,13 @@ ARCHITECTURES = {
     "recurrent Transformer": TRANSFORMER,
     "direct prediction": (*TRANSFORMER, "arch.halt_max_steps=1"),
 }
-# HRM once more, with as many steps as in the comparison. Trained with 8 segments is the comparison's own run.
-SEGMENTS = {f"HRM, {n} segment{'s' * (n > 1)}": (*HRM, f"arch.halt_max_steps={n}") for n in (1, 2, 4)}
-Q_TARGET = {"HRM, no Q target": (*HRM, "arch.q_target=off")}
-SEGMENT_TASKS = ("sudoku-6x6", "sudoku-4x4")
+# HRM once more, with as many steps as in the comparison, whose own run has 8 segments, a Q target, learned positions
+VARIANTS = {
+    **{f"HRM, {n} segment{'s' * (n > 1)}": (*HRM, f"arch.halt_max_steps={n}") for n in (1, 2, 4)},
+    "HRM, no Q target": (*HRM, "arch.q_target=off"),
+    "HRM, rotary positions": (*HRM, "arch.pos_encodings=rope"),
+}
+VARIANT_TASKS = ("sudoku-6x6", "sudoku-4x4")
 MOST_SEGMENTS = 64  # at inference
 
 
@@ -68,8 +72,8 @@ class StudyConfig(StrictModel):
     folder: str = Field(min_length=1, description="where data, runs and results go")
     seeds: int = Field(default=3, ge=1, description="runs of everything, with seeds 0, 1, …")
     workers: int = Field(default=1, ge=1, description="runs at a time, each on one core")
-    parts: list[Literal["family", "segments"]] = Field(
-        default=["family", "segments"], min_length=1, description="the comparison; HRM's segments and Q target"
+    parts: list[Literal["family", "variants"]] = Field(
+        default=["family", "variants"], min_length=1, description="the comparison; variants of HRM"
     )
     tasks: list[Literal[tuple(TASKS)]] = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
     budget: float = Field(default=1, gt=0, le=100, description="factor on all budgets")
@@ -94,8 +98,8 @@ def planned_runs(config: StudyConfig) -> Iterator[StudyRun]:
     for seed in range(config.seeds):
         for task in config.tasks:
             models = ARCHITECTURES if "family" in config.parts else {"HRM": HRM}
-            if "segments" in config.parts and task in SEGMENT_TASKS:
-                models = models | SEGMENTS | Q_TARGET
+            if "variants" in config.parts and task in VARIANT_TASKS:
+                models = models | VARIANTS
             for model, overrides in models.items():
                 yield StudyRun(task, model, overrides, seed)
 
@@ -163,7 +167,7 @@ def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]
 
     torch.set_num_threads(1)
     states, found = {}, {}
-    for model, overrides in (ARCHITECTURES | SEGMENTS | Q_TARGET).items():
+    for model, overrides in (ARCHITECTURES | VARIANTS).items():
         data = data_folder(config, task)
         run = from_hydra(compose_run(str(ROOT / "config"), ["+experiment=study", f"data_path={data}", *overrides]))
         dataset = PuzzleDataset(
@@ -213,7 +217,7 @@ def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
             f"seed={run.seed}", f"epochs={epochs}", f"eval_interval={interval}", f"checkpoint_path={folder}",
             "resume=true", log=folder.with_suffix(".log"),
         )  # fmt: skip
-    if run.task in SEGMENT_TASKS and run.overrides[0] == HRM[0] and not (folder / "segments.json").exists():
+    if run.task in VARIANT_TASKS and run.overrides[0] == HRM[0] and not (folder / "segments.json").exists():
         command(
             "-m", "evaluators.figures", "scaling", f"checkpoint={folder}/step_{last}_ema",
             f"max_steps={MOST_SEGMENTS}", f"examples={PUZZLES}", f"out={folder}/segments.png", "device=cpu",

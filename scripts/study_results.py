@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from evaluators.figure_plots import BLUE, DPI, GREEN, ORANGE, PURPLE, VERMILLION
 from files import write_atomically
-from scripts.study import ARCHITECTURES, MOST_SEGMENTS, Q_TARGET, SEGMENT_TASKS, SEGMENTS, TASKS, budgets, run_folder
+from scripts.study import ARCHITECTURES, MOST_SEGMENTS, TASKS, VARIANT_TASKS, VARIANTS, budgets, run_folder
 from training.report import read_lines
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RULES = {"max": "eval/exact_accuracy", "q": "eval/halt_q/exact_accuracy"}
 COLOURS = dict(zip(ARCHITECTURES, (BLUE, ORANGE, VERMILLION, GREEN, PURPLE, "#777777"), strict=True))
+VARIANT_COLOURS = (GREEN, ORANGE, PURPLE, "#777777", VERMILLION, BLUE)
 UNITS = {"minutes": "minutes of one core", "flops": "10¹² operations"}
 
 
@@ -54,7 +55,7 @@ def write_results(config: "StudyConfig", runs: Sequence["StudyRun"], speed: dict
             found.setdefault((run.task, run.model), []).append(curve)
     at_inference = read_at_inference(config, runs)
     text = [family_table(config, task, found, speed) for task in config.tasks]
-    text += [segments_table(config, task, found, speed, at_inference) for task in config.tasks if task in SEGMENT_TASKS]
+    text += [segments_table(config, task, found, speed, at_inference) for task in config.tasks if task in VARIANT_TASKS]
     folder = Path(config.folder)
     write_atomically(folder / "results.md", lambda file: file.write("\n\n".join(filter(None, text)).encode() + b"\n"))
     for name, figure in (
@@ -109,7 +110,7 @@ def segments_table(config: "StudyConfig", task: str, found: dict, speed: dict, a
     """HRM trained with fewer segments, or without the target of Q(continue); with as many as trained at inference."""
     steps = budgets(config, task, "HRM", speed)["minutes"]
     rows = []
-    for model in (*SEGMENTS, "HRM", *Q_TARGET):
+    for model in (*VARIANTS, "HRM"):
         curves = found.get((task, model), [])
         if not curves:
             continue
@@ -171,7 +172,7 @@ def draw_segments(at_inference: dict[tuple[str, str], list[dict]]) -> Figure:
     tasks = [task for task in TASKS if any(of == task for of, _ in at_inference)]
     figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.2), layout="constrained")
     for axis, task in zip(figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks, strict=False):
-        for model, colour in zip((*SEGMENTS, "HRM", *Q_TARGET), (GREEN, ORANGE, PURPLE, BLUE, "#777777"), strict=True):
+        for model, colour in zip((*VARIANTS, "HRM"), VARIANT_COLOURS, strict=True):
             reports = at_inference.get((task, model), [])
             if not reports:
                 continue

@@ -137,7 +137,7 @@ def test_rows_that_are_wrong_are_named(latin, tmp_path, row, problem):
 
 def test_other_mistakes(latin, tmp_path):
     write_source(tmp_path / "csv", train=2, test=2)
-    with pytest.raises(UserError, match="no kind of puzzle called 'kakuro'; choose one of arc, latin, maze, sudoku"):
+    with pytest.raises(UserError, match="no kind of puzzle called 'kakuro'; choose one of arc, grid, latin, maze"):
         build(config(tmp_path / "csv", tmp_path / "out", "kakuro"))
     with pytest.raises(UserError, match="a question of 16 characters; an ARC canvas has 900"):
         build(config(tmp_path / "csv", tmp_path / "out", "arc"))

@@ -1,8 +1,8 @@
 """Which checkpoints are saved, and which weights a run starts from: python -m pytest tests/test_checkpoints.py"""
 
 import json
-import re
 import random
+import re
 import shutil
 import warnings
 

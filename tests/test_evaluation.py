@@ -51,6 +51,17 @@ def expected_metrics(labels, logits, q_halt, stop):
     }
 
 
+def expected_ece(labels, outputs):
+    """Bin by bin, as the definition reads."""
+    confidence = 1 / (1 + np.exp(-outputs["q_halt_logits"].astype(float)))
+    exact, error = (outputs["logits"].argmax(-1) == labels).all(1), 0.0
+    for low in np.arange(10) / 10:
+        inside = (confidence >= low) & (confidence < low + 0.1)
+        if inside.any():
+            error += inside.mean() * abs(confidence[inside].mean() - exact[inside].mean())
+    return error
+
+
 @pytest.fixture(scope="module")
 def halting():
     """(model, its every step, after which step each example stops)"""
@@ -75,6 +86,7 @@ def test_halt_q_equals_each_row_at_its_own_last_step(halting, tmp_path, batch_si
     for key in expected:
         np.testing.assert_allclose(rows[key], expected[key], rtol=0, atol=2e-5)
     want = expected_metrics(steps["labels"], expected["logits"], expected["q_halt_logits"], stop)
+    want["eval/ece"] = expected_ece(steps["labels"], expected)
     assert metrics == {key: pytest.approx(value, rel=1e-5, abs=1e-6) for key, value in want.items()}
 
 
@@ -85,10 +97,12 @@ def test_one_pass_measures_both_rules(halting, batch_size):
     metrics, _ = evaluate(head, open_test_split(global_batch_size=batch_size))
     at_halt = own_last_step(steps, stop)
     of_q = expected_metrics(steps["labels"], at_halt["logits"], at_halt["q_halt_logits"], stop)
-    measured = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+    of_q["eval/ece"] = expected_ece(steps["labels"], at_halt)
+    measured = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "ece")
     want = {f"eval/halt_q/{key}": pytest.approx(of_q[f"eval/{key}"], rel=1e-5) for key in measured}
     assert {key: value for key, value in metrics.items() if "halt_q" in key} == want
     at_end = own_last_step(steps, np.full(EXAMPLES, 6))
+    assert metrics["eval/ece"] == pytest.approx(expected_ece(steps["labels"], at_end), rel=1e-5)
     of_max = expected_metrics(steps["labels"], at_end["logits"], at_end["q_halt_logits"], np.full(EXAMPLES, 6.0))
     assert {key: metrics[key] for key in of_max if key != "eval/q_halt_loss"} == {  # which counts padding too
         key: pytest.approx(value, rel=1e-5) for key, value in of_max.items() if key != "eval/q_halt_loss"

@@ -178,6 +178,40 @@ def test_scaling_of_a_run(checkpoint, monkeypatch):
     assert make(monkeypatch, "scaling", checkpoint, "examples=5")[0]["limits"] == [1, 2, 4, 8]  # beyond the training
 
 
+def test_reliability_of_a_run(checkpoint, monkeypatch):
+    """Bin by bin from the steps; with a bias that lets about half of the puzzles halt early, and spread confidences."""
+    inputs = split_inputs(checkpoint.parents[1] / "data")
+    weights = torch.load(checkpoint, weights_only=True)
+    differences = np.array([step["q_continue"] - step["q_halt"] for step in own_steps(checkpoint, inputs)])
+    weights["model.inner.q_head.bias"][0] += float(np.quantile(differences, 0.3))
+    torch.save(weights, checkpoint)
+    steps = own_steps(checkpoint, inputs)
+    labels = np.load(checkpoint.parents[1] / "data/test/all__labels.npy")
+    report, pixels = make(monkeypatch, "reliability", checkpoint)
+    for rule in ("halt_max", "halt_q"):
+        rows = []
+        for i in range(PUZZLES):
+            stop = 3
+            if rule == "halt_q":
+                stop = next((n for n in range(3) if steps[n]["q_halt"][i] > steps[n]["q_continue"][i]), 3)
+            sure = 1 / (1 + np.exp(-float(steps[stop]["q_halt"][i])))
+            rows.append((int(10 * sure), sure, (steps[stop]["answers"][i] == labels[i]).all()))
+        error = 0.0
+        for place in range(10):
+            inside = [(sure, right) for where, sure, right in rows if where == place]
+            assert report[rule]["puzzles"][place] == len(inside)
+            if not inside:
+                assert report[rule]["confidence"][place] is report[rule]["exact_accuracy"][place] is None
+                continue
+            sure, right = np.mean(inside, axis=0)
+            assert report[rule]["confidence"][place] == pytest.approx(sure, rel=1e-5)
+            assert report[rule]["exact_accuracy"][place] == pytest.approx(right)
+            error += len(inside) / PUZZLES * abs(sure - right)
+        assert report[rule]["ece"] == pytest.approx(error, rel=1e-5)
+    assert report["halt_max"] != report["halt_q"]
+    assert share(pixels, BLUE) > 0.001 and share(pixels, ORANGE) > 0.001
+
+
 def test_wilson_interval():
     low, high = wilson_interval(np.array([0, 3 / 20, 1]), 20)
     for i, solved in enumerate((0, 3, 20)):
@@ -285,7 +319,7 @@ def test_the_command_as_a_user_starts_it(checkpoint, tmp_path):
     assert target.read_bytes()[:4] == b"\x89PNG"
     assert len(json.loads(target.with_suffix(".json").read_text())["puzzles"]) == 1
     line = error_line("-m", "evaluators.figures", "curves", f"checkpoint={checkpoint}", run=warm.run)
-    assert "figure: Input should be 'steps', 'participation' or 'scaling'" in line
+    assert "figure: Input should be 'steps', 'participation', 'scaling' or 'reliability'" in line
 
 
 def test_where_figures_go(tmp_path):

@@ -152,7 +152,7 @@ def test_dataset_json_begins_with_what_stood_there_before_kinds(tmp_path):
     )
     for array in plain.glob("*.npy"):
         assert array.read_bytes() == (described / array.name).read_bytes()
-    added = {"kind", "rows", "columns", "symbols", "look", "digests"}
+    added = {"kind", "rows", "columns", "symbols", "look", "options", "digests"}
     assert load_metadata(described).model_dump(exclude=added) == json.loads(before)
 
 

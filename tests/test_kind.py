@@ -60,7 +60,7 @@ def test_kinds_by_their_numbers(vocab_size, seq_len, expected):
         assert kind_of(numbers(vocab_size, seq_len), [inputs], "here") == expected
     else:
         with pytest.raises(
-            UserError, match=f"here does not say .* {seq_len} cells with {vocab_size} tokens .* arc, maze"
+            UserError, match=f"here does not say .* {seq_len} cells with {vocab_size} tokens .* arc, grid, maze"
         ):
             kind_of(numbers(vocab_size, seq_len), [inputs], "here")
 
@@ -138,7 +138,7 @@ def test_a_kind_that_fails_is_passed_over(tmp_path, caplog):
 
 
 def test_an_unknown_kind():
-    message = "there is no kind of puzzle called 'kakuro'; choose one of arc, maze, sudoku, or bring puzzles/kakuro.py"
+    message = "no kind of puzzle called 'kakuro'; choose one of arc, grid, maze, sudoku, or bring puzzles/kakuro.py"
     with pytest.raises(UserError, match=message):
         kind_of(numbers(6, 16) | {"kind": "kakuro"}, [], "here")
     with pytest.raises(UserError, match="is not the name of a module below puzzles/"):
@@ -155,10 +155,10 @@ def test_what_a_search_for_kinds_does_not_load():
 
 
 def test_a_kind_dropped_in_as_one_file(tmp_path):
-    assert [kind.name for kind in all_kinds()] == ["arc", "maze", "sudoku"]
+    assert [kind.name for kind in all_kinds()] == ["arc", "grid", "maze", "sudoku"]
     with latin_dropped_in(tmp_path):
         latin = find_kind("latin").of_cells(16)
-        assert [kind.name for kind in all_kinds()] == ["arc", "latin", "maze", "sudoku"]
+        assert [kind.name for kind in all_kinds()] == ["arc", "grid", "latin", "maze", "sudoku"]
         assert kind_of(numbers(6, 16) | latin.describe(), [], "here") == latin
         assert kind_of(numbers(6, 16), [sudokus()], "here") == Sudoku(4, 4)  # it claims nothing that it is not told
         assert latin.title == "4×4 Latin square"
@@ -174,7 +174,7 @@ def test_a_kind_dropped_in_as_one_file(tmp_path):
             read_puzzle("AB..\nE.AB\n....\n...C", "here", type(latin))
         with pytest.raises(UserError, match="2 copies of a 2×2 Latin square: it has no symmetries"):
             super(type(latin), type(latin).of_cells(4)).symmetries(2, 0)
-    assert [kind.name for kind in all_kinds()] == ["arc", "maze", "sudoku"]
+    assert [kind.name for kind in all_kinds()] == ["arc", "grid", "maze", "sudoku"]
     with pytest.raises(UserError, match="no kind of puzzle called 'latin'"):
         find_kind("latin")
 
@@ -184,7 +184,7 @@ def test_a_kind_dropped_in_as_one_file(tmp_path):
     [
         ("", "here is empty"),
         ("\n \n", "here is empty"),
-        ("hello", "here is not a puzzle of a kind known here: arc, maze, sudoku"),
+        ("hello", "here is not a puzzle of a kind known here: arc, grid, maze, sudoku"),
     ],
 )
 def test_a_text_that_is_no_puzzle(text, problem):
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_imported_is_passed_over(tmp_path, caplog):
         (tmp_path / "puzzles/broken.py").write_text("import no_such_package")
         (tmp_path / "puzzles/script.py").write_text("raise SystemExit(3)")
         with caplog.at_level("WARNING"):
-            assert [kind.name for kind in all_kinds()] == ["arc", "latin", "maze", "sudoku"]
+            assert [kind.name for kind in all_kinds()] == ["arc", "grid", "latin", "maze", "sudoku"]
         assert [message.split(":")[0] for message in caplog.messages] == [
             "passing over puzzles/broken.py",
             "passing over puzzles/script.py",

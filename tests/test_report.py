@@ -25,6 +25,7 @@ def folder(tmp_path):
         )
         if step % 100 == 0:
             values = {"lm_loss": 2 / step, "exact_accuracy": step / 400, "accuracy": 0.9, "steps": 4.0}
+            values |= {"halt_q/exact_accuracy": step / 800, "halt_q/steps": 2.5}
             lines.append({"step": step} | {f"eval/{key}": value for key, value in values.items()})
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return tmp_path
@@ -46,9 +47,8 @@ def test_the_picture_and_the_table(folder, capsys):
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # lines were drawn
     rows = capsys.readouterr().out.splitlines()
     assert len([row for row in rows if "%" in row]) == 4
-    assert rows[3].split()[0] == "200"
-    assert "50.0%" in rows[3]
-    assert rows[3].count("█") == 15
+    assert rows[4].split()[:6] == ["200", "0.0100", "90.0%", "2.5", "25.0%", "50.0%"]
+    assert rows[4].count("█") == 15
 
 
 def test_several_runs_share_a_picture_and_keep_their_names_apart(folder, tmp_path_factory, capsys):
@@ -105,7 +105,7 @@ ODD_METRICS = {
     "no evaluation yet": (STEP, ["    no evaluation yet"]),
     "evaluations alone": (
         b'{"step": 5, "eval/exact_accuracy": 0.5}',
-        ["       5        -       -      -   50.0% " + 15 * "█"],
+        ["       5        -       -      -        -   50.0% " + 15 * "█"],
     ),
     "a byte order mark": (b"\xef\xbb\xbf" + STEP + b"\n", ["    no evaluation yet"]),
     "nothing known": (b'{"step": 1, "other": {"a": [1]}}', ["    no evaluation yet"]),
@@ -115,7 +115,7 @@ ODD_METRICS = {
         b'{"step": 3, "eval/exact_accuracy": NaN, "eval/lm_loss": Infinity}\n'
         b'{"step": 4, "eval/exact_accuracy": 1e9, "eval/lm_loss": "?", "eval/steps": null}\n'
         b'{"step": 5, "eval/exact_accuracy": -2, "eval/lm_loss": 1e308}\n',
-        ["       3      inf       -      -    nan%", "100000000000.0% " + 30 * "█"],
+        ["       3      inf       -      -        -    nan%", "100000000000.0% " + 30 * "█"],
     ),
 }  # fmt: skip
 

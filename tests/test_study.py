@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scripts import study
-from scripts.study import ARCHITECTURES, HRM, Q_TARGET, SEGMENTS, TASKS, StudyConfig, StudyRun, planned_runs, train
+from scripts.study import ARCHITECTURES, HRM, TASKS, VARIANTS, StudyConfig, StudyRun, planned_runs, train
 from scripts.study_results import write_results
 from tests.in_memory import build_head, composed
 
@@ -19,17 +19,17 @@ def config_of(folder, **changes) -> StudyConfig:
 
 def test_every_model_is_trained_with_every_seed(tmp_path):
     runs = list(planned_runs(config_of(tmp_path)))
-    assert len({run.name for run in runs}) == len(runs) == 3 * (3 * len(ARCHITECTURES) + 2 * 4)
+    assert len({run.name for run in runs}) == len(runs) == 3 * (3 * len(ARCHITECTURES) + 2 * 5)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
-    only = list(planned_runs(config_of(tmp_path, parts=["segments"], tasks=["sudoku-4x4"], seeds=1)))
-    assert [run.model for run in only] == ["HRM", *SEGMENTS, *Q_TARGET]
+    only = list(planned_runs(config_of(tmp_path, parts=["variants"], tasks=["sudoku-4x4"], seeds=1)))
+    assert [run.model for run in only] == ["HRM", *VARIANTS]
 
 
 def test_the_models_are_of_about_equal_size():
     """On Sudokus; TRM's mixing of positions by weights grows with their number."""
     for cells, vocab in ((16, 6), (36, 8)):
         sizes = set()
-        for overrides in (ARCHITECTURES | SEGMENTS | Q_TARGET).values():
+        for overrides in (ARCHITECTURES | VARIANTS).values():
             head = build_head(composed(*overrides, experiment="study"), seq_len=cells, vocab_size=vocab)
             sizes.add(sum(p.numel() for p in head.parameters()))
         assert max(sizes) < 1.2 * min(sizes)
@@ -78,25 +78,25 @@ def write_metrics(folder, accuracies, at_halt):
 
 
 def test_results_are_medians_and_ranges_at_the_budgets(tmp_path, capsys):
-    """1.5 minutes are 180 steps of half a second, 4 TFLOP 200 steps; evaluations are interpolated in between."""
+    """1 minute is 120 steps of half a second, 3 TFLOP 150 steps; evaluations are interpolated in between."""
     config = config_of(tmp_path, tasks=["sudoku-4x4"])
     runs = [run for run in planned_runs(config) if run.model == "HRM"]
     for run, right in zip(runs, (0.2, 0.4, 0.9), strict=True):
         write_metrics(study.run_folder(config, run), (0.1, right, 1), (0.1, right / 2, 1))
         report = {"limits": [1, 2, 4, 8, 16, 32, 64], "halt_max": {"exact_accuracy": [right] * 7}}
         (study.run_folder(config, run) / "segments.json").write_text(json.dumps(report))
-    speed = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *SEGMENTS, *Q_TARGET], SPEED)}
+    speed = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)}
     write_results(config, runs, speed)
     text = (tmp_path / "results.md").read_text()
     capsys.readouterr()
-    at_180 = [100 * np.interp(180, [100, 200], [0.1, right]) for right in (0.2, 0.4, 0.9)]
-    halted = [100 * np.interp(180, [100, 200], [0.1, right / 2]) for right in (0.2, 0.4, 0.9)]
+    at_120 = [100 * np.interp(120, [100, 200], [0.1, right]) for right in (0.2, 0.4, 0.9)]
+    halted = [100 * np.interp(120, [100, 200], [0.1, right / 2]) for right in (0.2, 0.4, 0.9)]
+    at_150 = [[100 * np.interp(150, [100, 200], [0.1, right / share]) for right in (0.2, 0.4, 0.9)] for share in (1, 2)]
     expected = [
-        f"{np.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
-        for values in (at_180, halted, (20, 40, 90), (10, 20, 45))
+        f"{np.median(values):.1f} ({min(values):.1f}–{max(values):.1f})" for values in (at_120, halted, *at_150)
     ]
     assert (
-        f"| HRM | 132 | 20.00 | 500 | 180 | {' | '.join([*expected[:2], '200', *expected[2:]])} | 2.5 (2.5–2.5) |"
+        f"| HRM | 132 | 20.00 | 500 | 120 | {' | '.join([*expected[:2], '150', *expected[2:]])} | 2.5 (2.5–2.5) |"
         in text
     )
     assert f"| HRM, 8 segments | {expected[0]} | {expected[1]} | 2.5 (2.5–2.5) | 40.0 (20.0–90.0) |" in text

@@ -563,3 +563,24 @@ def test_the_colour_scheme_can_be_chosen_and_is_kept(page, maze):
     page.find("#theme").click()
     page.find("#theme").click()
     assert page.text("#theme") == "◐ As the system"
+
+
+def test_grids_of_ones_own_are_drawn_by_their_glyphs_and_cropped(page, tmp_path):
+    (tmp_path / "symbols.yaml").write_text('a: {colour: "#204060"}\n"♛": {glyph: "Q"}\n', encoding="utf-8")
+    records = [{"input": ["a♛.", "..a"], "output": ["♛"]}, {"input": ["a...."] * 4, "output": ["aaa", "♛.."]}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    build_grid_dataset.build(
+        build_grid_dataset.GridConfig(
+            input_file=tmp_path / "pairs.jsonl", output_dir=tmp_path / "own", test_fraction=0,
+            symbols=tmp_path / "symbols.yaml",
+        )
+    )  # fmt: skip
+    page.load().open(tmp_path / "own")
+    assert page.texts("#kind option")[0] == "Grid"
+    assert page.texts(".panel .title span") == ["2 × 3", "1 × 1"]
+    cells = page.cells(0, 3, "aQ.")
+    assert [cell["text"] for cell in cells] == ["a", "Q", ".", ".", ".", "a"]
+    assert [cell["ground"] for cell in cells] == ["#204060", *[PALETTE["paper"]] * 4, "#204060"]
+    label = page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel")
+    assert label.startswith("Label, 1 rows and 1 columns: ♛, end of grid, padding"), label
+    page.screenshot("own")

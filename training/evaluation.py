@@ -13,6 +13,7 @@ from dataset.format import content_digest, same_content
 from errors import UserError
 from models.losses import ACTLossHead, measure
 from puzzle_dataset import PuzzleDataset
+from training.calibration import calibration_error, confidence_bins
 from training.checkpoints import trained_on
 from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
@@ -84,13 +85,15 @@ def evaluate_split(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """-> (`eval/…` metrics, on rank 0 only; this rank's `save_outputs`, on the CPU).
 
-    With halt=max, `eval/halt_q/…` is what the rule `q` would have given, from the same pass; saved outputs and
-    `eval/q_halt_loss` include padding rows, as in the original. With halt=q neither includes them. `writer` gets the
-    predictions batch by batch. `after_batch` may raise an exception to leave early.
+    `eval/ece` is the error of the model's confidence (training/calibration.py). With halt=max, `eval/halt_q/…` is what
+    the rule `q` would have given, from the same pass; saved outputs and `eval/q_halt_loss` include padding rows, as in
+    the original. With halt=q neither includes them. `writer` gets the predictions batch by batch. `after_batch` may
+    raise an exception to leave early.
     """
     if dataset.num_examples() == 0:
         raise UserError(f"{dataset.config.dataset_path}/{dataset.split} holds no examples to evaluate")
     sums: dict[str, dict[str, Tensor]] = {}
+    bins: dict[tuple[str, str], Tensor] = {}  # of confidence, by set and rule
     saved = defaultdict(list)
     head.eval()
     batches = progress_bar(
@@ -110,9 +113,14 @@ def evaluate_split(
             done = reasoner.run(batch, len(examples), by_step)
             halted = torch.ones_like(done.steps, dtype=torch.bool)
             _, metrics = head.score(done.outputs, done.data["labels"], done.steps, halted)
+            rules = {"": (done.outputs, done.steps)}
             if done.at_halt is not None:
-                theirs, *_ = measure(done.at_halt.outputs, done.data["labels"], done.at_halt.steps, halted)
-                metrics |= {f"halt_q/{key}": value for key, value in theirs.items() if key != "count"}
+                rules["halt_q/"] = (done.at_halt.outputs, done.at_halt.steps)
+            for rule, (outputs, steps) in rules.items():
+                measured, exact, labelled = measure(outputs, done.data["labels"], steps, halted)
+                metrics |= {f"{rule}{key}": value for key, value in measured.items() if rule and key != "count"}
+                counted = confidence_bins(outputs["q_halt_logits"], exact, labelled > 0)
+                bins[set_name, rule] = bins[set_name, rule] + counted if (set_name, rule) in bins else counted
             before = sums.get(set_name)
             sums[set_name] = {key: before[key] + value for key, value in metrics.items()} if before else metrics
             for key, value in (done.data | done.outputs).items():
@@ -122,7 +130,17 @@ def evaluate_split(
                 writer.append({"examples": examples} | compact_rows(done, len(examples), writer.row_types))
             after_batch()
     reduced = {name: reduce_metrics(metrics, ranks) for name, metrics in sums.items()}
-    return eval_metrics(reduced), {key: torch.cat(parts) for key, parts in saved.items()}
+    errors = {key: ranks.sum_to_main(counted).cpu() for key, counted in bins.items()}
+    return eval_metrics(reduced) | calibration_metrics(errors), {key: torch.cat(parts) for key, parts in saved.items()}
+
+
+def calibration_metrics(bins: dict[tuple[str, str], Tensor]) -> dict[str, float]:
+    """`eval/ece` of the sets together, and of each if there are several; by set and prefix of the rule."""
+    sets, rules = (dict.fromkeys(part) for part in zip(*bins, strict=True))
+    found = {f"eval/{rule}ece": sum(bins[name, rule] for name in sets) for rule in rules}
+    if len(sets) > 1:
+        found |= {f"eval/{name}/{rule}ece": counted for (name, rule), counted in bins.items()}
+    return {key: calibration_error(counted) for key, counted in found.items()}
 
 
 def compact_rows(done: Finished, real: int, fields: Collection[str]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -24,15 +24,29 @@ from training.options import StrictModel, from_cli
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Panel title -> (training metric, evaluation metric)
+
+class Panel(NamedTuple):
+    """What is drawn together: metrics of training, and of evaluation under both rules of halting."""
+
+    train: str
+    all_steps: str | None = None
+    at_halt: str | None = None  # where the model halts
+
+
 PANELS = {
-    "loss per token": ("train/lm_loss", "eval/lm_loss"),
-    "exact accuracy": ("train/exact_accuracy", "eval/exact_accuracy"),
-    "reasoning steps until halting": ("train/steps", "eval/steps"),
-    "learning rate": ("train/lr", None),
+    "loss per token": Panel("train/lm_loss", "eval/lm_loss"),
+    "exact accuracy": Panel("train/exact_accuracy", "eval/exact_accuracy", "eval/halt_q/exact_accuracy"),
+    "reasoning steps until halting": Panel("train/steps", at_halt="eval/halt_q/steps"),
+    "learning rate": Panel("train/lr"),
 }
 DRAWN = tuple(metric for panel in PANELS.values() for metric in panel if metric is not None)
-COLUMNS = {"eval/lm_loss": "{:.4f}", "eval/accuracy": "{:.1%}", "eval/steps": "{:.1f}", "eval/exact_accuracy": "{:.1%}"}
+COLUMNS = {
+    "eval/lm_loss": "{:.4f}",
+    "eval/accuracy": "{:.1%}",
+    "eval/halt_q/steps": "{:.1f}",
+    "eval/halt_q/exact_accuracy": "{:.1%}",
+    "eval/exact_accuracy": "{:.1%}",
+}
 FORMATS = ("png", "pdf", "svg")
 SMOOTHING_WINDOWS = 100  # a training curve is averaged over 1/100 of its length
 LONGEST_LINE = 1 << 20  # bytes
@@ -144,21 +158,27 @@ def draw(runs: dict[str, Run]) -> "Figure":
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     colours = rcParams["axes.prop_cycle"].by_key()["color"]
-    for axis, (title, (train, evaluated)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    for axis, (title, panel) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for (name, run), colour in zip(runs.items(), colours * len(runs), strict=False):
             curves = {metric: tuple(map(np.asarray, curve)) for metric, curve in run.curves.items()}
             with np.errstate(all="ignore"):
-                steps, values = smooth(*curves[train])
-            axis.plot(steps, drawable(values), color=colour, alpha=0.5 if evaluated else 1, lw=1.5)
-            if evaluated:
-                steps, values = curves[evaluated]
+                steps, values = smooth(*curves[panel.train])
+            faint = panel.all_steps or panel.at_halt
+            axis.plot(steps, drawable(values), color=colour, alpha=0.5 if faint else 1, lw=1.5)
+            if panel.all_steps:
+                steps, values = curves[panel.all_steps]
                 axis.plot(steps, drawable(values), color=colour, marker="o", ms=4, lw=1.5, label=label(name))
+            if panel.at_halt:
+                steps, values = curves[panel.at_halt]
+                axis.plot(steps, drawable(values), color=colour, marker="s", mfc="w", ms=4, lw=1.2, ls="--")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if title == "exact accuracy":
             axis.set_ylim(-0.03, 1.03)
-            legend = axis.legend(title="dots: evaluation · faint: training", fontsize="small")
+            legend = axis.legend(
+                title="dots: evaluation, all steps · squares: where the model halts · faint: training", fontsize="small"
+            )
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a `$` in a run's name is a dollar
     return figure
@@ -171,12 +191,18 @@ def label(name: str) -> str:
 
 def table(name: str, evaluations: list[dict[str, float]]) -> str:
     """The evaluations of one run, with a bar for the exact accuracy."""
-    rows = [f"{name}", f"{'step':>8}  {'loss':>7}  {'cells':>6}  {'steps':>5}  exact accuracy"]
+    rows = [
+        name,
+        f"{'':>26}  {'where it halts':>14}  after all steps",
+        f"{'step':>8}  {'loss':>7}  {'cells':>6}  {'steps':>5}  {'exact':>7}  exact accuracy",
+    ]
     for line in evaluations:
-        loss, cells, steps, exact = (form.format(line[key]) if key in line else "-" for key, form in COLUMNS.items())
+        loss, cells, steps, halted, exact = (
+            form.format(line[key]) if key in line else "-" for key, form in COLUMNS.items()
+        )
         share = line["eval/exact_accuracy"]
         bar = "█" * round(30 * min(max(share, 0), 1)) if isfinite(share) else ""
-        rows.append(f"{line['step']:>8.0f}  {loss:>7}  {cells:>6}  {steps:>5}  {exact:>6} {bar}".rstrip())
+        rows.append(f"{line['step']:>8.0f}  {loss:>7}  {cells:>6}  {steps:>5}  {halted:>7}  {exact:>6} {bar}".rstrip())
     return "\n".join(rows if evaluations else [rows[0], "    no evaluation yet"])
 
 
