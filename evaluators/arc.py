@@ -32,6 +32,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from dataset.format import PuzzleSet, load_metadata, load_set, read_identifiers
@@ -48,7 +49,7 @@ from evaluators.arc_voting import (
     scores,
 )
 from files import check_output, write_atomically
-from puzzles.arc import SEQ_LEN, VOCAB_SIZE
+from puzzles.arc import FIRST_COLOUR, MAX_GRID_SIZE, NO_GRID, SEQ_LEN, VOCAB_SIZE
 from training.metrics import progress_bar, start_logging
 from training.options import StrictModel, from_cli
 from training.prediction_rows import PredictionRows
@@ -154,6 +155,32 @@ def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) ->
             for task, pair in pairs_of_rows(inputs, labels, [name] * len(inputs)):
                 pairs.setdefault(task, []).append(pair)
     return pairs
+
+
+def demonstrations(dataset: str | Path, tasks: Iterable[str]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """The pairs of the train split under the names of tasks: (input, output) grids of colours (rows, columns).
+
+    A task without any is left out; so are all if the dataset lacks its train split.
+    """
+    names, found = set(tasks), {}
+    identifiers = read_identifiers(Path(dataset))
+    wanted = {name: identifier for identifier, name in enumerate(identifiers) if name in names}
+    for puzzles in load_test_sets(Path(dataset), "train"):
+        for name, identifier in wanted.items():
+            for puzzle in np.flatnonzero(puzzles.puzzle_identifiers == identifier):
+                examples = slice(*puzzles.puzzle_indices[puzzle : puzzle + 2])
+                pairs = zip(np.array(puzzles.inputs[examples]), np.array(puzzles.labels[examples]), strict=True)
+                found.setdefault(name, []).extend(tuple(map(_grid_inside, pair)) for pair in pairs)
+    return found
+
+
+def _grid_inside(tokens: np.ndarray) -> np.ndarray:
+    """The grid of colours (rows, columns) on a canvas (900,), wherever it lies."""
+    canvas = tokens.reshape(MAX_GRID_SIZE, MAX_GRID_SIZE)
+    rows, columns = np.nonzero((canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE))
+    if not rows.size:
+        return NO_GRID
+    return (canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] - FIRST_COLOUR).astype(np.uint8)
 
 
 def _with_progress(chunks: Iterable[PredictionRows], total: int | None) -> Iterator[PredictionRows]:

@@ -4,7 +4,8 @@ Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards loo
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -198,26 +199,64 @@ def _plain_axes(figure: Figure) -> None:
 # ARC: the votes of evaluators/arc.py
 
 
-def draw_tasks(tasks: Tasks, attempts: int = 2) -> Figure:
-    """One row per test input of the tasks: the input, the right answer, and the `attempts` best candidates."""
-    tests = [(task, number, test) for task, inputs in tasks.items() for number, test in enumerate(inputs, 1)]
+def draw_tasks(
+    tasks: Tasks, attempts: int = 2, demonstrations: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]] | None = None
+) -> Figure:
+    """One row per test input of the tasks: the input, the right answer, and the `attempts` best candidates.
+
+    Cells of a candidate that differ from the right answer are marked. Above them are the `demonstrations` of the task,
+    (input, output) grids of colours (rows, columns), where they are given.
+    """
     columns = 2 + attempts
-    figure = Figure(figsize=(PANEL_INCHES * columns, (PANEL_INCHES + 0.5) * max(1, len(tests))), dpi=80)
+    if not tasks:
+        figure = Figure(figsize=(1.2, 0.4), dpi=80)
+        figure.add_subplot(frameon=False, xticks=[], yticks=[]).text(0, 0.5, "none", fontsize=11)
+        return figure
+    rows = []  # of panels, each a function that draws it
+    for task, tests in tasks.items():
+        shown = [
+            partial(_draw_demonstration, number=n, pair=p)
+            for n, p in enumerate((demonstrations or {}).get(task, ()), 1)
+        ]
+        rows += [shown[start : start + columns] for start in range(0, len(shown), columns)]
+        for number, test in enumerate(tests, 1):
+            title = f"{task}\ninput {number if len(tests) > 1 else ''}"
+            panels = [partial(_show_grid, title=title, grid=test.input), partial(_draw_answer, test=test)]
+            rows.append(panels + [partial(_draw_attempt, test=test, place=place) for place in range(attempts)])
+    figure = Figure(figsize=(PANEL_INCHES * columns, (PANEL_INCHES + 0.5) * len(rows)), dpi=80)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    rows = figure.subplots(max(1, len(tests)), columns, squeeze=False)
-    for axis in rows.flat:
-        axis.set_axis_off()
-    if not tests:
-        rows[0, 0].text(0, 0.5, "none", fontsize=11)
-    for axes, (task, number, test) in zip(rows, tests, strict=False):
-        _show_grid(axes[0], f"{task}\ninput {number if len(tasks[task]) > 1 else ''}", test.input)
-        if test.answered:
-            _show_grid(axes[1], "\nanswer", test.answer)
-        else:
-            axes[1].set_title("\nanswer not known", fontsize=9)
-        for place in range(attempts):
-            _draw_attempt(axes[2 + place], test, place)
+    for axes, panels in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, draw in zip(axes, panels, strict=False):
+            draw(axis)
     return figure
+
+
+def _draw_demonstration(axis: Axes, number: int, pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """The input above, the output below, on one scale; side by side where that is less long."""
+    high, wide = np.max([grid.shape for grid in pair], axis=0)
+    beside = high >= wide
+    gap = max(1, max(high, wide) // 8)
+    side = (high, 2 * wide + gap) if beside else (2 * high + gap, wide)
+    cell = max(4, 480 // max(side))
+    images = [np.asarray(board_image(ARC, ARC.on_canvas(grid), pixels=cell * max(grid.shape))) for grid in pair]
+    paper = np.full((cell * side[0] + 3, cell * side[1] + 3, 3), 255, np.uint8)
+    for image, (top, left) in zip(
+        images, ((0, 0), (0, cell * (wide + gap)) if beside else (cell * (high + gap), 0)), strict=True
+    ):
+        paper[top : top + image.shape[0], left : left + image.shape[1]] = image[
+            : paper.shape[0] - top, : paper.shape[1] - left
+        ]
+    axis.imshow(paper)
+    axis.set_title(f"demonstration {number}\ninput {'and' if beside else 'above'} output", fontsize=9)
+
+
+def _draw_answer(axis: Axes, test: VotedInput) -> None:
+    if test.answered:
+        _show_grid(axis, "\nanswer", test.answer)
+    else:
+        axis.set_title("\nanswer not known", fontsize=9)
 
 
 def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
@@ -231,11 +270,26 @@ def _draw_attempt(axis: Axes, test: VotedInput, place: int) -> None:
         _show_grid(axis, f"{heading}\n{votes}", one.grid)
         return
     verdict = "right" if np.array_equal(one.grid, test.answer) else "wrong"
-    _show_grid(axis, f"{heading}: {verdict}\n{votes}", one.grid, PALETTE[verdict])
+    differs = f"\n{_difference(one.grid, test.answer)}" if verdict == "wrong" else ""
+    solution = test.answer if one.grid.shape == test.answer.shape else None
+    _show_grid(axis, f"{heading}: {verdict}\n{votes}{differs}", one.grid, PALETTE[verdict], solution)
 
 
-def _show_grid(axis: Axes, title: str, grid: np.ndarray, title_colour: str = PALETTE["ink"]) -> None:
-    """Show a grid of colours (rows, columns), or only the title if it is empty."""
+def _difference(grid: np.ndarray, answer: np.ndarray) -> str:
+    if grid.shape != answer.shape:
+        return "{}×{}, not {}×{}".format(*grid.shape, *answer.shape)
+    return f"{(grid != answer).sum()} of {answer.size} cells differ"
+
+
+def _show_grid(
+    axis: Axes,
+    title: str,
+    grid: np.ndarray,
+    title_colour: str = PALETTE["ink"],
+    solution: np.ndarray | None = None,
+) -> None:
+    """Show a grid of colours (rows, columns), or only the title if it is empty; mark what differs from a solution."""
     tokens = ARC.on_canvas(grid)
-    _show_board(axis, title, ARC, tokens, tokens)
+    marked = {} if solution is None else {"solution": ARC.on_canvas(solution)}
+    _show_board(axis, title, ARC, tokens, tokens, **marked)
     axis.title.set_color(title_colour)

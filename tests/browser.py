@@ -170,6 +170,10 @@ class Page:
         """Choose a folder in the file chooser."""
         self.find("#folder").send_keys(str(folder))
 
+    def choose_file(self, path: Path) -> None:
+        """Choose a file of votes in its file chooser."""
+        self.find("#file").send_keys(str(path))
+
     def open(self, folder: Path) -> "Page":
         """Choose a dataset's folder, and wait until a puzzle is shown."""
         self.choose(folder)
@@ -178,7 +182,7 @@ class Page:
         return self
 
     def drop(self, folder: Path) -> None:
-        """Drop a folder on the page, by the browser's own drag events."""
+        """Drop a folder or a file on the page, by the browser's own drag events."""
         for kind in ("dragEnter", "dragOver", "drop"):
             data = dict(items=[], files=[str(folder)], dragOperationsMask=1)
             self.cdp("Input.dispatchDragEvent", type=kind, x=200, y=300, data=data)

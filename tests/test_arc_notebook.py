@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 
 import nbformat
@@ -11,10 +12,10 @@ from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 from PIL import Image
 
-from evaluators.arc import vote
+from evaluators.arc import demonstrations, vote
 from evaluators.figure_plots import draw_tasks
 from puzzles.draw import PALETTE
-from tests.arc_predictions import build_dataset, predict, save_torch
+from tests.arc_predictions import build_dataset, predict, raw_tasks, save_torch
 from tests.launch import ROOT
 
 NOTEBOOK = ROOT / "arc_eval.ipynb"
@@ -67,8 +68,10 @@ def test_the_notebook_runs(paths, tasks, monkeypatch, tmp_path):
     assert 0 < len(solved) < len(tasks)
     assert len(images) == 2
     for image, names in zip(images, (solved, [name for name in tasks if name not in solved]), strict=True):
-        rows = sum(len(tasks[name]) for name in names[:3])
-        assert image.shape[0] == pytest.approx(232 * rows, rel=0.1)  # one row of panels for each test input
+        rows = sum(len(tasks[name]) + math.ceil(len(raw_tasks()[name]["train"]) / 4) for name in names[:3])
+        assert image.shape[0] == pytest.approx(
+            232 * rows, rel=0.15
+        )  # a row of panels for each test input and four demonstrations
         light_blue = (np.array(to_rgb(PALETTE["arc_8"])) * 255).round()
         assert (image == light_blue).all(-1).sum() > 100
 
@@ -85,14 +88,21 @@ def test_what_is_drawn(tasks):
                 (image,) = axis.images
                 assert image.origin == "upper"
                 pixels, (high, wide) = np.asarray(image.get_array()), grid.shape
-                side = pixels.shape[0] / high
-                middles = np.ix_(*(((np.arange(count) + 0.5) * side).astype(int) for count in (high, wide)))
+                cell = (pixels.shape[0] - 3) // high  # behind the line, before the mark of a wrong cell
+                corners = np.ix_(*(np.arange(count) * cell + 1 + cell // 6 for count in (high, wide)))
                 colours = np.array([to_rgb(PALETTE[f"arc_{colour}"]) for colour in range(10)])
-                np.testing.assert_array_equal(pixels[middles], (255 * colours).round()[grid])
+                np.testing.assert_array_equal(pixels[corners], (255 * colours).round()[grid])
         for axis, grid in zip(axes[2:], candidates, strict=False):
             verdict = "right" if grid.tolist() == test.answer.tolist() else "wrong"
             assert verdict in axis.get_title()
             assert axis.title.get_color() == PALETTE[verdict]
+            marks = (np.asarray(axis.images[0].get_array()) == _rgb("wrong")).all(-1).any() if grid.size else False
+            if grid.shape == test.answer.shape:
+                count = (grid != test.answer).sum()
+                assert marks == (count > 0)
+                assert (f"{count} of {grid.size} cells differ" in axis.get_title()) == (count > 0)
+            else:
+                assert not marks and "{}×{}, not {}×{}".format(*grid.shape, *test.answer.shape) in axis.get_title()
             verdicts.add(verdict)
         for axis in axes[2 + len(candidates) :]:
             assert "none" in axis.get_title() and not axis.images
@@ -103,3 +113,25 @@ def test_what_is_drawn(tasks):
         ["2c0b0aff", "input"],
     ]
     assert draw_tasks({}).axes[0].texts[0].get_text() == "none"
+
+
+def _rgb(name: str) -> np.ndarray:
+    return (255 * np.array(to_rgb(PALETTE[name]))).round()
+
+
+def test_demonstrations_are_drawn_above_their_task(paths, tasks):
+    """They are read from the train split, where they lie anywhere on the canvas."""
+    found = demonstrations(paths[0], tasks)
+    for name, pairs in found.items():
+        wanted = [[pair["input"], pair["output"]] for pair in raw_tasks()[name]["train"]]
+        assert [[grid.tolist() for grid in pair] for pair in pairs] == wanted
+    assert set(found) == set(tasks)
+    name = next(iter(tasks))
+    figure = draw_tasks({name: tasks[name]}, attempts=2, demonstrations=found)
+    titles = [axis.get_title().split("\n")[0] for axis in figure.axes]
+    count = len(found[name])
+    assert titles[:count] == [f"demonstration {number}" for number in range(1, count + 1)]
+    assert titles[4 * math.ceil(count / 4)] == name
+    colours = {colour for grid in found[name][0] for colour in grid.ravel().tolist()}
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert all((shown == _rgb(f"arc_{colour}")).all(-1).sum() > 100 for colour in colours)

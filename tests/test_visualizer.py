@@ -71,7 +71,7 @@ def maze(tmp_path_factory) -> Path:
 
 def test_arc_canvases_are_in_the_official_palette_with_padding_and_ends_faint(page, arc):
     arrays = Arrays(arc)
-    page.load("split=train&group=4&puzzle=9&example=2").open(arc)
+    page.load("split=train&group=4&puzzle=9&example=2&crop=0").open(arc)
     row = arrays.example(3, 8, 1)
     assert page.boards() == ["Input", "Label"]
     for board, tokens in enumerate((arrays.inputs[row], arrays.labels[row])):
@@ -98,23 +98,24 @@ def test_all_ten_colours(page, tmp_path):
     assert list(itertools.chain(*page.pixels(1, 30))) == ARC_COLOURS[::-1] * 90
 
 
-def test_crop_shows_the_grid_alone(page, arc):
+@pytest.mark.parametrize("crop", ["", "&crop=1"], ids=["as it comes", "a link of an earlier version"])
+def test_a_grid_is_shown_alone_and_the_whole_canvas_on_demand(page, arc, crop):
     arrays = Arrays(arc)
-    page.load("split=train&group=4&puzzle=9&example=2").open(arc)
+    page.load(f"split=train&group=4&puzzle=9&example=2{crop}").open(arc)
     assert len(page.texts("#strip button")) == arrays.example(3, 9) - arrays.example(3, 8) and page.visible(
         "#strip button"
     )
+    for board, fields in enumerate((arrays.inputs, arrays.labels)):
+        wanted = grid(fields[arrays.example(3, 8, 1)])
+        colours = [[ARC_COLOURS[token - 2] for token in row] for row in wanted.tolist()]
+        assert page.pixels(board, wanted.shape[1]) == colours and len(wanted) < 30
+    assert "crop" not in page.fragment() and not page.text("#legend")
     page.press("c")
-    assert page.fragment()["crop"] == "1"
-    tokens = arrays.inputs[arrays.example(3, 8, 1)].reshape(30, 30)
-    rows, columns = np.nonzero(tokens)
-    grid = tokens[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    shown = page.pixels(0, grid.shape[1])
-    assert len(shown) == len(grid) < 30
-    for token, colour in zip(grid.ravel().tolist(), itertools.chain(*shown), strict=True):
-        assert token < 2 or colour == ARC_COLOURS[token - 2]
-    page.press("c")
-    assert "crop" not in page.fragment() and len(page.pixels(0, 30)) == 30
+    assert page.fragment()["crop"] == "0" and len(page.pixels(0, 30)) == 30
+    assert sorted(page.texts("#legend span")) == ["end of the grid", "padding"]
+    page.find("#whole").click()
+    page.settle()
+    assert "crop" not in page.fragment() and len(page.pixels(0, wanted.shape[1])) < 30
 
 
 def test_words_say_what_an_arc_augmentation_does(page, arc):
@@ -234,6 +235,7 @@ def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp
     page.select("#kind", "Numbers")
     assert [cell["text"] for cell in page.cells(0, 9, numbers)] == [str(n) for n in Arrays(sudoku).inputs[0]]
     page.select("#kind", "ARC")
+    page.press("c")
     clues = Arrays(sudoku).inputs[0].tolist()
     shown = itertools.chain(*page.pixels(0, 9))
     assert all(colour == ARC_COLOURS[token - 2] for token, colour in zip(clues, shown, strict=True) if token > 1)
@@ -415,7 +417,7 @@ def test_the_page_holds_what_python_draws_with():
 
 def test_a_cell_is_read_out_under_the_pointer(page, arc):
     arrays = Arrays(arc)
-    page.load("split=train&group=1").open(arc)
+    page.load("split=train&group=1&crop=0").open(arc)
     box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
     row, column, size = 2, 1, box["width"] / 30
     x, y = box["x"] + (column + 0.5) * size, box["y"] + (row + 0.5) * size
@@ -501,7 +503,7 @@ def test_search_finds_tasks_augmentations_and_numbers(page, arc):
     page.load("split=train").open(arc)
     page.press("/")
     page.press("D511F")  # in any case
-    page.wait(lambda: page.texts("#found button") == ["d511f18025 puzzles"], page.texts("#found"))
+    page.wait(lambda: page.texts("#found button") == ["d511f18025 variants"], page.texts("#found"))
     page.press(Keys.ENTER)
     assert page.text("#title") == "d511f180"
     name = names[30]
@@ -512,8 +514,8 @@ def test_search_finds_tasks_augmentations_and_numbers(page, arc):
     assert name in page.text("#details")
     page.press("/")
     page.press("7")
-    page.wait(lambda: "Example 7 of the set" in page.texts("#found button span:first-child"))
-    page.js("[...document.querySelectorAll('#found button')].find(b => b.textContent.startsWith('Example 7')).click()")
+    page.wait(lambda: "Pair 7 of the set" in page.texts("#found button span:first-child"))
+    page.js("[...document.querySelectorAll('#found button')].find(b => b.textContent.startsWith('Pair 7')).click()")
     page.settle()
     assert page.text("#details").startswith("train/all__inputs.npy[6] ")
     page.select("#split", "test")
@@ -555,12 +557,12 @@ def test_the_colour_scheme_can_be_chosen_and_is_kept(page, maze):
     wall = page.pixels(0, 30)
     page.find("#theme").click()
     page.settle()
-    assert page.text("#theme") == "Light" and page.pixels(0, 30) != wall
+    assert page.text("#theme") == "◐ Light" and page.pixels(0, 30) != wall
     page.load(dark=True)
     assert page.js("return getComputedStyle(document.documentElement).colorScheme") == "light"
     page.find("#theme").click()
     page.find("#theme").click()
-    assert page.text("#theme") == "Auto"
+    assert page.text("#theme") == "◐ As the system"
 
 
 def test_grids_of_ones_own_are_drawn_by_their_glyphs_and_cropped(page, tmp_path):
@@ -573,12 +575,12 @@ def test_grids_of_ones_own_are_drawn_by_their_glyphs_and_cropped(page, tmp_path)
             symbols=tmp_path / "symbols.yaml",
         )
     )  # fmt: skip
-    page.load("crop=1").open(tmp_path / "own")
+    page.load().open(tmp_path / "own")
     assert page.texts("#kind option")[0] == "Grid"
     assert page.texts(".panel .title span") == ["2 × 3", "1 × 1"]
     cells = page.cells(0, 3, "aQ.")
     assert [cell["text"] for cell in cells] == ["a", "Q", ".", ".", ".", "a"]
     assert [cell["ground"] for cell in cells] == ["#204060", *[PALETTE["paper"]] * 4, "#204060"]
     label = page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel")
-    assert label.startswith("Label, 2 rows and 2 columns: ♛, end of grid, padding"), label
+    assert label.startswith("Label, 1 rows and 1 columns: ♛, end of grid, padding"), label
     page.screenshot("own")

@@ -42,7 +42,7 @@ def test_a_folder_of_several_datasets_and_a_dropped_one(page, tmp_path):
     assert page.js("return document.querySelector('#kind').selectedOptions[0].text") == "ARC"
     page.load().drop(maze)
     page.wait(lambda: page.boards() == ["Input", "Label"])
-    assert not page.visible("#dataset") and page.text("#title") == "Group 1"
+    assert not page.visible("#dataset") and page.text("#title") == "Puzzle 1"
 
 
 DTYPES = ["|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8"]

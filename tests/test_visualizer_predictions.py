@@ -202,8 +202,8 @@ def test_arc_predictions_are_marked_where_they_are_labelled(page, tmp_path, arc)
     page.js("document.querySelector('input[value=wrong]').click()")
     assert page.text("#answers-title") == f"{(made.wrong > 0).sum()} examples"
     group, puzzle, _ = Arrays(arc, "test").locate(example)
-    page.go(f"split=test&group={group + 1}&puzzle={puzzle + 1}")
-    red = [colour == PALETTE["wrong"] for row in page.pixels(2, 30) for colour in row]
+    page.go(f"split=test&group={group + 1}&puzzle={puzzle + 1}&crop=0")
+    red = [colour == PALETTE["wrong"] for row in page.pixels(2, 30, at=(0.4, 0.4)) for colour in row]
     assert red == wrong[example].tolist() and any(red)
     corners = np.array(page.pixels(2, 30, at=(0.2, 0.1))).ravel()
     tokens, labelled = made.answers[example], made.counted[example]
@@ -212,6 +212,8 @@ def test_arc_predictions_are_marked_where_they_are_labelled(page, tmp_path, arc)
         assert set(corners[(tokens == colour + 2) & labelled & ~wrong[example]]) <= {full}
         assert full not in corners[(tokens == colour + 2) & ~labelled]
     assert not page.visible("#step")
+    marks = ["padding", "end of the grid", "differs from the label", "beyond the label, not counted"]
+    assert sorted(page.texts("#legend span")) == sorted(marks)
     page.screenshot("arc-prediction")
 
 
