@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,6 @@ class GymTask:
     def rule(self) -> str | None:
         return scorer_of(self.name)
 
-    @cached_property
-    def _read(self) -> Callable[[dict], tuple[list, list]]:
-        return _READERS[self.name]
-
     def examples(self, split: str, count: int) -> Iterator[Example]:
         """Yield so many, no input of which was yielded before, in this split or another.
 
@@ -160,8 +156,9 @@ class GymTask:
     def _example(self, index: int, split: str) -> Example:
         try:
             entry = self._entries[index]
-            sides = [_rows(side) for side in self._read(entry)]
-            numbers = all(type(cell) is int for row in self._read(entry)[0] for cell in row)
+            read = _READERS[self.name](entry)
+            sides = [_rows(side) for side in read]
+            numbers = all(type(cell) is int for side in read for row in side for cell in row)
             name = str(entry["metadata"][_IDS[self.name]]) if self.has_ids else None
         except Exception as error:
             raise UserError(
@@ -172,9 +169,15 @@ class GymTask:
 
     def describe(self, folder: Path) -> None:
         """Write to the dataset what it was made of."""
-        made = {"source": SOURCE, "task": self.name, "config": self.config, "seed": self.seed}
-        version = getattr(load_package(), "__version__", None)
-        (folder / "source.json").write_text(json.dumps(made | {"version": version}, indent=2) + "\n")
+        made = {"source": SOURCE, "task": self.name, "config": self.config, "seed": self.seed, "version": _version()}
+        (folder / "source.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _version() -> str | None:
+    try:
+        return version(SOURCE)
+    except PackageNotFoundError:
+        return None
 
 
 def _rows(side: list) -> Rows:

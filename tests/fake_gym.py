@@ -136,5 +136,4 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     package = ModuleType("reasoning_gym")
     package.create_dataset = lambda name, **config: TASKS[name](**config)
     package.factory = SimpleNamespace(DATASETS=TASKS)
-    package.__version__ = "0.0"
     monkeypatch.setitem(sys.modules, "reasoning_gym", package)

@@ -132,6 +132,13 @@ def test_the_seed_decides_and_test_does_not_depend_on_train(fake, tmp_path):
     assert pairs_of(one, "test") == pairs_of(more, "test") != pairs_of(other, "test")
 
 
+def test_splits_are_made_from_seeds_of_their_own(fake):
+    task = GymTask("rotate_matrix", {}, 1)
+    train, test = ({one.file for one in task.examples(split, 20)} for split in ("train", "test"))
+    assert len(train) == len(test) == 20
+    assert not train & test
+
+
 FAULTS = [
     ({"task": "rotten_oranges"}, "--task rotten_oranges: its answers are not grids.*n_queens.*sudoku"),
     ({"task": "sudokuu"}, "--task sudokuu: reasoning-gym has no such task; those that fit are arc_1d"),
