@@ -133,8 +133,9 @@ def test_the_seed_decides_and_test_does_not_depend_on_train(fake, tmp_path):
 
 
 def test_splits_are_made_from_seeds_of_their_own(fake):
-    task = GymTask("rotate_matrix", {}, 1)
-    train, test = ({one.file for one in task.examples(split, 20)} for split in ("train", "test"))
+    train, test = (
+        {one.file for one in GymTask("rotate_matrix", {}, 1).examples(split, 20)} for split in ("train", "test")
+    )
     assert len(train) == len(test) == 20
     assert not train & test
 
