@@ -18,13 +18,19 @@ With --kind it reads puzzles of a kind that has a file in puzzles/, or in a fold
 The kind says how a question and its answer are written, checks them, and draws the symmetries of the copies; no copy
 has a solution that is in test or val: such a copy is replaced by the original. (Sudokus and mazes have builders of
 their own, which also download and generate.)
+
+With --source reasoning-gym the package of that name makes the pairs (dataset/gym_tasks.py):
+
+    python dataset/build_grid_dataset.py --source reasoning-gym --task futoshiki --num-train 1000 --num-test 100 \
+        --task-config max_board_size=5 --output-dir data/futoshiki
 """
 
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 if __package__ in (None, ""):  # run as a script: the repository root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.cli import run_builder
 from dataset.format import atomic_build
+from dataset.gym_tasks import GymTask, read_config
 from dataset.own_puzzles import Options, build_dataset
 from dataset.pairs import read_examples
 from dataset.puzzle_csv import PuzzleCsv
@@ -45,6 +52,7 @@ from puzzles.kind import Kind, find_kind
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalText = Optional[str]  # noqa: UP045
 OptionalPath = Optional[Path]  # noqa: UP045
+OptionalSource = Optional[Literal["reasoning-gym"]]  # noqa: UP045
 
 _CANVAS = re.compile(r"([1-9][0-9]{0,3})[x×]([1-9][0-9]{0,3})")
 
@@ -64,6 +72,13 @@ class GridConfig(BaseModel):
     kind: OptionalText = Field(
         None, description="read puzzles of this kind, a module in puzzles/, such as sudoku or one of your own"
     )
+    source: OptionalSource = Field(
+        None, description="let this package make the pairs instead of reading them: pip install reasoning-gym"
+    )
+    task: OptionalText = Field(None, description="with --source, the task of the package, such as n_queens")
+    num_train: OptionalInt = Field(None, ge=1, description="with --source, how many different train puzzles to make")
+    num_test: OptionalInt = Field(None, ge=1, description="the same for test; no puzzle of test is in train")
+    task_config: list[str] = Field([], description="with --source, the task's settings: n=6 max_remove=3, or JSON")
     test_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the pairs of --input-file that becomes test, if none says split: test"
     )
@@ -106,6 +121,10 @@ class GridConfig(BaseModel):
     def _one_source(self):
         if self.kind is not None:
             self._check_kind()
+        elif self.source is not None:
+            self._check_gym()
+        elif any((self.task, self.num_train, self.num_test, self.task_config)):
+            raise ValueError("--task, --task-config, --num-train and --num-test go with --source reasoning-gym")
         elif (self.input_file is None) == (self.train_file is None):
             raise ValueError("give --input-file, or --train-file with --test-file; one of the two")
         elif (self.train_file is None) != (self.test_file is None) or (self.val_file and self.input_file):
@@ -117,11 +136,23 @@ class GridConfig(BaseModel):
     def _check_kind(self) -> None:
         """Raise `ValueError` if options do not go with --kind, or are missing."""
         read = {"output_dir", "kind", "train_file", "test_file", "num_aug", "subsample_size", "val_fraction", "seed"}
-        unread = sorted(name for name in self.model_fields_set - read if getattr(self, name) not in (None, False, ""))
-        if unread:
-            raise ValueError(f"--{unread[0].replace('_', '-')} is not read with --kind, whose file says such things")
+        for option in self._given(self.model_fields_set - read):
+            raise ValueError(f"{option} is not read with --kind, whose file says such things")
         if self.train_file is None or self.test_file is None:
             raise ValueError("--kind needs --train-file and --test-file")
+
+    def _check_gym(self) -> None:
+        """The same with --source."""
+        unread = {"input_file", "train_file", "test_file", "val_file", "test_fraction", "hole", "words", "ragged"}
+        for option in self._given(self.model_fields_set & unread):
+            raise ValueError(f"{option} is not read with --source, which makes the pairs")
+        if None in (self.task, self.num_train, self.num_test):
+            raise ValueError("--source needs --task, --num-train and --num-test")
+
+    def _given(self, names: set[str]) -> list[str]:
+        """Those of these options that say something, as they are typed."""
+        given = sorted(name for name in names if getattr(self, name) not in (None, False, "", []))
+        return ["--" + name.replace("_", "-") for name in given]
 
 
 class GridAugmenter:
@@ -150,9 +181,15 @@ def build(config: GridConfig) -> None:
     """Build a dataset from your own pairs of grids or sequences: JSONL, CSV, or a folder of text files.
 
     A line of JSONL is {"input": ..., "output": ...}, with "id", "group" and "split" if you like; CSV has these columns.
-    With --kind, from two CSV files of a kind in puzzles/: source,question,answer,rating.
+    With --kind, from two CSV files of a kind in puzzles/: source,question,answer,rating. With --source, from a task
+    of the package reasoning-gym.
     """
-    build_kind(config) if config.kind is not None else build_own(config)
+    if config.kind is not None:
+        build_kind(config)
+    elif config.source is not None:
+        build_gym(config)
+    else:
+        build_own(config)
 
 
 def build_own(config: GridConfig) -> None:
@@ -162,12 +199,32 @@ def build_own(config: GridConfig) -> None:
     if config.train_file is not None:
         files = [(config.train_file, "train"), (config.test_file, "test"), (config.val_file, "val")]
     sources = [(read_examples(path, writing), split) for path, split in files if path is not None]
+    with atomic_build(config.output_dir) as folder:
+        summary = build_dataset(sources, options_of(config), folder)
+    print(f"{config.output_dir}: " + "; ".join(summary))
+
+
+def build_gym(config: GridConfig) -> None:
+    """Build a dataset of kind `grid` from a task of reasoning-gym."""
+    task = GymTask(config.task, read_config(config.task_config), config.seed)
+    # Test first: it is what scores are compared by, and stays the same for any number of train puzzles.
+    sources = [
+        (task.examples(split, count), split)
+        for split, count in (("test", config.num_test), ("train", config.num_train))
+    ]
+    options = options_of(config)
+    options = replace(options, valid=options.valid or task.rule, identifiers=options.identifiers or task.has_ids)
+    with atomic_build(config.output_dir) as folder:
+        summary = build_dataset(sources, options, folder)
+        task.describe(folder)
+    print(f"{config.output_dir}: " + "; ".join(summary))
+
+
+def options_of(config: GridConfig) -> Options:
     given = config.model_dump(include=set(Options.__dataclass_fields__))
     if config.canvas is not None:
         given["canvas"] = tuple(int(side) for side in _CANVAS.fullmatch(config.canvas).groups())
-    with atomic_build(config.output_dir) as folder:
-        summary = build_dataset(sources, Options(**given), folder)
-    print(f"{config.output_dir}: " + "; ".join(summary))
+    return Options(**given)
 
 
 def build_kind(config: GridConfig) -> None:

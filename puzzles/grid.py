@@ -25,7 +25,7 @@ from errors import UserError
 from puzzles.canvas import corner_shapes
 from puzzles.cells import Rows, Writing, read_cells
 from puzzles.kind import PAD, Kind, Look, Puzzle, Transform, hash_rows
-from puzzles.rule import broken_rules
+from puzzles.rule import broken_rules, can_be_asked
 from puzzles.symmetry import dihedral_transform
 
 END = 1  # where there is one
@@ -50,7 +50,7 @@ class Grid(Kind):
     dihedral: bool = False  # rotated and reflected, a puzzle and its answer are another such pair
     permuted: tuple[int, ...] = ()  # tokens that may be renamed among themselves
     ignored: tuple[int, ...] = ()  # tokens that do not count in an output
-    rule: str | None = None  # module:function
+    rule: str | None = None  # module:function, or reasoning-gym:task
 
     @classmethod
     def of_cells(cls, cells: int) -> "Grid":
@@ -58,7 +58,7 @@ class Grid(Kind):
 
     @property
     def has_rules(self) -> bool:
-        return self.rule is not None
+        return self.rule is not None and can_be_asked(self.rule)
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -257,7 +257,7 @@ class Grid(Kind):
         answer = self.visible(self.counted(inputs, answer))
         if not (answer != PAD).any():
             return ["there is no grid"]
-        return [] if self.rule is None else broken_rules(self.rule, self.rows_of(inputs), self.rows_of(answer))
+        return broken_rules(self.rule, self.rows_of(inputs), self.rows_of(answer)) if self.has_rules else []
 
     def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         return f"the rule {self.rule} says so"

@@ -3,7 +3,7 @@
 The function gets a puzzle and an answer as lists of rows, with cells as they are in the files that the dataset was
 built from (None in a hole), and returns whether the answer obeys the rule, or a list of sentences that say what it
 breaks. Its module lies in a folder that PYTHONPATH names in full: a dataset may be anybody's, and must not be able to
-call whatever Python can import.
+call whatever Python can import. `reasoning-gym:task` stands for a scorer of that package (puzzles/gym.py).
 """
 
 import importlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError, first_line
+from puzzles import gym
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
@@ -23,6 +24,8 @@ _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 @lru_cache
 def find_rule(name: str) -> Callable[[list, list], Any]:
     """The function of this name. Raises `UserError` if there is none."""
+    if name.startswith(gym.PREFIX):
+        return gym.find_scorer(name)
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"the rule {name!r:.80} is not of the form module:function")
@@ -44,6 +47,11 @@ def find_rule(name: str) -> Callable[[list, list], Any]:
     if not callable(found):
         raise UserError(f"the rule {name}: {file} has no function {function}; write it, or name another")
     return found
+
+
+def can_be_asked(name: str) -> bool:
+    """False for a scorer of reasoning-gym where that is not installed; a rule of one's own must be there."""
+    return not name.startswith(gym.PREFIX) or gym.is_installed()
 
 
 def broken_rules(name: str, puzzle: list, answer: list) -> list[str]:

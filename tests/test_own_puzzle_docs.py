@@ -3,8 +3,10 @@
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.launch import ROOT
@@ -102,3 +104,12 @@ def test_queens_are_built_trained_and_judged_by_their_rules(tmp_path):
     assert re.search(r"majority of valid answers +\d+ +[\d.]+% +[\d.]+%", output_of(said, "evaluators.search"))
     verdict = output_of(said, "solve.py").splitlines()[-1]
     assert verdict.startswith(("valid: it obeys", "not valid: "))
+
+
+@pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="pip install reasoning-gym")
+def test_puzzles_of_reasoning_gym_are_built_trained_and_judged_by_its_scorer(tmp_path):
+    said = follow("Puzzles that reasoning-gym makes", tmp_path)
+    assert "test: 200 examples in 200 groups" in output_of(said, "--task n_queens")
+    assert re.search(r"majority of valid answers +\d+ +[\d.]+% +[\d.]+%", output_of(said, "evaluators.search"))
+    verdict = output_of(said, "solve.py").splitlines()[-1]
+    assert verdict.startswith(("valid: the rule reasoning-gym:n_queens", "not valid: reasoning-gym's scorer"))

@@ -38,3 +38,8 @@ def test_cuda_extras_are_apart():
     extras = {canonicalize_name(r.name) for r in parse("requirements-cuda.txt")}
     assert extras == {"flash-attn", "adam-atan2"}
     assert not names & extras
+
+
+def test_reasoning_gym_is_apart():
+    assert [r.name for r in parse("requirements-gym.txt")] == ["reasoning-gym"]
+    assert "reasoning-gym" not in {r.name for file in ("requirements.txt", "constraints.txt") for r in parse(file)}
