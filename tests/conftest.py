@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.browser import Page, chromium
 from tests.sample_datasets import build_sudoku
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
@@ -38,6 +37,8 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def browser():
+    from tests.browser import chromium  # needs selenium, which a machine that only computes may lack
+
     with chromium() as browser:
         yield browser
 
@@ -45,6 +46,8 @@ def browser():
 @pytest.fixture
 def page(browser):
     """puzzle_visualizer.html, not loaded yet; a message on the console fails the test."""
+    from tests.browser import Page
+
     yield from Page.checked(browser)
 
 
