@@ -91,6 +91,11 @@ def lines_with(lines: list[dict], prefix: str) -> list[dict]:
     return [line for line in lines if any(key.startswith(prefix) for key in line)]
 
 
+def printed_metrics(table: str) -> dict[str, str]:
+    """The numbers in a table of evaluate.py, as they are written."""
+    return dict(line.split() for line in table.splitlines() if line.startswith("eval/"))
+
+
 def of_the_original(metrics: dict[str, float]) -> dict[str, float]:
     """Without what the original does not measure: the model's own rule of halting, and its confidence."""
     return {key: value for key, value in metrics.items() if "/halt_q/" not in key and not key.endswith("/ece")}

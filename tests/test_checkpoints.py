@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import shutil
 import warnings
 
@@ -12,7 +11,17 @@ import torch
 
 from errors import UserError
 from tests import warm
-from tests.runs import PIPELINE, TRAJECTORY, lines_with, load, pretrain, read_metrics, refusal, save_in_state
+from tests.runs import (
+    PIPELINE,
+    TRAJECTORY,
+    lines_with,
+    load,
+    pretrain,
+    printed_metrics,
+    read_metrics,
+    refusal,
+    save_in_state,
+)
 from training.checkpoints import load_weights, read_weights, save_weights, trained_on
 from training.config import arch_config
 
@@ -48,7 +57,7 @@ def test_best_is_chosen_on_val_and_the_test_split_is_evaluated_once(tmp_path, wi
     assert (folder / best["checkpoint"]).exists()
     (final,) = lines_with(lines, "test/")
     whole = warm.run("evaluate.py", f"checkpoint={folder / 'step_60'}", f"data_path={with_val}", "save_format=none")
-    assert re.search(rf"^eval/accuracy +{final['test/accuracy']:.4f}$", whole.stdout, re.MULTILINE)
+    assert printed_metrics(whole.stdout)["eval/accuracy"] == f"{final['test/accuracy']:.4f}"
 
 
 def test_training_alone(tmp_path, capsys, caplog):

@@ -17,7 +17,7 @@ from errors import UserError
 from evaluate import EvalConfig, evaluate_checkpoint
 from tests import warm
 from tests.launch import ROOT, error_line, run
-from tests.runs import PIPELINE, TRAJECTORY, load, of_the_original
+from tests.runs import PIPELINE, TRAJECTORY, load, of_the_original, printed_metrics
 from tests.tiny_model import in_two_sets, open_test_split
 from training.config import SAVABLE_OUTPUTS, load_config
 from training.distributed import Ranks
@@ -45,8 +45,7 @@ def in_this_process(*args) -> dict[str, float]:
 
 
 def printed(output: str) -> dict[str, float]:
-    rows = [line.split() for line in output.splitlines() if line.startswith("eval/")]
-    return {key: float(value) for key, value in rows}
+    return {key: float(value) for key, value in printed_metrics(output).items()}
 
 
 def check(output: str) -> None:
