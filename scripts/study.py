@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -107,16 +108,11 @@ def planned_runs(config: StudyConfig) -> Iterator[StudyRun]:
 def command(*args: str, log: Path | None = None) -> None:
     """Run a command of this repository with one thread; its output goes to a file, or is shown."""
     environment = os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    if log is None:
-        done = subprocess.run([sys.executable, *args], cwd=ROOT, env=environment, check=False)
-    else:
+    if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as file:
-            file.write(f"$ python {shlex.join(args)}\n")
-            file.flush()
-            done = subprocess.run(
-                [sys.executable, *args], cwd=ROOT, env=environment, stdout=file, stderr=file, check=False
-            )
+    with open(log, "a") if log else nullcontext() as file:
+        print(f"$ python {shlex.join(args)}", file=file, flush=True)
+        done = subprocess.run([sys.executable, *args], cwd=ROOT, env=environment, stdout=file, stderr=file, check=False)
     if done.returncode:
         raise UserError(f"this failed: python {shlex.join(args)}" + (f"; see {log}" if log else ""))
 
@@ -228,7 +224,10 @@ def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
 def study(config: StudyConfig) -> None:
     from scripts.study_results import write_results
 
-    build_datasets(config)
+    if config.results and not (Path(config.folder) / "speed.json").is_file():
+        raise UserError(f"folder={config.folder} holds no study yet; start one without results=true")
+    if not config.results:
+        build_datasets(config)
     speed = speeds(config)
     runs = list(planned_runs(config))
     if not config.results:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from errors import UserError
 from scripts import study
 from scripts.study import ARCHITECTURES, HRM, TASKS, VARIANTS, StudyConfig, StudyRun, planned_runs, train
 from scripts.study_results import write_results
@@ -107,3 +108,9 @@ def test_hrm_is_run_with_more_segments_than_trained(tmp_path, commands):
     train(config_of(tmp_path), StudyRun("sudoku-4x4", "HRM", HRM, 0), {"sudoku-4x4": {"HRM": SPEED}})
     assert commands[1][:3] == ("-m", "evaluators.figures", "scaling")
     assert "max_steps=64" in commands[1]
+
+
+def test_results_of_no_study_are_refused(tmp_path, commands):
+    with pytest.raises(UserError, match="holds no study yet"):
+        study.study(config_of(tmp_path, results=True))
+    assert not commands and not list(tmp_path.iterdir())
