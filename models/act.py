@@ -123,7 +123,7 @@ class Carry:
     steps: Tensor  # (B,) int32: steps taken on the current data
     halted: Tensor  # (B,) bool: the row is replaced by the next batch's
     current_data: Data
-    # (B,) int32: the step before which a row that has wanted to halt does not, 0 until it wants to; with halt_extra_steps
+    # (B,) int32, with halt_extra_steps: the step before which a row that has wanted to halt does not; 0: it has not yet
     not_before: Tensor | None = None
 
     @torch.no_grad()
