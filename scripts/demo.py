@@ -2,7 +2,7 @@
 
 Generates 4×4 Sudokus, trains a small HRM on them, evaluates it on puzzles whose solutions it has never seen, draws the
 learning curve, and solves one of these puzzles, showing its answer after each reasoning step. Every command it runs is
-one that a user would type. README.md says how long it takes and what comes out.
+one that a user would type. docs/speedrun.md says how long it takes and what comes out.
 """
 
 import os
