@@ -303,7 +303,7 @@ PLACES = {
 def words_of(command: str, places: dict[str, str] = {}) -> list[str]:  # noqa: B006
     """Its words, with something in the `places` that the reader fills in."""
     command = re.sub(r" \[[^\[\]]* …\]", "", command)  # may be left out
-    for place, value in (PLACES | places).items():
+    for place, value in (*places.items(), *PLACES.items()):
         command = command.replace(place, value)
     command = re.sub(r"<[a-z_ ]+>", "x", command)
     return shlex.split(re.sub(r"=…", "=x", command), comments=True)
@@ -370,7 +370,7 @@ RUN = {  # of these every command that reads <run> is run: something that it say
     "evaluators.figures": r"\.png",
     "evaluators.search": r"single pass",
     "solve.py": r"valid: ",
-    "training.report": r"learning_curves\.png",
+    "training.report": r"learning_curves\.png|\.html",
 }
 NOT_RUN = re.compile("torchrun|scripts.measure|file=|task=|training.hub|evaluators.arc")
 READ_A_RUN = [
@@ -380,11 +380,13 @@ READ_A_RUN = [
 
 @pytest.mark.parametrize(("page", "command"), READ_A_RUN)
 def test_the_command_does_its_work_on_a_run(page, command, toy, tmp_path, monkeypatch):
-    run = tmp_path / "run"
+    run, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(toy, run)
+    shutil.copytree(toy, other)
     (checkpoint,) = run.glob("step_*")
     monkeypatch.chdir(tmp_path)
-    _, *words = words_of(command, {"<run>": str(run), "<n>": checkpoint.name.removeprefix("step_")})
+    places = {"<run> <run>": f"{run} {other}", "<run>": str(run), "<n>": checkpoint.name.removeprefix("step_")}
+    _, *words = (word for word in words_of(command, places) if word != "…")
     program = words[1] if words[0] == "-m" else words[0]
     with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
         try:
@@ -482,3 +484,33 @@ def test_the_tree_is_that_of_the_repository():
         described = folder == "" and path.endswith((".py", ".html", ".ipynb")) or f"{folder}/" in listed
         if described and path.endswith((".py", ".html", ".ipynb")) and name != "__init__.py":
             assert any(fnmatch(path, pattern) for pattern in patterns), f"{path} is not in docs/layout.md"
+
+
+# What the README and docs/solving.md show of the model in pretrained/
+
+
+def test_the_readmes_python_prints_what_it_says(tmp_path, monkeypatch, one_thread):
+    monkeypatch.chdir(tmp_path)
+    (code,) = (lines for language, lines in blocks((ROOT / "README.md").read_text()) if language == "python")
+    with redirect_stdout(io.StringIO()) as printed:
+        exec("\n".join(code), {})
+    answer, row, steps, halted, confidence, valid = printed.getvalue().splitlines()
+    said = "\n".join(code)
+    assert len(answer) == 81
+    assert f"the first row: {row}" in said
+    assert f"# {steps}: the answer of every step" in said
+    assert f"# {halted}: the first step" in said
+    assert 0.99 < float(confidence) <= 1
+    assert f"# {valid}: it obeys" in said
+
+
+def test_the_boards_are_those_that_the_command_prints(monkeypatch, one_thread):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs/solving.md").read_text()
+    command, *_ = commands(ROOT / "docs/solving.md")
+    (boards,) = (lines for _, lines in blocks(text) if lines[0].startswith("puzzle "))
+    monkeypatch.setenv("COLUMNS", "100")
+    with redirect_stdout(io.StringIO()) as printed:
+        start(words_of(command)[1:])
+    assert "\n".join(boards).strip() in printed.getvalue()
+    assert command in (ROOT / "README.md").read_text()
