@@ -119,6 +119,7 @@ def train_and_evaluate(
     run.stop.done()
     run.metrics_log.close()
     if ranks.is_main:
+        run_folder.record_end(run.folder, state.step)
         print(farewell, flush=True)
 
 
@@ -151,7 +152,8 @@ def start(
     folder = None
     if ranks.is_main:  # only now: a mistake leaves nothing behind
         folder = run_folder.create(config, saved, keep_bytes)
-        run_folder.record_environment(folder, ranks, device)
+        about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
+        run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": work.step})
         if found is not None and saved.parent.resolve() == folder.resolve():
             resume.set_aside(found.passed_over)
             if config.resume is not True:  # after a kill the same checkpoints come again

@@ -11,8 +11,9 @@ from tests.in_memory import METADATA, TINY, composed
 from tests.runs import PIPELINE, pretrain, refusal
 from training import outlook
 from training.distributed import Ranks
-from training.outlook import Pace, Work, check_pace, duration, moment, operations
+from training.outlook import Pace, Work, check_pace
 from training.step import create_state
+from training.wording import duration, moment, operations
 
 ONE, CPU = Ranks(0, 1, 0), torch.device("cpu")
 
@@ -41,6 +42,7 @@ def test_what_cannot_be_counted_is_no_reason_to_stop_and_changes_nothing(tmp_pat
         raise RuntimeError("no such kernel\nfor meta")
 
     monkeypatch.setattr(outlook, "flops_per_step", fails)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         assert pretrain(tmp_path / "uncounted", epochs=4) == counted
     assert "the operations of a step cannot be counted: no such kernel" in caplog.text
