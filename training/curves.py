@@ -204,12 +204,13 @@ def draw_panel(axis: "Axes", title: str, panel: Panel, runs: dict[str, Run]) -> 
         if panel.at_halt:
             steps, values = curves[panel.at_halt]
             axis.plot(steps, drawable(values), color=colour, marker="s", mfc="none", ms=4, lw=1.2, ls="--")
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     axis.set_xlabel("training step")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     if title == "exact accuracy":
-        from matplotlib.ticker import PercentFormatter
-
         axis.set_ylim(-0.03, 1.03)
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     else:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from training.prediction_examples import Example, Seen
 
 INK = "#010203"  # in charts, what takes the page's colour of text
-CHART = (5.2, 3.1)  # inches of 72 points: what a telephone shows without making it smaller
+CHART = (4.6, 2.8)  # inches of 72 points: what a telephone shows without making it smaller
 BOARDS = 6  # answers of an example at most, between the puzzle and the solution
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 LARGEST_JSON = 64 << 20  # bytes
@@ -48,7 +48,7 @@ p {{ margin: .4rem 0; max-width: 75ch; }}
 dl {{ display: grid; grid-template-columns: 7rem 1fr; gap: .35rem 1rem; margin: 0; }}
 dt {{ color: var(--quiet); }} dd {{ margin: 0; }}
 code, pre {{ font: .85em/1.5 ui-monospace, monospace; }}
-pre {{ background: var(--panel); padding: .6rem .8rem; overflow-x: auto; overflow-wrap: normal; border-radius: 6px; }}
+pre {{ background: var(--panel); padding: .6rem .8rem; white-space: pre-wrap; border-radius: 6px; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.2rem; }}
 figure {{ margin: 0; min-width: 0; }}
 .charts svg {{ width: 100%; height: auto; display: block; }}
@@ -57,7 +57,7 @@ svg text {{ font-family: system-ui, sans-serif !important; }}
 .key i {{ display: inline-block; width: 1.4em; height: .25em; margin-right: .4em; vertical-align: middle; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
-th, td {{ text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th, td {{ text-align: right; padding: .3rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 th {{ font-weight: 600; color: var(--quiet); }}
 summary {{ font-size: 1.05rem; font-weight: 600; padding: .6rem 0; cursor: pointer; }}
@@ -284,6 +284,11 @@ def examined(report: Report) -> Iterator[str]:
         yield f"<p>More to see with evaluate.py: {'; '.join(lacking)}.</p>"
     if seen.every_step and not seen.most_revised:
         yield "<p>No answer changed after the first step.</p>"
+    if seen.most_revised or seen.sure_and_wrong:
+        meanings = "what differs from the solution is red"
+        if seen.every_step:
+            meanings = f"what a step has changed is yellow, or framed where cells have colours of their own; {meanings}"
+        yield f"<p>In the boards below, {meanings}.</p>"
     sorts = (("Most revised, right answers first", seen.most_revised), ("Wrong, the surest first", seen.sure_and_wrong))
     for title, examples in sorts:
         if examples:
@@ -302,7 +307,9 @@ def example_boards(example: "Example", seen: "Seen") -> Iterator[str]:
     boards = [("puzzle", board_image(kind, puzzle, puzzle, pixels=PIXELS))]
     for number in shown_steps(example.answers):
         before = puzzle if number == 0 else example.answers[number - 1]
-        changed = kind.visible(example.answers[number]) != kind.visible(before) if example.every_step else None
+        changed = None
+        if example.every_step and not (number == 0 and kind.separate_answer):  # that has no board to differ from
+            changed = kind.visible(example.answers[number]) != kind.visible(before)
         image = board_image(
             kind, example.answers[number], puzzle, changed=changed, solution=example.solution, pixels=PIXELS
         )

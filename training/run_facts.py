@@ -25,8 +25,8 @@ from training.wording import counted, duration, operations
 CONFIG, ENVIRONMENT, BEST = "all_config.yaml", "environment.json", "best.json"
 NO_DIFFERENCE = ("checkpoint_path", "run_name", "project_name", "resume")  # keys that every run has of its own
 SIZES = {  # said first
-    "hidden_size": "hidden size {}", "num_heads": "{} heads", "num_layers": "{} layers", "H_layers": "{} H layers",
-    "L_layers": "{} L layers", "H_cycles": "{} H cycles", "L_cycles": "{} L cycles",
+    "num_heads": "head", "num_layers": "layer", "H_layers": "H layer", "L_layers": "L layer", "H_cycles": "H cycle",
+    "L_cycles": "L cycle",
 }  # fmt: skip
 
 
@@ -159,13 +159,15 @@ def said(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def architecture_in_words(arch: Mapping[str, Any], parameters: Any) -> str:
-    sizes = [words.format(arch[key]) for key, words in SIZES.items() if key in arch]
-    others = ("name", "loss", "attention", "forward_dtype", "halt_max_steps", *SIZES)
+    sizes = [f"hidden size {arch['hidden_size']}"] if "hidden_size" in arch else []
+    sizes += [counted(arch[key], word) for key, word in SIZES.items() if _is_count(arch, key)]
+    others = ("name", "loss", "attention", "forward_dtype", "halt_max_steps", "hidden_size", *SIZES)
     rest = [f"{key} {value}" for key, value in arch.items() if key not in others and value is not None]
     name = str(arch.get("name", "?")).rpartition("@")[2]
     counted_in = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
     steps = f", at most {arch['halt_max_steps']} reasoning steps" if "halt_max_steps" in arch else ""
-    return f"{name}{counted_in}{steps}: {', '.join(sizes)}" + (f" ({', '.join(rest)})" if rest else "")
+    text = f"{name}{counted_in}{steps}" + (f": {', '.join(sizes)}" if sizes else "")
+    return text + (f" ({', '.join(rest)})" if rest else "")
 
 
 def dataset_in_words(path: Path) -> str:
@@ -199,7 +201,8 @@ def training_in_words(config: Mapping[str, Any], curves: Run) -> str:
         least = config.get("lr_min_ratio")
         rate += f", down to {least:.0%} of it along a cosine" if isinstance(least, int | float) and least < 1 else ""
         words.append(rate)
-    words += [f"{key} {config[key]}" for key in ("optimizer", "weight_decay", "ema_decay", "seed") if key in config]
+    others = ("optimizer", "weight_decay", "ema_decay", "seed")
+    words += [f"{key} {config[key]}" for key in others if config.get(key) is not None]
     if (steps := _constant_steps(curves)) is not None:
         words.append(f"where it may halt it takes {steps:g} reasoning steps at every evaluation")
     return "; ".join(words)
@@ -291,7 +294,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            # Of the architecture's name, its class tells enough.
+            yield f"{prefix}{key}", str(value).rpartition("@")[2] if f"{prefix}{key}" == "arch.name" else value
 
 
 def _plain(value: Any) -> str:
