@@ -63,6 +63,9 @@ def test_what_is_left_of_a_run_is_counted():
     assert work.evaluating == pytest.approx(3 * one * (6 * 50 + 7))
     assert work.whole == pytest.approx(9000 * work.step + work.evaluating)
     assert outlook.work_left(state, config, ONE, CPU, 10, None, None).evaluations == 0
+    before = torch.get_rng_state()
+    on_a_gpu = outlook.work_left(state, config, ONE, torch.device("cuda"), 10, Split(50), Split(7))
+    assert on_a_gpu == work and torch.equal(torch.get_rng_state(), before)
 
 
 FULL_SIZE = Work(steps=260_416, evaluations=10, step=27.8e12, speed=140e9)

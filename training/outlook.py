@@ -17,7 +17,7 @@ from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.config import PretrainConfig
 from training.distributed import Ranks
-from training.flops import count_parameters, flops_per_step
+from training.flops import META, count_parameters, flops_per_step
 from training.step import TrainState
 from training.wording import counted, duration, moment, operations
 
@@ -60,12 +60,13 @@ def work_left(
     test_data: PuzzleDataset | None,
 ) -> Work:
     """Count what a run of so many passes still has to do. Takes some tenths of a second."""
-    steps, passes, head = state.total_steps - state.step, passes - state.passes, state.head
+    steps, passes = state.total_steps - state.step, passes - state.passes
     evaluated = passes * eval_data.num_examples() if eval_data is not None else 0
     evaluated += test_data.num_examples() if test_data is not None else 0
     evaluations = (passes if eval_data is not None else 0) + (test_data is not None)
     try:
         with torch.random.fork_rng(devices=[]):  # whatever an architecture draws, the run begins with the same numbers
+            head = countable(state.head, config, device)
             step = flops_per_step(head, config.global_batch_size)
             segment = flops_per_step(head, 1, training=False) if evaluated else 0
     except Exception as error:  # an architecture that computes with values, or an old PyTorch: it is only for show
@@ -75,6 +76,15 @@ def work_left(
     if device.type == "cpu" and step >= WORTH_MEASURING:
         speed = ranks.world_size * matrix_speed(getattr(config.arch, "forward_dtype", "auto"))
     return Work(steps, evaluations, step, evaluated * config.arch.halt_max_steps * segment, speed)
+
+
+def countable(head: ACTLossHead, config: PretrainConfig, device: torch.device) -> ACTLossHead:
+    """The head, or on CUDA one like it without values: a GPU's kernels of attention cannot be counted."""
+    if device.type != "cuda":
+        return head
+    with META:
+        like = config.arch.build(**head.model.data.model_dump())
+    return like.requires_grad_(config.freeze is None)
 
 
 def describe(
