@@ -31,7 +31,9 @@ from training.options import StrictModel, from_cli
 from training.report import report
 
 ROOT = Path(__file__).resolve().parents[1]
-PUZZLE = ".....1....94.2..8.5.......69..........35..6....81.739..76..9.1.3..7....4.....8..."  # takes 12 steps, most take 4
+PUZZLE = (
+    ".....1....94.2..8.5.......69..........35..6....81.739..76..9.1.3..7....4.....8..."  # takes 12 steps, most take 4
+)
 ARC_TASKS = ["00d62c1b", "007bbfb7", "00dbd492", "0a1d4ef5"]  # two of training, two of evaluation
 COLOURS = 64  # of a screenshot, which then takes a third of the space
 

@@ -1,24 +1,21 @@
 """README.md and docs/ against the program: every command, link and file that they name.
 
-    python -m pytest tests/test_docs.py
+python -m pytest tests/test_docs.py
 """
 
 import argparse
 import functools
-import importlib
 import io
-import os
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -34,8 +31,12 @@ except ModuleNotFoundError:  # Python 3.10
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "pretrained").rglob("*.md"))]
 TYPED = {"docs/own-puzzle.md": "tests/test_own_puzzle_docs.py"}  # pages whose blocks another test types
-TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
-CODE = [path for path in TRACKED if path.endswith((".py", ".sh", ".yaml", ".html", ".js", ".sbatch", ".toml", "Makefile"))]
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")[
+    :-1
+]
+CODE = [
+    path for path in TRACKED if path.endswith((".py", ".sh", ".yaml", ".html", ".js", ".sbatch", ".toml", "Makefile"))
+]
 
 
 # What the pages say
@@ -189,6 +190,11 @@ def there(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file()
 
 
+def tested(words: list[str]) -> None:
+    """These files of tests are there."""
+    assert all((ROOT / word).is_file() for word in words[2:] if word.startswith("tests/"))
+
+
 def others(words: list[str]) -> None:
     """Somebody else's program: nothing to check here."""
 
@@ -215,6 +221,7 @@ PYTHON = {
     "benchmarks.step": parsed,
     "benchmarks.family": helped,
     "benchmarks.flops": helped,
+    "scripts/build_live_page.py": parsed,
     "scripts.draw_recursions": parsed,
     "scripts.measure": measured,
     "scripts.pictures": parsed,
@@ -225,6 +232,7 @@ PYTHON = {
     "scripts.speedrun": parsed,
     "scripts.study": parsed,
     "scripts.share_looks": there,
+    "pytest": tested,
     "venv": others,
 }
 
@@ -269,7 +277,7 @@ def check_torchrun(words: list[str]) -> None:
 
 def check_pip(words: list[str]) -> None:
     """The files and extras are there."""
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option in ("-r", "-c"):
             assert (ROOT / value).is_file()
     if "-e" in words and tomllib:
@@ -295,8 +303,8 @@ PROGRAMS = {
     "uv": others,
 }
 PLACES = {
-    "<n>": "60", "<kind>": "sudoku", "<options>": "--seed 1", "<folder or file>": "x", "<user/name>": "a/b", " N ": " 7 ",
-    "<name>": "x",
+    "<n>": "60", "<kind>": "sudoku", "<options>": "--seed 1", "<folder or file>": "x", "<user/name>": "a/b",
+    "<name>": "x", " N ": " 7 ",
 }  # fmt: skip
 
 
@@ -372,9 +380,11 @@ RUN = {  # of these every command that reads <run> is run: something that it say
     "solve.py": r"valid: ",
     "training.report": r"learning_curves\.png|\.html",
 }
-NOT_RUN = re.compile("torchrun|scripts.measure|file=|task=|training.hub|evaluators.arc")
+NOT_RUN = re.compile("torchrun|scripts.measure|file=|task=")
 READ_A_RUN = [
-    (page, command) for page, command in ALL_COMMANDS if "<run>" in command and not NOT_RUN.search(command)
+    (page, command)
+    for page, command in ALL_COMMANDS
+    if "<run>" in command and any(program in command for program in RUN) and not NOT_RUN.search(command)
 ]
 
 
@@ -417,7 +427,9 @@ def test_every_link_leads_somewhere(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        assert path == "" or target.is_dir() or target.relative_to(ROOT).as_posix() in TRACKED, f"{link} is not committed"
+        assert path == "" or target.is_dir() or target.relative_to(ROOT).as_posix() in TRACKED, (
+            f"{link} is not committed"
+        )
         assert not anchor or anchor in anchors(target), link
 
 
@@ -445,7 +457,9 @@ USERS = {  # the reader's own, or another program's
 
 @functools.cache
 def program_text() -> str:
-    return "\n".join((ROOT / path).read_text() for path in CODE if (ROOT / path).is_file() and not path.startswith("tests/"))
+    return "\n".join(
+        (ROOT / path).read_text() for path in CODE if (ROOT / path).is_file() and not path.startswith("tests/")
+    )
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CLAUDE.md"], ids=name_of)
@@ -481,7 +495,7 @@ def test_the_tree_is_that_of_the_repository():
     listed = {folder for folder, name in named if folder}  # whose files are named one by one
     for path in TRACKED:
         folder, _, name = path.rpartition("/")
-        described = folder == "" and path.endswith((".py", ".html", ".ipynb")) or f"{folder}/" in listed
+        described = (folder == "" and path.endswith((".py", ".html", ".ipynb"))) or f"{folder}/" in listed
         if described and path.endswith((".py", ".html", ".ipynb")) and name != "__init__.py":
             assert any(fnmatch(path, pattern) for pattern in patterns), f"{path} is not in docs/layout.md"
 
