@@ -190,7 +190,7 @@ def there(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file()
 
 
-def tested(words: list[str]) -> None:
+def of_pytest(words: list[str]) -> None:
     """These files of tests are there."""
     assert all((ROOT / word).is_file() for word in words[2:] if word.startswith("tests/"))
 
@@ -232,7 +232,7 @@ PYTHON = {
     "scripts.speedrun": parsed,
     "scripts.study": parsed,
     "scripts.share_looks": there,
-    "pytest": tested,
+    "pytest": of_pytest,
     "venv": others,
 }
 
