@@ -1,0 +1,398 @@
+"""hrm_live.html in headless Chromium: python -m pytest tests/test_live_page.py
+
+Pages are built from small models with random weights. What their network computes is compared with PyTorch in float32,
+with the checkpoint's weights and with the same weights rounded to the 16 bits that a page holds.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dataset import build_sudoku_dataset
+from models.losses import ACTLossHead
+from scripts import build_live_page
+from tests.in_memory import TINY, TINY_TRM, composed
+from tests.runs import here
+from tests.sample_datasets import Arrays, build_maze
+from training.checkpoints import load_model
+from training.config import load_config
+from training.reasoning import reasoning_steps
+
+CPU = torch.device("cpu")
+PUZZLES, FEW, STEPS, ATOL = 200, 8, 4, 1e-3
+WIDTHS = ("arch.hidden_size=32", "arch.num_heads=2", f"arch.halt_max_steps={STEPS}")
+NO_PREFIX = "arch.puzzle_emb_ndim=0"
+# Every architecture, kind of position and of puzzle embedding, and both rules of halting: experiment, changes
+MODELS = {
+    "hrm": ("sudoku_extreme_1k", (*TINY, "arch.pos_encodings=learned", NO_PREFIX)),
+    "hrm with a prefix": ("sudoku_extreme_1k", (*TINY, "arch.puzzle_emb_ndim=40", "arch.q_target=off")),
+    "trm": ("trm_sudoku", (*TINY_TRM, "arch.puzzle_emb_len=3")),
+    "trm mlp": ("trm_sudoku_mlp", (*TINY_TRM, "arch.puzzle_emb_len=0", NO_PREFIX, "arch.L_layers=2")),
+    "trm mlp, damped": ("trm_sudoku_mlp", (*TINY_TRM, "arch.puzzle_emb_len=2", "arch.damping=0.9")),
+    "urm": ("urm_sudoku", (*WIDTHS, "arch.num_layers=1", "arch.H_cycles=1", "arch.L_cycles=2")),
+    "transformer": ("transformer_sudoku", (*WIDTHS, "arch.num_layers=2", "arch.num_heads=4", NO_PREFIX)),
+    "direct": ("direct_sudoku", (*WIDTHS, "arch.num_layers=1", "arch.halt_max_steps=1")),
+}
+# What the page's network makes of puzzles: answers and, of the first few, logits and Q values, of every step
+COMPUTE = """
+const [puzzles, steps, few, kind, done] = arguments;
+const network = createNetwork(data.network, weights(), kind ?? undefined), vocab = data.network.vocab;
+const before = performance.now();
+const found = puzzles.map((puzzle, i) => {
+  network.start(puzzle);
+  return Array.from({ length: steps }, () => {
+    const { logits, halt, goOn, wantsToHalt } = network.step();
+    const answer = puzzle.map((_, cell) => {
+      const own = Array.from(logits.subarray(cell * vocab, (cell + 1) * vocab));
+      return own.indexOf(Math.max(...own));
+    });
+    return { answer, wantsToHalt, ...(i < few ? { logits: Array.from(logits), q: [halt, goOn] } : {}) };
+  });
+});
+done({ found, kind: network.kind, ms: (performance.now() - before) / (puzzles.length * steps) });
+"""
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> dict[int, Path]:
+    """Size -> a dataset of generated Sudokus."""
+    folder = tmp_path_factory.mktemp("sudokus")
+    for size, count in ((4, 24), (6, PUZZLES), (9, 4)):
+        config = build_sudoku_dataset.SudokuConfig(
+            generate=True, size=size, num_train=4, num_test=count, output_dir=folder / str(size), seed=size
+        )
+        build_sudoku_dataset.build(config)
+    return {size: folder / str(size) for size in (4, 6, 9)}
+
+
+def save_run(folder: Path, data_path: Path, experiment: str, *changes: str) -> Path:
+    """-> a checkpoint with random weights, among them a Q head that halts at some steps of some puzzles."""
+    config = composed(f"data_path={data_path}", *changes, experiment=experiment)
+    folder.mkdir(parents=True)
+    (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    metadata = build_live_page.dataset_at_hand(data_path)[0]
+    torch.manual_seed(11)
+    head = config.arch.build_for(metadata, batch_size=8, device=CPU)
+    inner = head.model.inner
+    with torch.no_grad():
+        inner.q_head.weight.normal_()
+        inner.q_head.bias.zero_()
+        if inner.puzzle_emb is not None:
+            inner.puzzle_emb.weights.normal_()
+        inputs = torch.from_numpy(Arrays(data_path, "test").inputs)
+        alone = config.arch.q_target == "off"
+        leads = torch.stack([step.q_halt - (0 if alone else step.q_continue) for step in run(head, inputs)])
+        inner.q_head.bias[0] -= leads.quantile(0.75)
+    torch.save(head.state_dict(), folder / "step_1")
+    return folder / "step_1"
+
+
+def run(head: ACTLossHead, inputs: torch.Tensor) -> list:
+    return list(reasoning_steps(head.model, inputs.int(), torch.zeros(len(inputs), dtype=torch.int32)))
+
+
+def load(checkpoint: Path) -> ACTLossHead:
+    config = load_config(str(checkpoint.parent / "all_config.yaml"))
+    metadata = build_live_page.dataset_at_hand(Path(config.data_path))[0]
+    return load_model(checkpoint, config, metadata, batch_size=8, device=CPU)
+
+
+def build(checkpoint: Path, **options) -> Path:
+    page = checkpoint.parent / "live.html"
+    here(build_live_page.main, f"checkpoint={checkpoint}", f"out={page}", *(f"{k}={v}" for k, v in options.items()))
+    return page
+
+
+@pytest.fixture
+def live(browser):
+    """A page of this kind, not loaded yet; a message on the console fails the test."""
+    from selenium.webdriver.common.keys import Keys
+
+    from tests.browser import Page
+
+    class LivePage(Page):
+        KEYS = Keys
+
+        def open(self, path: Path, puzzle: str = "", width: int = 1280, height: int = 900) -> "LivePage":
+            self.resize(width, height)
+            self.browser.get("about:blank")
+            self.browser.get(path.as_uri() + (f"#{puzzle}" if puzzle else ""))
+            self.settle()
+            self.js("setPlaying(false); go(0)")
+            return self
+
+        def settle(self) -> None:
+            self.wait(lambda: self.js("return state.steps.length === state.wanted"), "the network does not end")
+
+        def board(self) -> str:
+            return "".join(text[:1] or "." for text in self.texts("#board .square-cell > span"))
+
+        def marked(self, kind: str) -> list[int]:
+            script = "return cellNodes.flatMap((node, i) => node.classList.contains(arguments[0]) ? [i] : [])"
+            return self.js(script, kind)
+
+        def paste(self, text: str) -> None:
+            script = """
+            const clipboardData = new DataTransfer();
+            clipboardData.setData("text", arguments[0]);
+            document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));"""
+            self.js(script, text)
+            self.settle()
+
+        def compute(self, puzzles: np.ndarray, steps: int, few: int = FEW, kind: str | None = None) -> dict:
+            self.browser.set_script_timeout(120)
+            return self.browser.execute_async_script(COMPUTE, puzzles.tolist(), steps, few, kind)
+
+    yield from LivePage.checked(browser)
+
+
+# ---------- What it computes ----------
+
+
+def compare(live, checkpoint: Path, inputs: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Hold the page's logits and Q values of every step against PyTorch's with the same rounded weights.
+
+    -> what the page computed, and for the rounded weights and those of the checkpoint as they are, in how many puzzles
+    an answer of any step, the last answer, and the wish to halt at any step differ, (2, 3).
+    """
+    as_trained, rounded = load(checkpoint), load(checkpoint)
+    build_live_page.round_to_halves(rounded)
+    expected = run(rounded, torch.from_numpy(inputs))
+    computed = live.compute(inputs, len(expected))
+    for row, puzzle in enumerate(computed["found"][:FEW]):
+        for mine, step in zip(puzzle, expected, strict=True):
+            np.testing.assert_allclose(mine["logits"], step.logits[row].flatten().numpy(), atol=ATOL)
+            q = [float(step.q_halt[row]), float(step.q_continue[row])]
+            np.testing.assert_allclose(mine["q"][: 1 + live.js("return data.network.halts !== 'alone'")], q, atol=ATOL)
+    answers = np.array([[step["answer"] for step in puzzle] for puzzle in computed["found"]])  # (n, steps, cells)
+    wants = np.array([[step["wantsToHalt"] for step in puzzle] for puzzle in computed["found"]])
+    apart = []
+    for steps in (expected, run(as_trained, torch.from_numpy(inputs))):
+        wrong = (answers != np.stack([step.answer.numpy() for step in steps], 1)).any(-1)
+        halts = wants != np.stack([step.wants_to_halt.numpy() for step in steps], 1)
+        apart.append([wrong.any(1).sum(), wrong[:, -1].sum(), halts.any(1).sum()])
+    return computed | {"wants": wants}, np.array(apart)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_page_computes_what_pytorch_does(live, datasets, tmp_path, name):
+    experiment, changes = MODELS[name]
+    checkpoint = save_run(tmp_path / "run", datasets[6], experiment, *changes)
+    live.open(build(checkpoint, examples=8))
+    computed, (rounded, as_trained) = compare(live, checkpoint, Arrays(datasets[6], "test").inputs)
+    kind = f"{computed['ms']:.2f} ms a step ({computed['kind']})"
+    print(f"{name}: {kind}; of {PUZZLES} puzzles {as_trained[1]} end otherwise without rounding")
+    assert not rounded.any(), "steps, answers, halting"
+    if name != "direct":
+        assert 0.1 < computed["wants"].mean() < 0.9, "the Q head was to halt at some"
+    if computed["ms"] > 50:
+        print("that is slow")
+
+
+@pytest.mark.parametrize("size", [4, 6, 9])
+def test_every_size_in_every_browser(live, datasets, tmp_path, size):
+    """Without WebAssembly, without its SIMD, and with fused multiply-adds: the same logits."""
+    experiment, changes = MODELS["transformer" if size == 9 else "trm mlp"]
+    checkpoint = save_run(tmp_path / "run", datasets[size], experiment, *changes)
+    live.open(build(checkpoint, examples=4, puzzles=3))
+    inputs = Arrays(datasets[size], "test").inputs[:3]
+    expected = run(load(checkpoint), torch.from_numpy(inputs))
+    for kind in ("plain", "simd", "relaxed"):
+        computed = live.compute(inputs, STEPS, kind=kind)
+        assert computed["kind"] == kind
+        for row, puzzle in enumerate(computed["found"]):
+            for mine, step in zip(puzzle, expected, strict=True):
+                np.testing.assert_allclose(mine["logits"], step.logits[row].flatten().numpy(), atol=5 * ATOL)
+    assert len(live.texts("#pad button")) == size + 1 and len(live.board()) == size * size
+
+
+def test_a_step_of_a_larger_model_is_quick(live, datasets, tmp_path):
+    """Width 128, 42 passes through a block in a step; the time is printed, since others use this machine too."""
+    widths = ("arch.hidden_size=128", "arch.num_heads=4", "arch.halt_max_steps=2", "arch.H_cycles=3", "arch.L_cycles=6")
+    for name, more in (("trm_sudoku_mlp", ("arch.puzzle_emb_len=0",)), ("trm_sudoku", ("arch.puzzle_emb_len=0",))):
+        checkpoint = save_run(tmp_path / name, datasets[6], name, *widths, NO_PREFIX, *more)
+        live.open(build(checkpoint, examples=1))
+        live.compute(Arrays(datasets[6], "test").inputs[:2], 2)  # compiles
+        for kind, most in ((None, 250), ("plain", 2500)):
+            computed = live.compute(Arrays(datasets[6], "test").inputs[:3], 2, kind=kind)
+            print(f"{name}: {computed['ms']:.1f} ms a step ({computed['kind']})")
+            assert computed["ms"] < most
+
+
+# ---------- What it shows ----------
+
+
+@pytest.fixture(scope="module")
+def page_4x4(datasets, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("live")
+    return build(save_run(folder / "run", datasets[4], "transformer_sudoku", *WIDTHS, "arch.num_layers=1", NO_PREFIX))
+
+
+SOLVED = "1234341221434321"
+PUZZLE = "1..434.2.14.4..1"
+
+
+def test_a_pasted_puzzle_is_stepped_through(live, page_4x4):
+    live.open(page_4x4)
+    live.paste(" 1 . | . 4\n 3 4 | . 2\n----+----\n . 1 | 4 0\n 4 . | . 1")
+    assert live.board() == PUZZLE and live.text("#where") == "The puzzle"
+    assert live.find("#text").get_attribute("value") == PUZZLE and not live.visible("#notice")
+    tokens = np.array([[1 if character == "." else int(character) + 1 for character in PUZZLE]])
+    (steps,) = live.compute(tokens, STEPS)["found"]
+    before = [token - 1 for token in tokens[0]]
+    halt = next((i + 1 for i, step in enumerate(steps) if step["wantsToHalt"]), None)
+    for number, step in enumerate(steps, start=1):
+        live.press(live.KEYS.ARROW_RIGHT, shift=True)
+        assert live.text("#where") == f"Step {number} of {STEPS}"
+        answer = [max(0, token - 1) for token in step["answer"]]
+        assert live.board() == "".join(str(digit or ".") for digit in answer)
+        changed = [i for i, digit in enumerate(answer) if digit != before[i]]
+        assert live.marked("changed") == (changed if number > 1 else [])
+        sure = 100 / (1 + np.exp(-step["q"][0]))
+        assert abs(float(re.sub("[^0-9]", "", live.text("#sure"))) - sure) <= 1
+        assert live.visible("#halt") == (halt is not None and number >= halt)
+        before = answer
+    marks = live.js("return [...document.querySelectorAll('#bars i')].findIndex(bar => bar.classList.contains('halt'))")
+    assert marks == (halt or -1)
+    live.press(live.KEYS.ARROW_LEFT, shift=True)
+    assert live.text("#where") == f"Step {STEPS - 1} of {STEPS}"
+    live.set("#step", 1)
+    assert live.text("#where") == f"Step 1 of {STEPS}" and live.text("#verdict")[0] in "✓✗"
+
+
+def test_the_verdict_is_that_of_the_rules(live, page_4x4):
+    """A solved board that the network is made to answer, and boards that break a rule."""
+    live.open(page_4x4, PUZZLE)
+    answer = "state.steps[0] = { ...state.steps[0], answer: [...arguments[0]].map(Number) }; go(1)"
+    live.js(answer, SOLVED)
+    assert live.text("#verdict").startswith("✓ Solved") and not live.marked("wrong")
+    live.js(answer, "1" + SOLVED[1:-1] + "2")
+    assert live.text("#verdict") == (
+        "✗ Not solved: 1 clue has been changed; row 4 has two 2s; and 2 more. 1 cell wrong."
+    )
+    assert live.marked("wrong") == [7, 10 + 3, 15] or 15 in live.marked("wrong")
+
+
+def test_typing_moving_and_erasing(live, page_4x4):
+    live.open(page_4x4)
+    live.find("#clear").click()
+    live.settle()
+    assert live.board() == "." * 16 and "empty" in live.text("#notice")
+    live.js("cellNodes[5].click(); cellNodes[5].focus()")
+    keys = live.KEYS
+    live.press("3", keys.ARROW_RIGHT, "4", keys.ARROW_DOWN, "9", "2", keys.ARROW_LEFT, "1", keys.ARROW_UP, keys.DELETE)
+    live.settle()
+    assert live.board() == "......4..12....."
+    assert "more than one solution" in live.text("#notice")
+    live.js("document.querySelectorAll('#pad button')[2].click()")  # the 3, where the focus was last
+    live.settle()
+    assert live.board() == ".....34..12....."
+
+
+@pytest.mark.parametrize(
+    ("puzzle", "says", "marked"),
+    [
+        ("11..............", "row 1 already has the 1 more than once", [0, 1]),
+        ("123....4........", "no solution", []),
+        ("1...............", "more than one solution", []),
+        ("................", "board is empty", []),
+        (PUZZLE, "", []),
+    ],
+)
+def test_puzzles_that_are_none(live, page_4x4, puzzle, says, marked):
+    live.open(page_4x4, puzzle)
+    assert live.board() == puzzle
+    assert live.visible("#notice") == bool(says) and says in live.text("#notice")
+    assert live.marked("wrong") == marked
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("123", "3 of 16 cells"), ("1" * 17, "17 of 16 cells"), ("x" + "1" * 15, "“x” is no cell"), ("5" * 16, "1 to 4")],
+)
+def test_a_text_that_is_no_puzzle(live, page_4x4, text, says):
+    live.open(page_4x4, PUZZLE)
+    live.paste(text)
+    assert says in live.text("#text-error") and live.board() == PUZZLE
+
+
+def test_it_plays_until_it_halts_and_then_to_the_end(live, page_4x4):
+    live.open(page_4x4, PUZZLE)
+    live.js("state.steps.forEach((step, i) => step.halts = i === 1)")
+    live.set("#speed", 300)
+    live.find("#play").click()
+    live.wait(lambda: live.js("return state.at === 2 && !state.playing"), "it does not stop at step 2")
+    assert live.text("#halt") == "here it stops" and live.visible("#halt")
+    live.find("#play").click()
+    live.wait(lambda: live.js("return state.at === 4 && !state.playing"), "it does not go on")
+    assert "past" in live.text("#halt")
+    live.js("document.querySelector('#steps').value = 16")
+    live.set("#steps", 16)
+    assert live.js("return state.steps.length") == 16 and live.text("#where") == "The puzzle"
+
+
+def test_choosing_puzzles(live, page_4x4, datasets):
+    live.open(page_4x4)
+    inputs = Arrays(datasets[4], "test").inputs
+    known = {"".join("?.1234"[token] for token in row) for row in inputs}
+    puzzles = live.js("return data.puzzles.map(({ text }) => text)")
+    assert len({*puzzles}) == len(puzzles) and {*puzzles} <= known
+    assert live.board() == puzzles[0]
+    live.find("#next-puzzle").click()
+    live.settle()
+    assert live.find("#text").get_attribute("value") == puzzles[1]
+    assert f"of {len(inputs)} puzzles" in live.text("#model").lower()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_is_cut_off(live, page_4x4, width):
+    live.open(page_4x4, PUZZLE, width=width, height=812)
+    live.js("go(2)")
+    assert live.js("return document.documentElement.scrollWidth") <= width
+    too_small = live.js(
+        "return [...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().height < 40)"
+    )
+    assert not too_small
+    live.screenshot(f"live-{width}")
+
+
+# ---------- What cannot be built ----------
+
+
+def test_refusals(datasets, tmp_path, capsys):
+    maze = build_maze(tmp_path)
+    cases = [
+        ("maze", maze, "transformer_sudoku", (*WIDTHS, "arch.num_layers=1"), "the page is for Sudokus"),
+        ("draws", datasets[4], "eqr_sudoku", TINY_TRM, "fixed starts only"),
+        (
+            "odd",
+            datasets[4],
+            "transformer_sudoku",
+            (*WIDTHS, "arch.hidden_size=36", "arch.num_layers=1"),
+            "multiples of 8",
+        ),
+        ("large", datasets[4], "transformer_sudoku", ("arch.hidden_size=512",), "use a smaller model"),
+    ]
+    for name, data, experiment, changes, says in cases:
+        checkpoint = save_run(tmp_path / name, data, experiment, *changes)
+        assert says in refused(capsys, checkpoint, tmp_path / "page.html"), name
+    fine = save_run(tmp_path / "fine", datasets[4], "transformer_sudoku", *WIDTHS, "arch.num_layers=1")
+    weights = torch.load(fine, weights_only=True)
+    torch.save({name: value * 1e6 for name, value in weights.items()}, fine)
+    assert "16 bits hold at most" in refused(capsys, fine, tmp_path / "page.html")
+    (tmp_path / "mine.html").write_text("<p>mine")
+    assert "holds something else" in refused(capsys, fine, tmp_path / "mine.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def refused(capsys, checkpoint: Path, page: Path) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        here(build_live_page.main, f"checkpoint={checkpoint}", f"out={page}")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
