@@ -69,8 +69,8 @@ def datasets(tmp_path_factory) -> dict[int, Path]:
     return {size: folder / str(size) for size in (4, 6, 9)}
 
 
-def save_run(folder: Path, data_path: Path, experiment: str, *changes: str) -> Path:
-    """-> a checkpoint with random weights, among them a Q head that halts at some steps of some puzzles."""
+def save_run(folder: Path, data_path: Path, experiment: str, *changes: str, halting: bool = True) -> Path:
+    """-> a checkpoint with random weights; with `halting`, its Q head halts at some steps of some puzzles."""
     config = composed(f"data_path={data_path}", *changes, experiment=experiment)
     folder.mkdir(parents=True)
     (folder / "all_config.yaml").write_text(yaml.safe_dump(config.model_dump()))
@@ -79,14 +79,15 @@ def save_run(folder: Path, data_path: Path, experiment: str, *changes: str) -> P
     head = config.arch.build_for(metadata, batch_size=8, device=CPU)
     inner = head.model.inner
     with torch.no_grad():
-        inner.q_head.weight.normal_()
-        inner.q_head.bias.zero_()
         if inner.puzzle_emb is not None:
             inner.puzzle_emb.weights.normal_()
-        inputs = torch.from_numpy(Arrays(data_path, "test").inputs)
-        alone = config.arch.q_target == "off"
-        leads = torch.stack([step.q_halt - (0 if alone else step.q_continue) for step in run(head, inputs)])
-        inner.q_head.bias[0] -= leads.quantile(0.75)
+        if halting:
+            inner.q_head.weight.normal_()
+            inner.q_head.bias.zero_()
+            alone = config.arch.q_target == "off"
+            steps = run(head, torch.from_numpy(Arrays(data_path, "test").inputs[:32]))
+            leads = torch.stack([step.q_halt - (0 if alone else step.q_continue) for step in steps])
+            inner.q_head.bias[0] -= leads.quantile(0.75)
     torch.save(head.state_dict(), folder / "step_1")
     return folder / "step_1"
 
@@ -200,13 +201,15 @@ def test_every_size_in_every_browser(live, datasets, tmp_path, size):
     checkpoint = save_run(tmp_path / "run", datasets[size], experiment, *changes)
     live.open(build(checkpoint, examples=4, puzzles=3))
     inputs = Arrays(datasets[size], "test").inputs[:3]
-    expected = run(load(checkpoint), torch.from_numpy(inputs))
+    rounded = load(checkpoint)
+    build_live_page.round_to_halves(rounded)
+    expected = run(rounded, torch.from_numpy(inputs))
     for kind in ("plain", "simd", "relaxed"):
         computed = live.compute(inputs, STEPS, kind=kind)
         assert computed["kind"] == kind
         for row, puzzle in enumerate(computed["found"]):
             for mine, step in zip(puzzle, expected, strict=True):
-                np.testing.assert_allclose(mine["logits"], step.logits[row].flatten().numpy(), atol=5 * ATOL)
+                np.testing.assert_allclose(mine["logits"], step.logits[row].flatten().numpy(), atol=ATOL)
     assert len(live.texts("#pad button")) == size + 1 and len(live.board()) == size * size
 
 
@@ -363,30 +366,33 @@ def test_nothing_is_cut_off(live, page_4x4, width):
 # ---------- What cannot be built ----------
 
 
-def test_refusals(datasets, tmp_path, capsys):
-    maze = build_maze(tmp_path)
-    cases = [
-        ("maze", maze, "transformer_sudoku", (*WIDTHS, "arch.num_layers=1"), "the page is for Sudokus"),
-        ("draws", datasets[4], "eqr_sudoku", TINY_TRM, "fixed starts only"),
-        (
-            "odd",
-            datasets[4],
-            "transformer_sudoku",
-            (*WIDTHS, "arch.hidden_size=36", "arch.num_layers=1"),
-            "multiples of 8",
-        ),
-        ("large", datasets[4], "transformer_sudoku", ("arch.hidden_size=512",), "use a smaller model"),
-    ]
-    for name, data, experiment, changes, says in cases:
-        checkpoint = save_run(tmp_path / name, data, experiment, *changes)
-        assert says in refused(capsys, checkpoint, tmp_path / "page.html"), name
-    fine = save_run(tmp_path / "fine", datasets[4], "transformer_sudoku", *WIDTHS, "arch.num_layers=1")
-    weights = torch.load(fine, weights_only=True)
-    torch.save({name: value * 1e6 for name, value in weights.items()}, fine)
-    assert "16 bits hold at most" in refused(capsys, fine, tmp_path / "page.html")
-    (tmp_path / "mine.html").write_text("<p>mine")
-    assert "holds something else" in refused(capsys, fine, tmp_path / "mine.html")
+ONE_BLOCK = (*WIDTHS, "arch.num_layers=1")
+REFUSED = {
+    "the page is for Sudokus": ("maze", "transformer_sudoku", ONE_BLOCK),
+    "fixed starts only": (4, "eqr_sudoku", TINY_TRM),
+    "multiples of 8, not 36 and 18": (4, "transformer_sudoku", (*ONE_BLOCK, "arch.hidden_size=36")),
+    "and a page holds 100,000; use a smaller model": (4, "transformer_sudoku", (*ONE_BLOCK, "arch.hidden_size=64")),
+    "16 bits hold at most 65,504": (4, "transformer_sudoku", ONE_BLOCK),
+}
+
+
+@pytest.mark.parametrize("says", REFUSED)
+def test_what_no_page_can_hold_is_refused_in_one_line(datasets, tmp_path, capsys, monkeypatch, says):
+    monkeypatch.setattr(build_live_page, "MAX_PARAMETERS", 100_000)
+    data, experiment, changes = REFUSED[says]
+    data = build_maze(tmp_path) if data == "maze" else datasets[data]
+    checkpoint = save_run(tmp_path / "run", data, experiment, *changes, halting=False)
+    if "16 bits" in says:
+        weights = torch.load(checkpoint, weights_only=True)
+        torch.save({name: value * 1e6 for name, value in weights.items()}, checkpoint)
+    assert says in refused(capsys, checkpoint, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_of_somebody_else_is_not_replaced(datasets, tmp_path, capsys):
+    (tmp_path / "mine.html").write_text("<p>mine")
+    checkpoint = save_run(tmp_path / "run", datasets[4], "transformer_sudoku", *ONE_BLOCK, halting=False)
+    assert "holds something else" in refused(capsys, checkpoint, tmp_path / "mine.html")
 
 
 def refused(capsys, checkpoint: Path, page: Path) -> str:
