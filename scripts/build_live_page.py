@@ -50,7 +50,7 @@ from training.reasoning import Reasoner  # noqa: E402
 
 SOURCES = Path(__file__).parent / "live"
 START = b"<!doctype html>\n<!-- Built by scripts/build_live_page.py"
-MAX_PARAMETERS = 4_000_000  # 8 MB as float16, 11 MB as base64
+MAX_PARAMETERS = 6_000_000  # 12 MB as float16, 16 MB as base64
 LARGEST_HALF = 65_504
 BATCH_SIZE = 64
 COLOURS = ("paper", "line", "box_line", "clue", "answer", "changed", "wrong", "right")  # of puzzles/draw.py

@@ -222,7 +222,7 @@ function describeCell(cell) {
     const rest = others(cell).filter(([, share]) => share >= .01).slice(0, 3).map(([digit, share]) => `${digit}: ${percent(share)}`);
     words = [`${answer[cell] || "empty"}: ${percent(sure[cell])}`, ...rest].join(" · ");
   } else if (cell >= 0 && state.clues[cell]) words = "given";
-  $("cell").textContent = cell < 0 ? "" : `Row ${Math.floor(cell / size) + 1}, column ${cell % size + 1}${words && " — "}${words}`;
+  $("cell").textContent = cell < 0 ? "Point at a cell to see what else the network considers." : `Row ${Math.floor(cell / size) + 1}, column ${cell % size + 1}${words && " — "}${words}`;
 }
 
 function showStatus(board, earlier, step) {
@@ -240,6 +240,7 @@ function showStatus(board, earlier, step) {
   const [kind, words] = verdict(board);
   $("verdict").className = kind;
   $("verdict").textContent = words;
+  $("board").classList.toggle("solved", kind === "good");
   $("board").setAttribute("aria-busy", steps.length < wanted);
 }
 
@@ -348,7 +349,7 @@ function buildControls() {
   const groups = new Map();
   data.puzzles.forEach(({ group, steps }, i) => {
     if (!groups.has(group)) groups.set(group, make("optgroup", { label: group }));
-    groups.get(group).append(make("option", { value: String(i), textContent: `Puzzle ${i + 1} — ${steps ? `stops after ${plural(steps, "step")}` : "never sure enough to stop"}` }));
+    groups.get(group).append(make("option", { value: String(i), textContent: `Puzzle ${i + 1} · ${steps ? plural(steps, "step") : "never sure"}` }));
   });
   $("puzzles").append(...groups.values(), make("option", { value: "own", textContent: "Your own puzzle" }));
   $("puzzles").onchange = ({ target: { value } }) => value === "own" ? take(Array(cells).fill(0)) : pick(Number(value));
@@ -388,8 +389,8 @@ function pick(i) {
 function describeModel() {
   const { name, checkpoint, parameters, blocks, trained, accuracy } = data.model, share = (part, of) => `${(100 * part / of).toFixed(1)} %`;
   $("trained").textContent = `${trained.toLocaleString("en")} ${data.title}s with their solutions`;
-  $("model").textContent = `${name}, ${parameters.toLocaleString("en")} parameters in ${plural(blocks, "block")} of width ${data.network.hidden}, ` +
-    `kept here in 16 bits (${checkpoint}). Of ${plural(accuracy.puzzles, "puzzle")} that it had never seen it solves ${share(accuracy.right, accuracy.puzzles)} where it stops, ` +
+  $("model").textContent = `This is a ${name} with ${parameters.toLocaleString("en")} parameters in ${plural(blocks, "block")} of width ${data.network.hidden}, ` +
+    `kept here in 16 bits each (${checkpoint}). Of ${plural(accuracy.puzzles, "puzzle")} that it had never seen it solves ${share(accuracy.right, accuracy.puzzles)} where it stops, ` +
     `after ${accuracy.steps} steps on average, and ${share(accuracy.rightAtEnd, accuracy.puzzles)} after all ${data.network.steps}.`;
 }
 
