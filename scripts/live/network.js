@@ -5,14 +5,14 @@
 // S positions (those of a puzzle's embedding, then the cells) of width D. Every state and buffer is (S, D), row-major
 // on the kernels' heap, with rows of zeros or leftovers up to a multiple of 4, which nothing reads.
 
-function createNetwork(spec, halves, kind) {
+function createNetwork(spec, weights, kind) {
   const heap = createKernels(kind);
   const { positions: S, prefix: P, hidden: D, heads, eps, vocab, cells } = spec;
   const rows = padded(S, ROWS), columns = padded(S, COLUMNS);
   const tensors = new Map(spec.tensors.map(tensor => [tensor.name, tensor]));
   const read = name => {
     const { at, shape } = tensors.get(name);
-    return fromHalves(halves, at, shape.reduce((product, length) => product * length, 1));
+    return unpacked(weights, at, shape.length === 1 ? 1 : shape[0], shape.reduce((product, length) => product * length, 1));
   };
   const shapeOf = name => tensors.get(name).shape;
   const place = values => {
@@ -228,13 +228,11 @@ function createNetwork(spec, halves, kind) {
   return { start, step, kind: heap.kind };
 }
 
-// `count` numbers of 16 bits (IEEE 754 binary16) from `at` on, as float32.
-function fromHalves(halves, at, count) {
-  const values = new Float32Array(count);
+// A tensor of `count` numbers from the byte `at` on: a float32 for each row, and integers of 16 bits to multiply it with.
+function unpacked(weights, at, rows, count) {
+  const values = new Float32Array(count), bytes = new DataView(weights), each = count / rows;
   for (let i = 0; i < count; i++) {
-    const bits = halves[at + i], exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const size = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024);
-    values[i] = bits >> 15 ? -size : size;
+    values[i] = bytes.getInt16(at + 4 * rows + 2 * i, true) * bytes.getFloat32(at + 4 * Math.floor(i / each), true);
   }
   return values;
 }

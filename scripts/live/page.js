@@ -22,14 +22,12 @@ const digitOf = token => token >= FIRST_DIGIT ? token - 1 : 0;
 function weights() {
   const text = atob($("weights").textContent.trim()), bytes = new Uint8Array(text.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
-  const halves = new Uint16Array(bytes.length / 2);
-  for (let i = 0; i < halves.length; i++) halves[i] = bytes[2 * i] | bytes[2 * i + 1] << 8;
-  return halves;
+  return bytes.buffer;
 }
 
 // Answers messages { job, tokens, steps } with one { job, ms, …step } for each step; a newer job ends an older one.
-function answerJobs(port, spec, halves) {
-  const network = createNetwork(spec, halves);
+function answerJobs(port, spec, bytes) {
+  const network = createNetwork(spec, bytes);
   let current = 0;
   port.onmessage = async ({ data: { job, tokens, steps } }) => {
     current = job;
@@ -46,11 +44,10 @@ function answerJobs(port, spec, halves) {
 // A port to the network: a worker's or, where a page may have none, one in this thread.
 function startNetwork() {
   const source = `${$("kernels").textContent}\n${$("network").textContent}\n${answerJobs}
-    onmessage = ({ data: { spec, halves } }) => answerJobs(self, spec, halves);`;
-  const halves = weights();
+    onmessage = ({ data: { spec, bytes } }) => answerJobs(self, spec, bytes);`;
   try {
     const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-    worker.postMessage({ spec: data.network, halves }, [halves.buffer]);
+    worker.postMessage({ spec: data.network, bytes: weights() });
     return worker;
   } catch {
     const { port1, port2 } = new MessageChannel();
