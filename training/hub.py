@@ -48,8 +48,8 @@ from errors import UserError, first_line, one_line_errors
 from files import check_is_file, read_json, temporary_folder, write_atomically
 from training.checkpoints import read_weights, save_weights, trained_on
 from training.config import PretrainConfig, load_config
+from training.curves import check_history, number, read_lines
 from training.options import StrictModel, from_cli
-from training.report import check_history, number, read_lines
 from training.run_folder import model_sources
 
 Weights = dict[str, torch.Tensor]
@@ -57,7 +57,10 @@ Weights = dict[str, torch.Tensor]
 ORIGINAL_CHECKPOINT = "checkpoint"  # as the original's repositories call it
 RECORDS = ("all_config.yaml", "metrics.jsonl", "environment.json")
 DOWNLOADED = ("model.safetensors", "README.md", *RECORDS, "*.py", ORIGINAL_CHECKPOINT, "step_*")
-AT_HOME = ("step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "README.md", "wandb", ".*")
+AT_HOME = (
+    "step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "report.html", "comparison.*",
+    "README.md", "wandb", ".*",
+)  # fmt: skip
 ENVIRONMENT = ("git_commit", "python", "packages", "device", "ranks")  # what environment.json says in public
 PREDICTIONS = ("*_all_preds.*", "*_preds/*")
 CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
