@@ -1,7 +1,7 @@
 """The pictures of README.md and docs/: python -m scripts.pictures all [out=docs]
 
     revisions.gif     a hard Sudoku, answered by the model in pretrained/, until it wants to halt
-    live.png          hrm_live.html in the middle of a puzzle
+    live.png          the live page in the middle of a puzzle
     visualizer.png    puzzle_visualizer.html with an ARC task
     report.png        the report of the run that `make demo` leaves, evaluated with halt=q save_steps=true
 
@@ -41,6 +41,7 @@ COLOURS = 64  # of a screenshot, which then takes a third of the space
 class PicturesConfig(StrictModel):
     names: list[str] = Field(description="which pictures, or all")
     out: str = Field(default="docs", min_length=1, description="their folder")
+    live: str = Field(default="hrm_live.html", min_length=1, description="the page of scripts/build_live_page.py")
     run: str = Field(default="checkpoints/sudoku-4x4-demo", min_length=1, description="whose report is shown")
 
 
@@ -52,12 +53,17 @@ def revisions(config: PicturesConfig) -> bytes:
 
 
 def live(config: PicturesConfig) -> bytes:
-    def play(page) -> None:
-        """Until some cells have just been changed."""
-        page.wait(lambda: page.js("return document.querySelectorAll('#board .changed').length > 3"))
-        page.js("togglePlay()")
+    def revise(page) -> None:
+        """Show the step, after the first, that changes most."""
+        page.wait(lambda: page.js("return state.steps.length === state.wanted"))
+        page.js("""
+            const changes = at => boardAt(at).filter((digit, cell) => digit !== boardAt(at - 1)[cell]).length;
+            const later = state.steps.map((_, i) => i + 1).slice(1);
+            go(later.sort((a, b) => changes(b) - changes(a))[0]);""")
 
-    return screenshot(ROOT / "hrm_live.html", play)
+    if not Path(config.live).is_file():
+        raise UserError(f"{config.live} is missing; build it with scripts/build_live_page.py, or set live=<page>")
+    return screenshot(Path(config.live), revise)
 
 
 def visualizer(config: PicturesConfig) -> bytes:
