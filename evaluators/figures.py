@@ -48,7 +48,7 @@ from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
 from training.calibration import BINS, calibration_error, confidence_bins
-from training.checkpoints import load_model
+from training.checkpoints import beside, find_checkpoint, load_model
 from training.config import PretrainConfig, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
@@ -63,7 +63,7 @@ BATCH_SIZE = 64  # puzzles at a time, at most
 
 class FigureConfig(StrictModel):
     figure: Literal["steps", "participation", "scaling", "reliability"] = Field(description="which figure; comes first")
-    checkpoint: str = Field(description="a step_<n> in its run folder")
+    checkpoint: str = Field(description="a step_<n> in its run folder, or the folder: its best, else its last")
     examples: int | None = Field(
         default=None,
         ge=1,
@@ -127,7 +127,7 @@ class Subject:
 
 def open_subject(config: FigureConfig, examples: int, step_factor: int, device: torch.device) -> Subject:
     """The defaults are `examples` puzzles, and `step_factor` times the steps of training."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = find_checkpoint(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     check_data(checkpoint, run, config.data_path)
     dataset = open_to_answer(
@@ -387,7 +387,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
     subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {
         "figure": config.figure,
-        "checkpoint": config.checkpoint,
+        "checkpoint": str(subject.checkpoint),
         "dataset": f"{subject.dataset.config.dataset_path}/{subject.dataset.split}",
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
@@ -402,7 +402,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes; that it can be written is checked before the work."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = beside(find_checkpoint(config.checkpoint))
     path = Path(config.out) if config.out else checkpoint.parent
     if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"
