@@ -109,6 +109,10 @@ class Sudoku(Kind):
         ]
         return Encoded(inputs, labels, problems)
 
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Its digits, 0 for a blank."""
+        return np.maximum(self.grid(tokens).astype(np.int64) - BLANK, 0)
+
     # Rules
 
     def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
