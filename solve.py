@@ -106,7 +106,7 @@ def solve(config: SolveConfig) -> None:
         solver.read_task(config.task or config.file, config.query) if config.is_task else solver.read(*typed(config))
     )
     if not config.as_json:  # which holds them
-        for note in puzzle.notes:
+        for note in puzzle.remarks:
             print(f"note: {note}", file=sys.stderr, flush=True)
     trained = solver.trained_on(puzzle)
     total = config.max_steps or trained.run.arch.halt_max_steps

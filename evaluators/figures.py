@@ -2,7 +2,7 @@
 
     python -m evaluators.figures steps checkpoint=<run>/step_<n> [key=value …]
 
-    steps           the decoded answer after each reasoning step
+    steps           the decoded answer after each reasoning step; steps with the same answer share a board
     participation   how many dimensions the model's states use (z_H and z_L of HRM and TRM; docs/models.md has all),
                     against the number of puzzles, in this model and in an untrained one of the same shape
     scaling         exact accuracy and mean steps against the allowed number of steps, with and without Q-halting
@@ -41,7 +41,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errors import UserError, one_line_errors
-from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps
+from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps, titled
 from files import check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
@@ -393,7 +393,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
         "max_steps": subject.max_steps,
     } | figure.compute(subject)
     text, drawn = as_json(report).encode(), io.BytesIO()
-    figure.draw(report).savefig(drawn, format="png", dpi=DPI)
+    titled(figure.draw(report), report).savefig(drawn, format="png", dpi=DPI)
     with locked(picture.with_name(f".{picture.name}.lock"), f"is writing {picture}"):  # makes its folder
         write_atomically(picture.with_suffix(".json"), lambda file: file.write(text))
         write_atomically(picture, lambda file: file.write(drawn.getvalue()))

@@ -212,7 +212,7 @@ class Solution:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one should know of the puzzle."""
-        return self.puzzle.notes
+        return self.puzzle.remarks
 
     def __repr__(self) -> str:
         halted = f", halted at {self.halted_at}" if self.halted_at is not None else ""
@@ -249,5 +249,5 @@ def as_json(solution: Solution) -> dict[str, Any]:
         "valid": verdict.valid,
         "verdict": verdict.text,
         "violations": verdict.violations,
-        "notes": list(puzzle.notes),
+        "notes": list(solution.notes),
     }

@@ -234,6 +234,10 @@ class Kind(ABC):
     def violations(self, inputs: np.ndarray, answer: np.ndarray) -> list[str]:
         """What is wrong with one answer (cells,), in words; empty where it is right."""
 
+    def remarks(self, inputs: np.ndarray) -> list[str]:
+        """What someone who asks this puzzle should know of it, in words; it may take a second to find out."""
+        return []
+
     def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """What is right about an answer without violations, in words."""
         return "it obeys the rules"
@@ -316,6 +320,11 @@ class Puzzle:
     @property
     def title(self) -> str:
         return self.kind.title if self.task is None else f"ARC task {self.task}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and what the kind has to say of the puzzle."""
+        return (*self.notes, *self.kind.remarks(self.inputs))
 
 
 def read_puzzle(text: str, source: str, kind: Kind | type[Kind] | None = None) -> Puzzle:
