@@ -39,6 +39,13 @@ class ACTConfig(BaseModel):
     halt_exploration_prob: float = Field(
         ge=0, le=1, description="in training, probability that a step must not halt before a drawn number of steps"
     )
+    halt_extra_steps: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="in training, a sequence that first wants to halt goes on for 0 to this many steps, drawn, so that "
+        "it is supervised past its first right answer",
+    )
     q_target: Literal["every_step", "off"] = Field(
         default="every_step",
         description="when Q(continue) gets a target, which costs a second forward pass; off: never, and a sequence "
@@ -116,6 +123,8 @@ class Carry:
     steps: Tensor  # (B,) int32: steps taken on the current data
     halted: Tensor  # (B,) bool: the row is replaced by the next batch's
     current_data: Data
+    # (B,) int32, with halt_extra_steps: the step before which a row that has wanted to halt does not; 0: it has not yet
+    not_before: Tensor | None = None
 
     @torch.no_grad()
     def copy_(self, other: "Carry") -> None:
@@ -149,11 +158,13 @@ class ACTModel(nn.Module):
     def initial_carry(self, batch: Data) -> Carry:
         """A carry in which all rows have halted, so that the first call takes every row of its batch."""
         size, device = batch["inputs"].shape[0], batch["inputs"].device
+        steps = torch.zeros(size, dtype=torch.int32, device=device)
         return Carry(
             inner_carry=self.inner.empty_carry(size, device),
-            steps=torch.zeros(size, dtype=torch.int32, device=device),
+            steps=steps,
             halted=torch.ones(size, dtype=torch.bool, device=device),
             current_data={name: torch.empty_like(field) for name, field in batch.items()},
+            not_before=steps.clone() if self.config.halt_extra_steps else None,
         )
 
     def forward(self, carry: Carry, batch: Data) -> tuple[Carry, dict[str, Tensor]]:
@@ -169,12 +180,16 @@ class ACTModel(nn.Module):
         with torch.no_grad():
             steps = steps + 1
             last_step = steps >= self.config.halt_max_steps
-            halted = last_step
+            halted, not_before = last_step, carry.not_before
             if self.training and self.config.halt_max_steps > 1:
-                halted = self._halt(last_step, steps, q_halt, q_continue)
+                wants = self.wants_to_halt(q_halt, q_continue)
+                if not_before is not None:
+                    not_before = self._wait(wants, steps, torch.where(carry.halted, 0, not_before))
+                    wants = wants & (steps >= not_before)
+                halted = self._halt(last_step, steps, wants)
                 if self.config.q_target == "every_step":
                     outputs["target_q_continue"] = self._continue_target(state, data, last_step)
-        return Carry(state, steps, halted, data), outputs
+        return Carry(state, steps, halted, data, not_before), outputs
 
     def advance(self, state: Any, data: Data) -> tuple[Any, Tensor, Tensor, Tensor]:
         """One step of the network: the next state, logits, Q(halt) and Q(continue), which is 0 if there is none.
@@ -196,11 +211,16 @@ class ACTModel(nn.Module):
     def wants_to_halt(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
         return q_halt > (0 if self.config.q_target == "off" else q_continue)
 
-    def _halt(self, last_step: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+    def _halt(self, last_step: Tensor, steps: Tensor, wants: Tensor) -> Tensor:
         """Halt where Q says so, but explore: with some probability, not before a minimum drawn from 2..max."""
-        explore = torch.rand_like(q_halt) < self.config.halt_exploration_prob
+        explore = torch.rand(steps.shape, device=steps.device) < self.config.halt_exploration_prob
         min_steps = explore * torch.randint_like(steps, low=2, high=self.config.halt_max_steps + 1)
-        return (last_step | self.wants_to_halt(q_halt, q_continue)) & (steps >= min_steps)
+        return (last_step | wants) & (steps >= min_steps)
+
+    def _wait(self, wants: Tensor, steps: Tensor, not_before: Tensor) -> Tensor:
+        """A row's first wish to halt draws when it may: in this step, or up to `halt_extra_steps` later."""
+        drawn = steps + torch.randint_like(steps, low=0, high=self.config.halt_extra_steps + 1)
+        return torch.where(wants & (not_before == 0), drawn, not_before)
 
     def _continue_target(self, state: Any, data: Data, last_step: Tensor) -> Tensor:
         """Bootstrapped target of Q(continue): the best value one step further on, with the same weights.
@@ -244,7 +264,8 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
         return function(tree, *others)
     parts = {}
     for name, part in _parts(tree).items():
-        parts[name] = map_tensors(function, part, *(_part(other, name) for other in others))
+        # What is None here may be missing elsewhere, as in a carry that was saved before the field existed
+        parts[name] = None if part is None else map_tensors(function, part, *(_part(other, name) for other in others))
     return parts if isinstance(tree, dict) else replace(tree, **parts)
 
 

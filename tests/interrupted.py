@@ -35,7 +35,8 @@ def eager_weights() -> Path:
 FOLDER = tempfile.TemporaryDirectory()
 # States between and at evaluations.
 CHANGES = {
-    "load_checkpoint": eager_weights(), "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true",
+    "load_checkpoint": eager_weights(), "arch.halt_exploration_prob": 0.5, "arch.halt_extra_steps": 2,
+    "checkpoint_interval": 7, "resume": "true",
 }  # fmt: skip
 
 

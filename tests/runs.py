@@ -21,7 +21,7 @@ TRAJECTORY = json.loads((PIPELINE / "trajectory.json").read_text())
 FAMILY_SETTINGS = {
     "data_path": PIPELINE / "dataset", "epochs": 4, "eval_interval": 2, "lr": 3e-3, "lr_warmup_steps": 5,
     "weight_decay": 0.1, "device": "cpu", "seed": 3, "checkpoint_every_eval": "true", "ema_decay": 0.9,
-    "arch.halt_exploration_prob": 0.5, "checkpoint_interval": 7, "resume": "true",
+    "arch.halt_exploration_prob": 0.5, "arch.halt_extra_steps": 2, "checkpoint_interval": 7, "resume": "true",
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_a_figure_of_states_says_which_there_are(run, tmp_path):
 @pytest.mark.parametrize("experiment", [name for name in FAMILY if name != "eqr_sudoku"])  # which draws
 def test_two_ranks_are_one_process(tmp_path, experiment):
     """Without exploration: ranks draw from generators of their own."""
-    exact = {"arch.halt_exploration_prob": 0, "epochs": 2}
+    exact = {"arch.halt_exploration_prob": 0, "arch.halt_extra_steps": 0, "epochs": 2}
     for name, ranks in (("one", None), ("two", 2)):
         warm.run("pretrain.py", *family_overrides(experiment, tmp_path / name, **exact), ranks=ranks)
     assert_lines_close(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), rtol=1e-3)

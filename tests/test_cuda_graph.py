@@ -64,7 +64,10 @@ def record_with(monkeypatch: pytest.MonkeyPatch, recorder) -> None:
 ONE_STEP = ["arch.halt_max_steps=1"]
 
 
-@pytest.mark.parametrize("overrides", [[], ["ema_decay=0.9"], ["freeze=weights"], ["arch.q_target=off"], ONE_STEP])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["ema_decay=0.9"], ["freeze=weights"], ["arch.q_target=off"], ["arch.halt_extra_steps=2"], ONE_STEP],
+)
 def test_a_recorded_step_is_the_plain_step(monkeypatch, overrides):
     compare(monkeypatch, config(*overrides), sums=1 if overrides == ONE_STEP else 3)
 

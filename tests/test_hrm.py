@@ -129,6 +129,54 @@ def test_exploration_draws_a_minimum_number_of_steps():
         assert share == pytest.approx(0.75 + 0.25 * (n - 1) / 7, abs=0.01)
 
 
+def steps_until_halted(model, q_of_step):
+    """How many steps each row takes, from a fresh carry; q_of_step[n] (B,) is Q(halt) in step n + 1, against 0."""
+    data = {"inputs": torch.zeros(q_of_step.shape[1], 1, dtype=torch.int32)}
+    carry, taken = model.train().initial_carry(data), torch.zeros(q_of_step.shape[1], dtype=torch.int64)
+    for n, q in enumerate(q_of_step, 1):
+        model.inner.q = (q, torch.zeros_like(q))
+        carry, _ = model(carry, data)
+        taken = torch.where((taken == 0) & carry.halted, n, taken)
+    return taken
+
+
+def test_extra_steps_are_drawn_when_a_row_first_wants_to_halt():
+    """Rows that want to halt from step 3 on halt in step 3, 4, 5 or 6 equally often; the limit still holds."""
+    rows = 20_000
+    q = torch.tensor([-1.0, -1, 1, 1, 1, 1, 1, 1])[:, None].repeat(1, rows)
+    for most, expected in ((8, {3: 0.25, 4: 0.25, 5: 0.25, 6: 0.25}), (5, {3: 0.25, 4: 0.25, 5: 0.5})):
+        model = Halting(q[0], q[0], halt_max_steps=most, halt_exploration_prob=0, halt_extra_steps=3)
+        torch.manual_seed(0)
+        taken = steps_until_halted(model, q[:most])
+        shares = {n: (taken == n).float().mean().item() for n in taken.unique().tolist()}
+        assert shares == pytest.approx(expected, abs=0.02)
+
+
+def test_a_row_that_changes_its_mind_while_it_waits_goes_on_until_it_wants_to_halt_again():
+    q = torch.tensor([1.0, -1, -1, -1, 1, 1, 1, 1])[:, None].repeat(1, 20_000)
+    model = Halting(q[0], q[0], halt_max_steps=8, halt_exploration_prob=0, halt_extra_steps=2)
+    torch.manual_seed(0)
+    taken = steps_until_halted(model, q)
+    assert taken.unique().tolist() == [1, 5]  # halts at once, or after its doubts: no second wait is drawn
+    assert (taken == 1).float().mean().item() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_a_row_that_has_halted_draws_anew_for_its_next_sequence():
+    q = torch.ones(9, 20_000)
+    model = Halting(q[0], q[0], halt_max_steps=8, halt_exploration_prob=0, halt_extra_steps=2)
+    torch.manual_seed(0)
+    data = {"inputs": torch.zeros(20_000, 1, dtype=torch.int32)}
+    carry, halts = model.train().initial_carry(data), 0
+    for _ in range(9):
+        model.inner.q = (q[0], torch.zeros_like(q[0]))
+        carry, _ = model(carry, data)
+        halts += carry.halted.float().mean().item()
+    expected = [0.0]  # how often a row halts in n steps, if it takes 1, 2 or 3 steps each time
+    for n in range(1, 10):
+        expected.append(sum(1 + expected[n - taken] for taken in (1, 2, 3) if taken <= n) / 3)
+    assert halts == pytest.approx(expected[9], abs=0.02)
+
+
 def test_the_last_step_halts_whatever_q_says():
     q = torch.zeros(100)
     model = Halting(q, q + 1, halt_max_steps=3, halt_exploration_prob=0.5)
