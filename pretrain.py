@@ -245,7 +245,7 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
         if metrics["train/count"]:  # a step in which nothing halted has no accuracy
             loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
             run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
-        if run.bar.n == run.bar.initial:
+        if not run.bar.disable and run.bar.n == run.bar.initial:
             run.bar.unpause()  # the first step compiles, which says nothing about the time of the others
         run.bar.update()
     return None
