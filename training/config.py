@@ -209,7 +209,10 @@ class PretrainConfig(StrictModel):
         default=2, ge=1, le=MOST, description="training states to keep; model checkpoints are all kept"
     )
     max_minutes: float | None = Field(
-        default=None, gt=0, le=1e9, description="after this time, save and stop as on a signal"
+        default=None,
+        gt=0,
+        le=1e9,
+        description="save and stop as on a signal before a step that would end later than this",
     )
 
     project_name: str | None = Field(default=None, min_length=1, description="W&B project, and the folder of its runs")

@@ -66,14 +66,17 @@ from training.checkpoints import (
     write_safetensors,
 )
 from training.config import PretrainConfig, load_config
+from training.curves import check_history, number, read_lines
 from training.options import StrictModel, from_cli
-from training.report import check_history, number, read_lines
 from training.run_folder import model_sources
 
 DATASET = "dataset.json"
 RECORDS = ("all_config.yaml", "metrics.jsonl", "environment.json", DATASET)
 DOWNLOADED = ("model.safetensors", "README.md", *RECORDS, "*.py", ORIGINAL_CHECKPOINT, "step_*")
-AT_HOME = ("step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "README.md", "wandb", ".*")
+AT_HOME = (
+    "step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "report.html", "comparison.*",
+    "README.md", "wandb", ".*",
+)  # fmt: skip
 ENVIRONMENT = ("git_commit", "python", "packages", "device", "ranks")  # what environment.json says in public
 PREDICTIONS = ("*_all_preds.*", "*_preds/*")
 CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
