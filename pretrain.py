@@ -99,6 +99,7 @@ def train_and_evaluate(
         while not run.finished():
             train_pass(run, train_data)
             evaluate_pass(run, eval_data)
+        run.bar.total = run.bar.n  # it was known only about
         if test_data is not None:
             test_at_the_end(run, test_data)
         farewell = f"finished: {run.folder / run.evaluated_name}"
@@ -270,6 +271,8 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
         if metrics["train/count"]:  # a step in which nothing halted has no accuracy
             loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
             run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+        if not run.bar.disable and run.bar.n == run.bar.initial:
+            run.bar.unpause()  # the first step compiles, which says nothing about the time of the others
         run.bar.update()
     return None
 

@@ -190,7 +190,9 @@ class PretrainConfig(StrictModel):
     eval_max_examples: int | None = Field(
         default=None, ge=1, le=MOST, description="evaluate only a seeded subset of this size during training"
     )
-    load_checkpoint: str | None = Field(default=None, min_length=1, description="start from the weights of this file")
+    load_checkpoint: str | None = Field(
+        default=None, min_length=1, description="start from the weights of this checkpoint"
+    )
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
         default="error", description="error: refuse another number of puzzle embeddings; mean, zero: start from that"
     )
