@@ -439,7 +439,8 @@ def test_the_readme_leads_to_every_page():
 
 
 def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text().split()) < 1000
+    words = [word for word in (ROOT / "README.md").read_text().split() if any(map(str.isalnum, word))]
+    assert len(words) < 950  # about 900
 
 
 def test_pictures_are_small():
