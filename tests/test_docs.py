@@ -1,4 +1,4 @@
-"""README.md and docs/ against the program: every command, link and file that they name.
+"""README.md, CLAUDE.md and docs/ against the program: every command, link and file that they name.
 
 python -m pytest tests/test_docs.py
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from errors import UserError
+from scripts.pictures import PicturesConfig, make
 from tests.launch import ONE_THREAD_NO_WANDB, ROOT
 from tests.runs import pretrain
 from training.command_line import compose_run
@@ -29,7 +31,12 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     tomllib = None
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "pretrained").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CLAUDE.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "pretrained").rglob("*.md")),
+]
 TYPED = {"docs/own-puzzle.md": "tests/test_own_puzzle_docs.py"}  # pages whose blocks another test types
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")[
     :-1
@@ -231,7 +238,7 @@ PYTHON = {
     "scripts.measure_voting": parsed,
     "scripts.speedrun": parsed,
     "scripts.study": parsed,
-    "scripts.share_looks": there,
+    "scripts/share_looks.py": there,
     "pytest": of_pytest,
     "venv": others,
 }
@@ -304,7 +311,7 @@ PROGRAMS = {
 }
 PLACES = {
     "<n>": "60", "<kind>": "sudoku", "<options>": "--seed 1", "<folder or file>": "x", "<user/name>": "a/b",
-    "<name>": "x", " N ": " 7 ",
+    "<name>": "x", " N ": " 7 ", "arch=…": "arch=trm", "COMMAND…": "evaluate.py …",
 }  # fmt: skip
 
 
@@ -421,7 +428,7 @@ def links(page: Path) -> list[str]:
     return [link for link in found if not link.startswith(("http://", "https://"))]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CLAUDE.md"], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_somewhere(page):
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -448,6 +455,18 @@ def test_pictures_are_small():
     assert sum(path.stat().st_size for path in pictures) < 3e6
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["lve.png"], "there is no picture lve.png"), (["report.png"], "none holds no predictions"),
+     (["live.png"], "none.html is missing")],
+)  # fmt: skip
+def test_a_picture_that_cannot_be_made_is_refused(names, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        make(PicturesConfig(names=names, out=".", run="none", live="none.html"))
+    assert not list(tmp_path.iterdir())
+
+
 FILE = re.compile(r"[\w./*-]+\.(?:py|md|html|ipynb|yaml|sh|sbatch|json|jsonl|txt|png|gif|toml|safetensors)")
 USERS = {  # the reader's own, or another program's
     "train.csv", "test.csv", "pairs.jsonl", "steps.gif", "sample_submission.json", "x_challenges.json",
@@ -463,7 +482,7 @@ def program_text() -> str:
     )
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CLAUDE.md"], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_file_that_is_named_is_there_or_is_written_by_the_program(page):
     text = page.read_text()
     spans = [word for span in re.findall(r"`([^`\n]+)`", text) for word in re.split(r"[\s,=]+", span)]
