@@ -46,6 +46,10 @@ CODE = [
 ]
 
 
+# Commands are started as modules that may be imported already.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+
 # What the pages say
 
 
