@@ -3,7 +3,7 @@
     revisions.gif     a hard Sudoku, answered by the model in pretrained/, until it wants to halt
     live.png          the live page in the middle of a puzzle
     visualizer.png    puzzle_visualizer.html with an ARC task
-    report.png        the report of the run that `make demo` leaves, evaluated with halt=q save_steps=true
+    report.png        the report of the run that `make demo` leaves, which comes first
 
 Name some of them instead of all of them. Those of pages need Chromium, its driver and the extra `dev`. Together they
 may take 3 MB (tests/test_docs.py).
@@ -74,10 +74,7 @@ def visualizer(config: PicturesConfig) -> bytes:
 
 def report_page(config: PicturesConfig) -> bytes:
     if not list(Path(config.run).glob("step_*_preds")):
-        raise UserError(
-            f"{config.run} holds no predictions; after `make demo` they are made by "
-            f"`python evaluate.py checkpoint={config.run} halt=q save_steps=true`"
-        )
+        raise UserError(f"{config.run} holds no predictions; make them with `make demo`, or set run=<run>")
     with tempfile.TemporaryDirectory() as folder:
         page = report([Path(config.run)], Path(folder))
         return screenshot(page, lambda page: page.js("[...document.querySelectorAll('h2')].at(1).scrollIntoView()"))
