@@ -105,7 +105,7 @@ def solve(config: SolveConfig) -> None:
     data_path = Path(config.data_path or run.data_path)
     metadata, trained_on = dataset_at_hand(data_path)
     if config.is_task:
-        puzzle = read_query(config.task or config.file, config.query, data_path)
+        puzzle = read_query(config.task or config.file, config.query, data_path, trained_on)
     else:
         puzzle = read_typed(*typed(config), trained_on)
     device = select_device(config.device)
@@ -197,9 +197,9 @@ def kinds_with(vocab_size: int) -> str:
     """The square puzzles with this many tokens, in words."""
     names = []
     for kind in all_kinds():
-        sizes = [board for board in boards_of(kind) if board.vocab_size == vocab_size]
-        if sizes:
-            names.append(f"{sizes[0].title if len(sizes) == 1 else kind.name}s")
+        titles = {board.title for board in boards_of(kind) if board.vocab_size == vocab_size}
+        if titles:
+            names.append(f"{titles.pop() if len(titles) == 1 else kind.name}s")
     return " or ".join(names) or f"puzzles of {vocab_size} tokens"
 
 
