@@ -23,6 +23,9 @@ from evaluators.solution import dataset_at_hand  # noqa: E402
 from training.report import report  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
+PUZZLES = (
+    "dataset/build_sudoku_dataset.py", "--generate", "--size", "4", "--num-train", "8192", "--num-test", "400",
+)  # fmt: skip
 
 
 def command(*args: str) -> None:
@@ -43,10 +46,7 @@ def held_out_puzzle(number: int) -> str:
 def main(*overrides: str) -> None:
     """`overrides` go to pretrain.py."""
     shutil.rmtree(RUN, ignore_errors=True)  # a demo starts afresh, and deletes only its own folder
-    command(
-        "dataset/build_sudoku_dataset.py", "--generate", "--size", "4", "--num-train", "8192", "--num-test", "400",
-        "--output-dir", DATA,
-    )  # fmt: skip
+    command(*PUZZLES, "--output-dir", DATA)
     start = time.monotonic()
     command("pretrain.py", "+experiment=sudoku_4x4_demo", *overrides)
     minutes = (time.monotonic() - start) / 60
