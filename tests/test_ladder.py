@@ -1,8 +1,9 @@
-"""The commands of docs/ladder.md as they are typed, with less data and training: python -m pytest tests/test_ladder.py"""
+"""docs/ladder.md as it is typed, with less data and training: python -m pytest tests/test_ladder.py"""
 
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_its_commands_lead_to_a_score(tmp_path: Path, title, experiment, shape):
     said = []
     for words in commands(title):
         assert words[0] == "python"
-        words = [LESS.get(before, word) for before, word in zip(words, words[1:], strict=False)]
+        words = [LESS.get(before, word) for before, word in pairwise(words)]
         words = [re.sub(r"(^|=)(data|checkpoints)/", rf"\1{tmp_path}/\2/", word) for word in words]
         if words[0] == "pretrain.py":
             assert words[1:] == [f"+experiment={experiment}"]
