@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
@@ -14,33 +15,36 @@ help:  ## this list
 demo: $(READY)  ## train a small HRM on 4×4 Sudokus, on any machine, and watch it think
 	$(PY) scripts/demo.py
 
-test: $(READY)  ## every test but test-apart's
+test: $(DEV)  ## every test but test-apart's
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not apart"
 
-test-fast: $(READY)  ## the tests that take no more than a few seconds each
+test-fast: $(DEV)  ## the tests that take no more than a few seconds each
 	$(PY) -m pytest -m "not slow and not apart"
 
-test-apart: $(READY)  ## benchmarks/gpu.sh from end to end at toy size, two minutes
+test-apart: $(DEV)  ## benchmarks/gpu.sh from end to end at toy size, two minutes
 	$(PY) -m pytest -m apart tests/test_gpu_script.py
 
 bench: $(READY)  ## time the step, the loader and evaluation against a plain port; minutes on 2 cores
 	$(PY) -m benchmarks
 
-lint: $(READY)  ## ruff, style and format
+lint: $(DEV)  ## ruff, style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(READY)  ## let ruff fix what it can
+format: $(DEV)  ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:  ## remove the virtual environment and what the demo made
 	rm -rf $(VENV) data/sudoku-4x4 checkpoints/sudoku-4x4-demo
 
-$(READY): requirements.txt constraints.txt
+# What a user needs, and with tests and linter
+$(READY): EXTRAS :=
+$(DEV): EXTRAS := [dev]
+$(READY) $(DEV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "error: $(PYTHON) is older than Python 3.10; set PYTHON=python3.x" >&2; exit 2; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } \
 		|| { echo "error: cannot make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt -c constraints.txt
+	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.$(EXTRAS)' -c constraints.txt
 	@touch $@

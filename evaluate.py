@@ -23,7 +23,7 @@ from errors import one_line_errors
 from files import check_writable, written_beside
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training.checkpoints import load_model
+from training.checkpoints import beside, find_checkpoint, load_model
 from training.compilation import EVALUATION, compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig, load_config
 from training.data import open_split
@@ -37,7 +37,7 @@ from training.torch_predictions import torch_path, torch_paths
 
 
 class EvalConfig(StrictModel):
-    checkpoint: str = Field(description="a step_<n> in its run folder")
+    checkpoint: str = Field(description="a step_<n> in its run folder, or the folder: its best, else its last")
     data_path: str | None = Field(default=None, description="a dataset other than the run's")
     split: str = Field(default="test", description="split of the dataset")
     max_examples: int | None = Field(default=None, ge=1, description="size of a seeded subset")
@@ -88,7 +88,8 @@ class EvalConfig(StrictModel):
 
 def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
     """-> `eval/…` metrics, on rank 0."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = find_checkpoint(config.checkpoint)
+    config = config.model_copy(update={"checkpoint": str(checkpoint)})
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     run.arch.halt_max_steps = config.max_steps or run.arch.halt_max_steps
     dataset = open_split(
@@ -102,7 +103,7 @@ def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) 
     wanted = None if config.global_batch_size is None else fitting(config.global_batch_size, dataset, ranks)
     if wanted is not None:
         dataset.set_batch_size(wanted)
-    prefix = Path(config.output_dir or checkpoint.parent) / checkpoint.name
+    prefix = Path(config.output_dir or checkpoint.parent) / beside(checkpoint).name
     with ExitStack() as stack:
         if config.save_format != "none":
             check_writable(prefix.parent, "predictions", "set output_dir, or save_format=none", create=True)

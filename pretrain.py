@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset
-from training import resume, run_folder
+from training import outlook, resume, run_folder
 from training.checkpoints import save_weights
 from training.command_line import compose_run, pretrain_help
 from training.compilation import compile_blocks
@@ -31,6 +31,7 @@ from training.config import PretrainConfig, from_hydra
 from training.data import open_datasets, train_batches_on
 from training.distributed import Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
+from training.flops import count_parameters
 from training.metrics import MetricsLog, Unread, progress_bar, start_logging, train_metrics
 from training.step import TrainState, create_state, train_step
 from training.stopping import Stopped, StopRequest
@@ -55,6 +56,7 @@ class Run:
     schedule: resume.Schedule
     passes: int  # over the training data, an evaluation after each
     unread: Unread
+    pace: outlook.Pace
     fixed: dict  # what must not change on resuming, see `resume.fixed_values`
 
     @property
@@ -79,7 +81,7 @@ def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
         raise UserError("early_stop.patience counts evaluations, but there is nothing to evaluate on; leave it out")
     with ExitStack() as held:
         ranks.from_main(lambda: held.enter_context(run_folder.lock(config)))
-        run = start(config, ranks, device, train_data)
+        run = start(config, ranks, device, train_data, eval_data, test_data)
         train_and_evaluate(run, train_data, eval_data, test_data)
 
 
@@ -97,6 +99,7 @@ def train_and_evaluate(
         while not run.finished():
             train_pass(run, train_data)
             evaluate_pass(run, eval_data)
+        run.bar.total = run.bar.n  # it was known only about
         if test_data is not None:
             test_at_the_end(run, test_data)
         farewell = f"finished: {run.folder / run.evaluated_name}"
@@ -117,11 +120,19 @@ def train_and_evaluate(
     run.stop.done()
     run.metrics_log.close()
     if ranks.is_main:
+        run_folder.record_end(run.folder, state.step)
         print(farewell, flush=True)
 
 
-def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data: PuzzleDataset) -> Run:
-    """A fresh run, or the one that `resume` names, restored to where it was."""
+def start(
+    config: PretrainConfig,
+    ranks: Ranks,
+    device: torch.device,
+    train_data: PuzzleDataset,
+    eval_data: PuzzleDataset | None,
+    test_data: PuzzleDataset | None,
+) -> Run:
+    """A fresh run, or the one that `resume` names, restored to where it was. Rank 0 says what it will do."""
     stop = StopRequest(config.max_minutes, ranks)
     fixed = resume.fixed_values(config)
     found = ranks.from_main(lambda: resume.find_state(config))
@@ -134,23 +145,34 @@ def start(config: PretrainConfig, ranks: Ranks, device: torch.device, train_data
     if found is not None:
         resume.load_state(saved, found.manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
+    passes = config.epochs // train_data.config.epochs_per_iter
+    work = ranks.from_main(
+        lambda: outlook.work_left(state, config, ranks, device, passes, eval_data, test_data),
+    )
+    warning = ranks.from_main(lambda: outlook.check_pace(work, config.max_minutes))
     folder = None
     if ranks.is_main:  # only now: a mistake leaves nothing behind
         folder = run_folder.create(config, saved, keep_bytes)
-        run_folder.record_environment(folder, ranks, device)
+        about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
+        run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": work.step})
         if found is not None and saved.parent.resolve() == folder.resolve():
             resume.set_aside(found.passed_over)
             if config.resume is not True:  # after a kill the same checkpoints come again
                 resume.set_aside(resume.later_checkpoints(folder, state.step))
             if state.best is not None:  # the file may be that of states that are now aside
                 run_folder.write_best(folder, state.best)
-    num_params = sum(p.numel() for p in state.head.parameters())
-    metrics_log = MetricsLog(ranks, folder, config, num_params, keep_bytes=keep_bytes, wandb_id=state.wandb_id)
+    metrics_log = MetricsLog(
+        ranks, folder, config, count_parameters(state.head), keep_bytes=keep_bytes, wandb_id=state.wandb_id
+    )
     state.wandb_id = metrics_log.wandb_id
+    for line in outlook.describe(work, state.head, config, ranks, device, train_data, eval_data):
+        log.info("%s", line)
+    if warning is not None:
+        log.warning("%s", warning)
     bar = progress_bar(total=state.total_steps, initial=state.step, desc="train", unit="step", enabled=ranks.is_main)
-    passes = config.epochs // train_data.config.epochs_per_iter
     return Run(
-        config, ranks, device, state, metrics_log, bar, stop, resume.Schedule(config), passes, Unread(ranks), fixed
+        config, ranks, device, state, metrics_log, bar, stop, resume.Schedule(config), passes, Unread(ranks),
+        outlook.Pace(work), fixed,
     )  # fmt: skip
 
 
@@ -161,11 +183,13 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
         return
     state.early.ended_pass = False
     state.head.train()
+    run.pace.begin()
     for batch in train_batches_on(run.device, train_data, state.passes, state.batches):
         if state.step >= state.total_steps:  # batches may be left over
             break
         sums, lr = train_step(state, batch, run.config)
         run.unread.add(state.step, sums, lr)
+        run.stop.note_step(run.pace.note_step())
         # At fixed steps, so that a resumed run looks where an uninterrupted one does.
         if state.step % run.config.log_interval == 0 or run.schedule.falls_on(state.step):
             look(run)
@@ -173,6 +197,7 @@ def train_pass(run: Run, train_data: PuzzleDataset) -> None:
             stop_between_looks(run)
         if state.early.ended_pass:
             break
+    run.stop.note_step(0)  # what follows is looked at batch by batch
     if run.unread:
         settle(run)
 
@@ -200,6 +225,8 @@ def look(run: Run) -> None:
         raise run.stop.stopped()
     if due:
         save_state(run)
+    if run.ranks.is_main and (line := run.pace.estimate(*run.stop.limit)):
+        run.bar.write(line)
 
 
 def stop_between_looks(run: Run) -> NoReturn:
@@ -244,6 +271,8 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
         if metrics["train/count"]:  # a step in which nothing halted has no accuracy
             loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
             run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+        if not run.bar.disable and run.bar.n == run.bar.initial:
+            run.bar.unpause()  # the first step compiles, which says nothing about the time of the others
         run.bar.update()
     return None
 

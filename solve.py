@@ -1,8 +1,10 @@
 """Solve one puzzle with a trained model, and show its answer after every reasoning step.
 
-    python solve.py checkpoint=<run>/step_<n> puzzle=1..4.4...1..4..1
+    python solve.py puzzle=53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
     python solve.py checkpoint=<run>/step_<n> file=maze.txt --gif maze.gif
     python solve.py checkpoint=<run>/step_<n> task=2c0b0aff halt=q --json
+
+Without a checkpoint it takes the model in pretrained/ that was trained on such puzzles. From Python: docs/python.md.
 
 Write a Sudoku of 81, 36 or 16 cells in digits, with `.` or `0` for a blank, or as a drawn grid; a maze in lines of `#`,
 blanks (or `.`), one S and one G; a grid of your own as in the files that its dataset was built from, or as one line of
@@ -26,8 +28,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -36,20 +37,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
-from evaluators.arc_query import identifiers_at_hand, read_query
-from evaluators.solution import Answer, as_json, dataset_at_hand, halting_step, judge, read_typed, think
+from evaluators.solution import Answer, Solution, as_json, halting_step
+from evaluators.solver import Solver
 from files import check_output, read_text, write_atomically
-from models.act import ACTModel
 from puzzles.draw import board_lines, draw_frames, in_rows, save_gif
-from puzzles.kind import Kind, Puzzle, all_kinds
-from training.checkpoints import load_model_alone
-from training.config import load_config
-from training.distributed import DEVICES, select_device
-from training.evaluation import check_data
+from puzzles.kind import Puzzle
+from training.distributed import DEVICES
 from training.metrics import progress_bar
 from training.options import AS_TYPED, StrictModel, from_cli
 from training.predictions import MAX_STEPS
 from training.reasoning import HALTING
+
+__all__ = ["Solver"]
 
 MAX_TEXT = 1 << 14  # characters of a puzzle: 128×128 cells
 MAX_PATH = 4096
@@ -57,7 +56,11 @@ HALT_MARK = "■"
 
 
 class SolveConfig(StrictModel):
-    checkpoint: str = Field(description="a step_<n> in its run folder")
+    checkpoint: str | None = Field(
+        default=None,
+        description="a step_<n> in its run folder; the folder: its best, else its last; or user/name of the Hub; null: "
+        "the model in pretrained/ that fits the puzzle",
+    )
     puzzle: str | None = Field(
         default=None, max_length=MAX_TEXT, json_schema_extra=AS_TYPED, description="the puzzle itself"
     )
@@ -97,49 +100,43 @@ class SolveConfig(StrictModel):
 
 
 def solve(config: SolveConfig) -> None:
-    checkpoint = Path(config.checkpoint)
     gif = None if config.gif is None else writable_file(config.gif)
-    run = load_config(str(checkpoint.parent / "all_config.yaml"))
-    if config.is_task:  # whose embedding is found by its place in the dataset
-        check_data(checkpoint, run, config.data_path)
-    data_path = Path(config.data_path or run.data_path)
-    metadata, trained_on = dataset_at_hand(data_path)
-    if config.is_task:
-        puzzle = read_query(config.task or config.file, config.query, data_path, trained_on)
-    else:
-        puzzle = read_typed(*typed(config), trained_on)
-    device = select_device(config.device)
-    try:
-        model = load_model_alone(checkpoint, run, len(puzzle.inputs), device, metadata).model
-    except UserError:
-        if trained_on is not None and (type(trained_on), trained_on.seq_len) != (type(puzzle.kind), len(puzzle.inputs)):
-            raise another_puzzle(checkpoint, f"{trained_on.title}s", puzzle) from None
-        raise
-    check_fit(puzzle, model, trained_on, checkpoint, data_path)
-    if puzzle.name is not None and model.puzzle_emb is not None:
-        find_embedding(puzzle, identifiers_at_hand(data_path))
-    for note in puzzle.notes:
-        print(f"note: {note}", file=sys.stderr, flush=True)
-
+    solver = Solver.load(config.checkpoint, data_path=config.data_path, device=config.device)
+    puzzle = (
+        solver.read_task(config.task or config.file, config.query) if config.is_task else solver.read(*typed(config))
+    )
+    if not config.as_json:  # which holds them
+        for note in puzzle.remarks:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+    trained = solver.trained_on(puzzle)
+    total = config.max_steps or trained.run.arch.halt_max_steps
     watched = sys.stderr.isatty()  # a log has no use for a progress bar that lasts seconds
-    total = config.max_steps or model.config.halt_max_steps
-    steps = think(puzzle, model, config.max_steps, config.halt)
-    found = list(progress_bar(steps, total=total, desc="reasoning", unit="step", enabled=watched, leave=False))
-    verdict = judge(puzzle, found[-1].tokens)
+    with progress_bar(total=total, desc="reasoning", unit="step", enabled=watched, leave=False) as bar:
+        (solution,) = solver.answer([puzzle], config.max_steps, config.halt, bar.update)
     if config.as_json:
-        print(json.dumps(as_json(puzzle, found, verdict), allow_nan=False))
+        print(json.dumps(as_json(solution), allow_nan=False))
     else:
-        print(f"{puzzle.title}, {len(found)} reasoning steps of {checkpoint} ({puzzle.kind.marks_mean})\n")
-        print(picture(puzzle, found))
-        print()
-        if config.halt == "max" and (halted := halting_step(found)) is not None:
-            print(halting_note(found, halted))
-        print(verdict.text)
+        here = Path.cwd()
+        checkpoint = (
+            trained.checkpoint.relative_to(here) if trained.checkpoint.is_relative_to(here) else trained.checkpoint
+        )
+        show(solution, f"{len(solution.found)} reasoning steps of {checkpoint}", config.halt)
     if gif is not None:
         animation = io.BytesIO()  # the encoder goes back and forth
-        save_gif(draw_frames(puzzle, found, verdict), animation)
+        save_gif(draw_frames(puzzle, solution.found, solution.verdict), animation)
         write_atomically(gif, lambda file: file.write(animation.getvalue()))
         print(f"animation: {gif}", file=sys.stderr if config.as_json else sys.stdout)
+
+
+def show(solution: Solution, made_by: str, halt: str) -> None:
+    """Print every step, and what is to be said of the last."""
+    puzzle, found = solution.puzzle, solution.found
+    print(f"{puzzle.title}, {made_by} ({puzzle.kind.marks_mean})\n")
+    print(picture(puzzle, found))
+    print()
+    if halt == "max" and (halted := solution.halted_at) is not None:
+        print(halting_note(found, halted))
+    print(solution.verdict.text)
 
 
 def typed(config: SolveConfig) -> tuple[str, str]:
@@ -156,58 +153,6 @@ def writable_file(name: str) -> Path:
     path = Path(name)
     check_output(path, "gif", ".gif", start=b"GIF8")
     return path
-
-
-def check_fit(puzzle: Puzzle, model: ACTModel, trained_on: Kind | None, checkpoint: Path, data_path: Path) -> None:
-    """Refuse a puzzle of another kind than the model was trained on, as far as the weights and the dataset tell."""
-    vocab_size = model.data.vocab_size
-    if trained_on is not None and trained_on.vocab_size != vocab_size:
-        trained_on = None  # another dataset lies there now
-    known = kinds_with(vocab_size) if trained_on is None else f"{trained_on.title}s"
-    another_kind = trained_on is not None and type(trained_on) is not type(puzzle.kind)
-    if another_kind or puzzle.kind.vocab_size != vocab_size:
-        raise another_puzzle(checkpoint, known, puzzle)
-    if trained_on is not None and trained_on.seq_len != len(puzzle.inputs):
-        puzzle.notes += (f"the model was trained on {known}: do not expect a good answer",)
-    names = identifiers_at_hand(data_path) if puzzle.task is not None else []
-    if names and model.puzzle_emb is not None and len(names) != model.data.num_puzzle_identifiers:
-        raise UserError(
-            f"{checkpoint} has {model.data.num_puzzle_identifiers} puzzle embeddings, {data_path}/identifiers.json "
-            f"{len(names)} names; set data_path to the dataset that it was trained on"
-        )
-
-
-def find_embedding(puzzle: Puzzle, names: list[str]) -> None:
-    """Let the model know the puzzle by its name, if it was trained on one of that name."""
-    if puzzle.name in names:
-        puzzle.identifier = names.index(puzzle.name)
-    elif len(names) > 1:
-        puzzle.notes += (f"no puzzle called {puzzle.name!r:.60} was in the dataset: the blank embedding is used",)
-
-
-def another_puzzle(checkpoint: Path, known: str, puzzle: Puzzle) -> UserError:
-    article = "a " if puzzle.task is None else ""
-    return UserError(
-        f"{checkpoint} was trained on {known}, but the puzzle is {article}{puzzle.title}; use a checkpoint that was "
-        f"trained on such puzzles"
-    )
-
-
-def kinds_with(vocab_size: int) -> str:
-    """The square puzzles with this many tokens, in words."""
-    names = []
-    for kind in all_kinds():
-        titles = {board.title for board in boards_of(kind) if board.vocab_size == vocab_size}
-        if titles:
-            names.append(f"{titles.pop() if len(titles) == 1 else kind.name}s")
-    return " or ".join(names) or f"puzzles of {vocab_size} tokens"
-
-
-def boards_of(kind: type[Kind]) -> Iterator[Kind]:
-    """Yield the kind's square boards of 2×2 up to 30×30, as far as they exist."""
-    for side in range(2, 31):
-        with suppress(ValueError):
-            yield kind.of_cells(side * side)
 
 
 def halting_note(found: Sequence[Answer], halted: int) -> str:

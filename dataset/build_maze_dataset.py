@@ -45,8 +45,10 @@ class MazeConfig(BaseModel):
     size: int = Field(30, ge=2, le=200, description="with --generate: rows of the maze")
     num_train: int = Field(1000, ge=1, le=1_000_000, description="with --generate: train mazes")
     num_test: int = Field(1000, ge=1, le=1_000_000, description="with --generate: test mazes, all different from train")
-    min_path_length: int = Field(
-        110, ge=1, description="with --generate: the shortest path takes more steps than this (110 suits size 30)"
+    min_path_length: OptionalInt = Field(
+        None,
+        ge=1,
+        description="with --generate: the shortest path takes more steps than this (default: by the size, 110 at 30)",
     )
     one_path: bool = Field(
         False, description="with --generate: only mazes with one shortest path, whose answer can be known"
@@ -77,12 +79,22 @@ def _generate(config: MazeConfig, seed: np.random.SeedSequence) -> dict[str, Puz
     from puzzles.maze_generator import generate_mazes  # imports numba, which the other sources do not need
 
     mazes = generate_mazes(
-        config.num_train + config.num_test, config.size, config.min_path_length, seed, one_path=config.one_path
+        config.num_train + config.num_test,
+        config.size,
+        config.min_path_length or usual_path_length(config.size),
+        seed,
+        one_path=config.one_path,
     )
     parts = {"train": slice(config.num_train), "test": slice(config.num_train, None)}
     return {
         name: GeneratedPuzzles(f"generated {name}", *(column[part] for column in mazes)) for name, part in parts.items()
     }
+
+
+def usual_path_length(size: int) -> int:
+    """Searchformer's 110 of a 30×30 maze, for another size: long, but found in seconds up to 20×20."""
+    share = size / 30
+    return max(1, int(110 * (share if share > 1 else share**1.5)))
 
 
 def build(config: MazeConfig) -> None:

@@ -57,6 +57,7 @@ from training.prediction_rows import PredictionRows
 from training.predictions import read_predictions
 
 KS = (1, 2, 10, 100, 1000)
+ATTEMPTS = 2  # that ARC allows
 CANDIDATES = 10  # for each test input, in the file of candidates
 
 
@@ -240,6 +241,7 @@ def _candidates(test: VotedInput) -> dict:
 
 
 def table(tasks: Tasks, result: dict) -> str:
+    """The scores; of the K that take all candidates there are, the first alone."""
     tests = [test for inputs in tasks.values() for test in inputs]
     different = {(task, key_of(test.input)): test for task, inputs in tasks.items() for test in inputs}
     sequences = sum(candidate.votes for test in different.values() for candidate in test.candidates)
@@ -248,7 +250,14 @@ def table(tasks: Tasks, result: dict) -> str:
         rows.append(f"{unknown:,} of {len(tests):,} test inputs have no answer and are not scored")
     if result["num_tasks"]:
         rows.append(f"{'K':>5}  {'task':>7}  {'fractional':>10}")
-        rows += [f"{k:>5}  {share:>7.2%}  {result['fractional'][k]:>10.2%}" for k, share in result["task"].items()]
+        most = max(len(test.candidates) for test in tests)
+        enough = min((int(k) for k in result["task"] if int(k) >= most), default=most)
+        for k, share in result["task"].items():
+            if int(k) <= max(enough, ATTEMPTS):
+                score = "  <- the score: two attempts" if int(k) == ATTEMPTS else ""
+                rows.append(f"{k:>5}  {share:>7.2%}  {result['fractional'][k]:>10.2%}{score}")
+        if any(int(k) > max(enough, ATTEMPTS) for k in result["task"]):
+            rows.append(f"no test input has more than {most} different answers, so that a larger K changes nothing")
     return "\n".join(rows)
 
 
@@ -268,6 +277,8 @@ def main() -> None:
         if "candidates" in outputs:
             write_candidates(outputs["candidates"], tasks, result, config)
         print(json.dumps(result, allow_nan=False) if config.as_json else table(tasks, result))
+        for option, path in outputs.items():
+            print(f"{option}: {path}", file=sys.stderr if config.as_json else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards loo
 """
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,31 +35,58 @@ RULES = {
 }
 
 
+TITLES = {
+    "steps": "Answers after the reasoning steps",
+    "participation": "Participation ratio of the states",
+    "scaling": "Accuracy against the allowed reasoning steps",
+    "reliability": "Accuracy against the model's confidence",
+}
+
+
+def titled(figure: Figure, report: dict[str, Any]) -> Figure:
+    """The figure with a line above it that says what it shows, and one with the checkpoint and the puzzles."""
+    checkpoint, dataset = ("/".join(Path(report[key]).parts[-2:]) for key in ("checkpoint", "dataset"))
+    puzzles = f"{report['examples']:,} puzzle{'s' * (report['examples'] != 1)}"
+    about = textwrap.fill(f"{checkpoint} · {puzzles} of {dataset}", int(15 * figure.get_figwidth()))
+    figure.suptitle(f"{TITLES[report['figure']]}\n{about}", fontsize=9, x=0.02, ha="left")
+    return figure
+
+
 def draw_steps(report: dict[str, Any]) -> Figure:
-    """One row per puzzle: the puzzle, the answer after the steps (at most 8 of them), the solution."""
+    """One row per puzzle: the puzzle, the answer after the steps that changed it (at most 8 of them), the solution."""
     kind, puzzles = report["kind"], report["puzzles"]
-    shown = spread(report["max_steps"], MAX_COLUMNS)
-    columns = len(shown) + 2
-    figure = Figure(figsize=(1.6 * columns, 1.95 * len(puzzles) + 0.45), layout="constrained")
+    shown = [[spans[i - 1] for i in spread(len(spans), MAX_COLUMNS)] for spans in map(unchanged_spans, puzzles)]
+    columns = max(map(len, shown)) + 2
+    figure = Figure(figsize=(max(1.6 * columns, 5), 1.95 * len(puzzles) + 0.45), layout="constrained")
     axes = figure.subplots(len(puzzles), columns, squeeze=False)
-    for row, puzzle in zip(axes, puzzles, strict=True):
+    for row, puzzle, spans in zip(axes, puzzles, shown, strict=True):
         question, solution = puzzle["puzzle"], puzzle["solution"]
         _show_board(row[0], "puzzle", kind, question, question)
-        for axis, number in zip(row[1:], shown, strict=False):
-            step = puzzle["steps"][number - 1]
-            before = question if number == 1 else puzzle["steps"][number - 2]["answer"]
-            changed = kind.visible(step["answer"]) != kind.visible(before)
-            solved = step["equal_cells"] == puzzle["cells"]
-            title = f"step {number}{' ✓' if solved else ''}"
-            _show_board(axis, title, kind, step["answer"], question, changed=changed, solution=solution)
+        for axis in row[len(spans) + 1 : -1]:
+            axis.set_axis_off()
+        for axis, span in zip(row[1:], spans, strict=False):
+            first, last = (puzzle["steps"][number - 1] for number in span)
+            before = question if span[0] == 1 else puzzle["steps"][span[0] - 2]["answer"]
+            changed = kind.visible(first["answer"]) != kind.visible(before)
+            solved = first["equal_cells"] == puzzle["cells"]
+            numbers = f"step {span[0]}" if first is last else f"steps {span[0]}–{span[1]}"
+            title = f"{numbers}{' ✓' if solved else ''}"
+            _show_board(axis, title, kind, first["answer"], question, changed=changed, solution=solution)
             axis.title.set_fontweight("bold" if solved else "normal")
-            cells = f"{step['equal_cells']}/{puzzle['cells']} cells"
-            axis.set_xlabel(f"{cells} · {step['confidence']:.0%} sure", fontsize=7.5)
+            sure = "–".join(dict.fromkeys(f"{100 * step['confidence']:.0f}" for step in (first, last)))
+            axis.set_xlabel(f"{first['equal_cells']}/{puzzle['cells']} cells · {sure}% sure", fontsize=7.5)
         _show_board(row[-1], "solution", kind, solution, question)
     meanings = {"changed": "changed in this step", "wrong": "differs from the solution"}
     patches = [Patch(fc=(PALETTE[name], 0.3), ec=PALETTE[name], lw=1.5, label=text) for name, text in meanings.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def unchanged_spans(puzzle: dict[str, Any]) -> list[tuple[int, int]]:
+    """The first and the last of the steps, from 1, with one answer, in their order."""
+    steps = puzzle["steps"]
+    starts = [n for n in range(len(steps)) if n == 0 or (steps[n]["answer"] != steps[n - 1]["answer"]).any()]
+    return [(first + 1, end) for first, end in zip(starts, [*starts[1:], len(steps)], strict=True)]
 
 
 def _show_board(axis: Axes, title: str, kind: Kind, tokens: np.ndarray, question: np.ndarray, **marked: Any) -> None:

@@ -2,7 +2,7 @@
 
     python -m evaluators.figures steps checkpoint=<run>/step_<n> [key=value …]
 
-    steps           the decoded answer after each reasoning step
+    steps           the decoded answer after each reasoning step; steps with the same answer share a board
     participation   how many dimensions the model's states use (z_H and z_L of HRM and TRM; docs/models.md has all),
                     against the number of puzzles, in this model and in an untrained one of the same shape
     scaling         exact accuracy and mean steps against the allowed number of steps, with and without Q-halting
@@ -41,14 +41,14 @@ from pydantic import Field
 from torch import Tensor
 
 from errors import UserError, one_line_errors
-from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps
+from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps, titled
 from files import check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
 from training.calibration import BINS, calibration_error, confidence_bins
-from training.checkpoints import load_model
+from training.checkpoints import beside, find_checkpoint, load_model
 from training.config import PretrainConfig, load_config
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
@@ -63,7 +63,7 @@ BATCH_SIZE = 64  # puzzles at a time, at most
 
 class FigureConfig(StrictModel):
     figure: Literal["steps", "participation", "scaling", "reliability"] = Field(description="which figure; comes first")
-    checkpoint: str = Field(description="a step_<n> in its run folder")
+    checkpoint: str = Field(description="a step_<n> in its run folder, or the folder: its best, else its last")
     examples: int | None = Field(
         default=None,
         ge=1,
@@ -127,7 +127,7 @@ class Subject:
 
 def open_subject(config: FigureConfig, examples: int, step_factor: int, device: torch.device) -> Subject:
     """The defaults are `examples` puzzles, and `step_factor` times the steps of training."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = find_checkpoint(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     check_data(checkpoint, run, config.data_path)
     dataset = open_to_answer(
@@ -387,13 +387,13 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
     subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {
         "figure": config.figure,
-        "checkpoint": config.checkpoint,
+        "checkpoint": str(subject.checkpoint),
         "dataset": f"{subject.dataset.config.dataset_path}/{subject.dataset.split}",
         "examples": len(subject.examples),
         "max_steps": subject.max_steps,
     } | figure.compute(subject)
     text, drawn = as_json(report).encode(), io.BytesIO()
-    figure.draw(report).savefig(drawn, format="png", dpi=DPI)
+    titled(figure.draw(report), report).savefig(drawn, format="png", dpi=DPI)
     with locked(picture.with_name(f".{picture.name}.lock"), f"is writing {picture}"):  # makes its folder
         write_atomically(picture.with_suffix(".json"), lambda file: file.write(text))
         write_atomically(picture, lambda file: file.write(drawn.getvalue()))
@@ -402,7 +402,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes; that it can be written is checked before the work."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = beside(find_checkpoint(config.checkpoint))
     path = Path(config.out) if config.out else checkpoint.parent
     if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"

@@ -47,7 +47,7 @@ from files import file_digest, write_atomically
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import Kind
-from training.checkpoints import load_model
+from training.checkpoints import beside, find_checkpoint, load_model
 from training.compilation import EVALUATION, compile_blocks
 from training.config import PretrainConfig, load_config
 from training.data import open_split
@@ -68,7 +68,7 @@ SIGMA = 0.3
 
 class SearchConfig(StrictModel):
     checkpoint: list[str] = Field(
-        min_length=1, description="step_<n> in its run folder; several, [a,b], search together"
+        min_length=1, description="a step_<n> in its run folder, or the folder; several, [a,b], search together"
     )
     depth: int | None = Field(
         default=None, ge=1, le=MAX_STEPS, description="segments (reasoning steps) at most; null: as in training"
@@ -126,8 +126,10 @@ class SearchConfig(StrictModel):
 
     @property
     def folder(self) -> Path:
-        first = Path(self.checkpoint[0])
-        return Path(self.output_dir) if self.output_dir else first.with_name(f"{first.name}_search")
+        if self.output_dir:
+            return Path(self.output_dir)
+        first = beside(find_checkpoint(self.checkpoint[0]))
+        return first.with_name(f"{first.name}_search")
 
 
 @dataclass
@@ -238,7 +240,7 @@ def is_right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     """Search a split; -> the report, as json=true prints it, on rank 0."""
-    checkpoints = [Path(path) for path in config.checkpoint]
+    checkpoints = [find_checkpoint(path) for path in config.checkpoint]
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise UserError("a checkpoint is named twice, and would have two votes; name each once")
     runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]

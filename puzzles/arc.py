@@ -106,6 +106,13 @@ class Arc(Kind):
         """The colours of the grid on a canvas, as lists."""
         return self.colours(tokens).tolist()
 
+    def typed(self, rows: list) -> str:
+        return json.dumps(rows)
+
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Its colours."""
+        return self.colours(tokens)
+
     def colours(self, tokens: np.ndarray) -> np.ndarray:
         """The colours of the grid on a canvas (cells,): (rows, columns)."""
         return self.grid(tokens) - FIRST_COLOUR

@@ -209,6 +209,17 @@ class Grid(Kind):
         texts = not self.words and not self.numbers and all(cell is not None for row in rows for cell in row)
         return ["".join(row) for row in rows] if texts else rows
 
+    def typed(self, rows: list) -> str:
+        """Lines of text, or JSON where `plain` writes lists."""
+        texts = not self.words and not self.numbers and all(isinstance(row, str) for row in rows)
+        return super().typed(rows) if texts else json.dumps(rows, ensure_ascii=False)
+
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Its symbols or, where these are numbers, those; None in a hole."""
+        rows = self.rows_of(tokens)
+        has_holes = any(cell is None for row in rows for cell in row)
+        return np.array(rows, object) if has_holes else np.array(rows)
+
     def rows_of(self, tokens: np.ndarray) -> list[list]:
         """The cells of a grid on a board (cells,) as in the files: texts or numbers, None in a hole."""
         cells: list = [None] * self.first_symbol + list(self.vocabulary[self.first_symbol :])

@@ -9,6 +9,7 @@ do not say it, and their kind is inferred here.
 """
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -187,6 +188,19 @@ class Kind(ABC):
         """A board (cells,) as it is written in JSON: by default its characters in one string."""
         return "".join(self.written[token] if token < self.vocab_size else "?" for token in tokens.tolist())
 
+    def text(self, tokens: np.ndarray) -> str:
+        """The same as people type it, so that it can be read again."""
+        written = self.plain(tokens)
+        return written if isinstance(written, str) else self.typed(written)
+
+    def typed(self, rows: list) -> str:
+        """Rows of cells as people type them: by default their characters, a row in each line."""
+        return lines_of(rows)
+
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """What stands in each cell of the board (cells,): (rows, columns), by default characters."""
+        return np.array(self.written)[self.grid(tokens)]
+
     def extent(self, tokens: np.ndarray) -> tuple[int, int]:
         """How many rows and columns of the board (cells,) count, from its top left corner."""
         return self.rows, self.columns
@@ -224,6 +238,10 @@ class Kind(ABC):
     @abstractmethod
     def violations(self, inputs: np.ndarray, answer: np.ndarray) -> list[str]:
         """What is wrong with one answer (cells,), in words; empty where it is right."""
+
+    def remarks(self, inputs: np.ndarray) -> list[str]:
+        """What someone who asks this puzzle should know of it, in words; it may take a second to find out."""
+        return []
 
     def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """What is right about an answer without violations, in words."""
@@ -308,6 +326,11 @@ class Puzzle:
     def title(self) -> str:
         return self.kind.title if self.task is None else f"ARC task {self.task}"
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and what the kind has to say of the puzzle."""
+        return (*self.notes, *self.kind.remarks(self.inputs))
+
 
 def read_puzzle(text: str, source: str, kind: Kind | type[Kind] | None = None) -> Puzzle:
     """Read a puzzle of this kind or, without one, of the kind that recognises it.
@@ -326,6 +349,18 @@ def read_puzzle(text: str, source: str, kind: Kind | type[Kind] | None = None) -
             f"(data_path=…)"
         )
     return kind.read(text, source) if isinstance(kind, Kind) else kind.parse(text, source)
+
+
+def lines_of(rows: list) -> str:
+    """Rows of cells, or texts, as lines."""
+    return "\n".join("".join(map(str, row)) for row in rows)
+
+
+def with_article(title: str) -> str:
+    """a 9×9 Sudoku, an 8×8 grid, an ARC grid"""
+    number = re.match(r"\d+", title)
+    vowel = re.match("8|11$|18$", number[0]) if number else title[:1] in "AEIOaeio"
+    return f"{'an' if vowel else 'a'} {title}"
 
 
 class Places:

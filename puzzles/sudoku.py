@@ -19,6 +19,7 @@ from puzzles.kind import PAD, Encoded, Kind, Look, Places, Puzzle, Transform, sh
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 BLANK, FIRST_DIGIT = 1, 2
+MOST_TRIES = 20_000  # of a search for two solutions: about a second
 SEPARATORS = frozenset("|+-│┃┼╋─━═║╬┬┴├┤┌┐└┘")
 
 _BITS = np.zeros(256, np.uint16)  # of each token: a bit of its own if it is a digit
@@ -109,6 +110,10 @@ class Sudoku(Kind):
         ]
         return Encoded(inputs, labels, problems)
 
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Its digits, 0 for a blank."""
+        return np.maximum(self.grid(tokens).astype(np.int64) - BLANK, 0)
+
     # Rules
 
     def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -137,6 +142,15 @@ class Sudoku(Kind):
             times = {2: "two", 3: "three", 4: "four"}.get(len(cells), str(len(cells)))
             found.append(f"{unit} {which + 1} has {times} {digit}s")
         return found
+
+    def remarks(self, inputs: np.ndarray) -> list[str]:
+        """Whether it is empty, has several solutions or none, as far as a search of `MOST_TRIES` steps finds out."""
+        if (inputs == BLANK).all():
+            return ["the Sudoku is empty: every full board that obeys the rules is right"]
+        solutions = _count_solutions(self.size, inputs.astype(np.uint8).tobytes())
+        if solutions == 0:
+            return ["the Sudoku has no solution: no board that obeys the rules keeps these clues"]
+        return ["the Sudoku has several solutions, of which any is right"] if solutions == 2 else []
 
     def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         return "every row, column and box is right, and the clues are kept"
@@ -234,6 +248,48 @@ def _units(size: int) -> dict[str, np.ndarray]:
     cells = np.arange(size * size).reshape(size, size)
     boxes = cells.reshape(size // box_rows, box_rows, size // box_columns, box_columns).swapaxes(1, 2)
     return {"row": cells, "column": cells.T, "box": boxes.reshape(size, size)}
+
+
+@lru_cache
+def _count_solutions(size: int, tokens: bytes) -> int | None:
+    """0, 1 or, for several, 2; None if that takes too long to find out.
+
+    In plain Python: puzzles/sudoku_generator.py counts much faster, but is compiled for half a minute first.
+    """
+    box_rows, box_columns = BOXES[size]
+    places = [(c // size, size + c % size, 2 * size + c // size // box_rows * box_rows + c % size // box_columns)
+              for c in range(size * size)]  # fmt: skip
+    free = [(1 << size) - 1] * (3 * size)  # digits that each row, column and box still lacks, as bits
+    blanks = [c for c, token in enumerate(tokens) if token == BLANK]
+    for c in set(range(size * size)).difference(blanks):
+        bit = 1 << tokens[c] - FIRST_DIGIT
+        if not all(free[unit] & bit for unit in places[c]):
+            return 0  # a clue is there twice
+        for unit in places[c]:
+            free[unit] ^= bit
+    tries = found = 0
+
+    def search() -> None:
+        """Fill a blank with the fewest candidates in every way, until two solutions are found or the tries used up."""
+        nonlocal tries, found
+        if not blanks:
+            found += 1
+            return
+        candidates = [free[row] & free[column] & free[box] for row, column, box in map(places.__getitem__, blanks)]
+        place = min(range(len(blanks)), key=lambda i: candidates[i].bit_count())
+        left, cell = candidates[place], blanks.pop(place)
+        while left and found < 2 and tries < MOST_TRIES:
+            tries, bit = tries + 1, left & -left
+            left ^= bit
+            for unit in places[cell]:
+                free[unit] ^= bit
+            search()
+            for unit in places[cell]:
+                free[unit] ^= bit
+        blanks.insert(place, cell)
+
+    search()
+    return None if tries >= MOST_TRIES and found < 2 else found
 
 
 def _separates(character: str) -> bool:

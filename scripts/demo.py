@@ -1,8 +1,8 @@
 """The demo, `make demo`: no network, no GPU; writes to data/ and checkpoints/ in the current folder.
 
-Generates 4×4 Sudokus, trains a small HRM on them, evaluates it on puzzles whose solutions it has never seen, draws the
-learning curve, and solves one of these puzzles, showing its answer after each reasoning step. Every command it runs is
-one that a user would type. README.md says how long it takes and what comes out.
+Generates 4×4 Sudokus, trains a small recurrent Transformer on them, evaluates it on puzzles whose solutions it has
+never seen, writes a report, and solves the puzzle whose answer the model revised most, step by step until it halts.
+Every command it runs is one that a user would type. README.md says how long it takes and what comes out.
 """
 
 import os
@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))  # run as a script
 import numpy as np  # noqa: E402
 
 from errors import one_line_errors  # noqa: E402
-from evaluators.solution import dataset_at_hand  # noqa: E402
+from evaluators.solution import Solution, dataset_at_hand  # noqa: E402
+from evaluators.solver import Solver  # noqa: E402
 from training.report import report  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
@@ -36,11 +37,17 @@ def command(*args: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def held_out_puzzle(number: int) -> str:
-    """A puzzle of the test split as a person would type it."""
-    tokens = np.load(f"{DATA}/test/all__inputs.npy", mmap_mode="r")[number]
+def most_revised(checkpoint: Path) -> str:
+    """The held-out puzzle, as a person would type it, in whose right answer most cells were changed after step 1."""
+    tokens = np.load(f"{DATA}/test/all__inputs.npy")
     _, kind = dataset_at_hand(Path(DATA))
-    return kind.plain(tokens)
+    puzzles = [kind.plain(row) for row in tokens]
+    found = Solver.load(checkpoint, device="cpu").solve(puzzles, halt="q")
+
+    def revisions(solution: Solution) -> tuple[bool, int]:
+        return bool(solution.valid), sum(int(answer.changed.sum()) for answer in solution.found[1:])
+
+    return puzzles[max(range(len(puzzles)), key=lambda number: revisions(found[number]))]
 
 
 def main(*overrides: str) -> None:
@@ -51,14 +58,18 @@ def main(*overrides: str) -> None:
     command("pretrain.py", "+experiment=sudoku_4x4_demo", *overrides)
     minutes = (time.monotonic() - start) / 60
     # The last one: best.json was chosen by looking at these very puzzles.
-    steps = [int(path.name[5:]) for path in Path(RUN).glob("step_*") if path.name[5:].isdecimal()]
-    checkpoint = Path(RUN) / f"step_{max(steps)}"
-    command("evaluate.py", f"checkpoint={checkpoint}", "save_format=none")
+    steps = [int(path.name[5:-4]) for path in Path(RUN).glob("step_*_ema")]
+    checkpoint = Path(RUN) / f"step_{max(steps)}_ema"
+    command("evaluate.py", f"checkpoint={checkpoint}", "halt=q", "save_steps=true")
 
     print(f"\n$ python -m training.report {RUN}")
     report([Path(RUN)])
-    command("solve.py", f"checkpoint={checkpoint}", f"puzzle={held_out_puzzle(0)}", "--gif", f"{RUN}/solved.gif")
-    print(f"\nTrained in {minutes:.1f} min. Now type a puzzle of your own into the last command.")
+    print("\nThe held-out puzzle whose answer it revised most:")
+    command(
+        "solve.py", f"checkpoint={checkpoint}", f"puzzle={most_revised(checkpoint)}", "halt=q", "--gif",
+        f"{RUN}/solved.gif",
+    )  # fmt: skip
+    print(f"\nTrained in {minutes:.1f} min. Open {RUN}/report.html; type a puzzle of your own into the last command.")
 
 
 if __name__ == "__main__":

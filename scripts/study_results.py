@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from evaluators.figure_plots import BLUE, DPI, GREEN, ORANGE, PURPLE, VERMILLION
 from files import write_atomically
 from scripts.study import ARCHITECTURES, MOST_SEGMENTS, TASKS, VARIANT_TASKS, VARIANTS, budgets, run_folder
-from training.report import read_lines
+from training.curves import read_lines
 
 if TYPE_CHECKING:
     from scripts.study import StudyConfig, StudyRun

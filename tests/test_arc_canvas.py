@@ -14,11 +14,11 @@ from evaluators import arc
 from evaluators.arc_query import read_query
 from evaluators.figure_plots import draw_tasks
 from evaluators.solution import dataset_at_hand, read_typed
+from evaluators.solver import kinds_with
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.arc import Arc
 from puzzles.draw import PALETTE
 from puzzles.kind import read_puzzle
-from solve import kinds_with
 from tests.arc_oracle import oracle_augment, oracle_encode, oracle_symmetry, write_tasks
 from tests.arc_predictions import save_torch
 from tests.browser import Page

@@ -154,9 +154,24 @@ def test_the_command(dataset, tmp_path, command, ranks):
 
     lines = command(*arguments[:2], "k=2")[0].splitlines()
     assert lines[0] == f"4 tasks with 6 test inputs, {len(rows['inputs'])} predictions"
-    k, task, fractional = lines[-1].split()
+    k, task, fractional = lines[-1].removesuffix("  <- the score: two attempts").split()
     assert (k, task) == ("2", f"{json.loads(out)['task']['2']:.2%}")
     assert fractional == f"{json.loads(out)['fractional']['2']:.2%}"
+
+
+def test_the_table_marks_the_score_and_ends_where_nothing_changes(dataset, tmp_path, command):
+    rows, ballots = predict(dataset, 3)
+    arguments = (f"dataset={dataset}", f"predictions={save_torch(tmp_path / 'step_1', rows)}")
+    most = max(len(oracle_ranking(ballot)) for ballot in ballots.values())
+    assert 2 < most < 100
+    lines = command(*arguments)[0].splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == ["1", "2", "10"] + ["100"] * (most > 10)
+    assert [line for line in lines if line.endswith("<- the score: two attempts")] == [lines[3]]
+    assert lines[-1] == f"no test input has more than {most} different answers, so that a larger K changes nothing"
+    written = tmp_path / "out.json"
+    out, err = command(*arguments, f"submission={written}", "json=true")
+    assert set(json.loads(out)["task"]) == {"1", "2", "10", "100", "1000"}  # scripts look for these
+    assert err.splitlines()[-1] == f"submission: {written}"
 
 
 def test_checkpoints_vote_together_only_when_named(dataset, tmp_path, command):
@@ -245,6 +260,8 @@ def test_private_tasks_are_answered_and_not_scored(tmp_path, command):
         "2 of 6 test inputs have no answer and are not scored",
         "    K     task  fractional",
         "    1  100.00%     100.00%",
+        f"submission: {files[0]}",
+        f"candidates: {files[1]}",
     ]
     assert "warning" not in err
     result = {"num_tasks": 2, "task": {"1": 1.0}, "fractional": {"1": 1.0}, "without_answer": 2}

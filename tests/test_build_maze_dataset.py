@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from dataset import build_maze_dataset, puzzle_csv
-from dataset.build_maze_dataset import MazeConfig, build
+from dataset.build_maze_dataset import MazeConfig, build, usual_path_length
 from errors import UserError
+from puzzles.kind import find_kind
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "tests" / "reference" / "maze"
@@ -218,6 +219,15 @@ def test_options_that_make_no_sense(tmp_path: Path, options: dict, message: str)
     with pytest.raises(ValueError, match=message):
         build(MazeConfig(output_dir=tmp_path / "out", **options))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [3, 5, 9])
+def test_a_size_alone_is_enough(tmp_path: Path, size: int) -> None:
+    """Searchformer's 110 steps are more than such a maze has cells."""
+    build(MazeConfig(generate=True, size=size, num_train=3, num_test=1, output_dir=tmp_path / "out"))
+    kind = find_kind("maze")(size, size)
+    steps = [kind.shortest_path_steps(row) for row in load(tmp_path / "out", "train")["inputs"]]
+    assert min(steps) > usual_path_length(size) and usual_path_length(30) == 110
 
 
 def test_script_fails_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:

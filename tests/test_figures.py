@@ -13,7 +13,7 @@ from scipy.stats import binomtest, ortho_group
 
 from errors import UserError
 from evaluators import figures
-from evaluators.figure_plots import BLUE, ORANGE, VERMILLION, draw_steps, spread, wilson_interval
+from evaluators.figure_plots import BLUE, ORANGE, TITLES, VERMILLION, draw_steps, spread, titled, wilson_interval
 from evaluators.figures import Moments, batches, doubling, participation_ratio
 from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1
 from puzzles.draw import PALETTE, board_image
@@ -294,6 +294,32 @@ def test_arc_grids_have_their_colours_and_may_be_empty():
     pixels = drawn(draw_steps({"kind": arc, "max_steps": 1, "puzzles": [row]}))
     assert share(pixels, "#FF4136") > 0.01
     assert share(pixels, "#FFDC00") > 0.02
+
+
+def test_steps_with_the_same_answer_share_a_board():
+    kind = find_kind("sudoku")(4, 4)
+    puzzle, answers = np.full(16, 1), [np.full(16, token, np.uint8) for token in (2, 3, 3, 3, 2, 2)]
+    steps = [
+        {"step": n, "answer": answer, "confidence": n / 10, "equal_cells": 16 * (answer[0] == 3)}
+        for n, answer in enumerate(answers, start=1)
+    ]
+    once = [step | {"answer": answers[0], "equal_cells": 0} for step in steps]
+    row = {"puzzle": puzzle.astype(np.uint8), "solution": answers[1], "cells": 16}
+    report = {"kind": kind, "max_steps": 6, "puzzles": [row | {"steps": steps}, row | {"steps": once}]}
+    axes = draw_steps(report).axes
+    assert [axis.get_title() for axis in axes] == [
+        "puzzle", "step 1", "steps 2–4 ✓", "steps 5–6", "solution", "puzzle", "steps 1–6", "", "", "solution",
+    ]  # fmt: skip
+    assert axes[2].get_xlabel() == "16/16 cells · 20–40% sure"
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_figure_says_what_it_shows(checkpoint, monkeypatch, name):
+    seen = []
+    monkeypatch.setattr(figures, "titled", lambda *args: seen.append(titled(*args)) or seen[-1])
+    make(monkeypatch, name, checkpoint, "examples=3", "max_steps=2")
+    title, about = seen[0]._suptitle.get_text().split("\n")
+    assert title == TITLES[name] and about == f"{checkpoint.parent.name}/{checkpoint.name} · 3 puzzles of data/test"
 
 
 def test_many_steps_are_spread():

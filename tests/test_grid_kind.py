@@ -9,7 +9,7 @@ from dataset.build_grid_dataset import GridConfig, build
 from dataset.format import load_metadata, read_identifiers
 from errors import UserError
 from evaluators.search import Search, choices_of, think
-from evaluators.solution import answers, as_json, dataset_at_hand, judge, read_typed
+from evaluators.solution import Solution, answers, as_json, dataset_at_hand, judge, read_typed
 from evaluators.trajectories import Plan, Segment
 from puzzles.draw import board_image, board_lines, draw_frames
 from puzzles.grid import Grid
@@ -100,14 +100,14 @@ def test_answers_are_compared_in_the_cells_that_count(tmp_path):
     puzzle = read_typed('{"input": "aa", "output": "b?"}', "puzzle", kind)
     tokens = {symbol: kind.tokens[symbol] for symbol in ".?ab"}
     row = [tokens["b"], tokens["a"], *[tokens["b"]] * 6]
-    (found,) = answers(puzzle, [step(1, torch.tensor([row]), torch.tensor([0.0]))])
+    ((found,),) = (one.values() for one in answers([puzzle], [step(1, torch.tensor([row]), torch.tensor([0.0]))]))
     assert kind.plain(found.tokens) == ["ba"]
     assert found.changed.tolist() == [True] + [False] * 7
     assert judge(puzzle, found.tokens).text == "right: equal to the stated output"
     wrong = found.tokens.copy()
     wrong[0] = tokens["."]
     assert judge(puzzle, wrong).text == "wrong: 1 of 2 cells differ from the stated output"
-    reported = as_json(puzzle, [found], judge(puzzle, found.tokens))
+    reported = as_json(Solution(puzzle, [found], judge(puzzle, found.tokens)))
     assert (reported["kind"], reported["puzzle"], reported["answer"]) == ("grid", ["aa"], ["ba"])
     assert len(draw_frames(puzzle, [found], judge(puzzle, found.tokens))) == 2
 
@@ -177,7 +177,7 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_a_model_knows_a_puzzle_by_its_id(tmp_path):
-    from solve import find_embedding
+    from evaluators.solver import find_embedding
 
     kind = grid_kind(tmp_path, pair("ab", "ba", id="x"), pair("ba", "ab", id="y"), identifiers=True)
     names = read_identifiers(tmp_path / "out")

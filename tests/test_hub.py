@@ -159,7 +159,8 @@ def test_what_is_uploaded(fake, folder):
     assert hub.push(folder, "small-run") == REPO  # with the user's name before it
     place = fake.root / REPO
     records = {"all_config.yaml", "metrics.jsonl", "hrm_act_v1.py", "losses.py"}
-    assert names(place) == records | {"model.safetensors", "README.md"}
+    assert names(place) == records | {"model.safetensors", "README.md", "dataset.json"}
+    assert (place / "dataset.json").read_bytes() == (PIPELINE / "dataset/train/dataset.json").read_bytes()
     for name in records:
         assert (place / name).read_bytes() == (folder / name).read_bytes()
     with safe_open(place / "model.safetensors", framework="pt") as file:
@@ -210,7 +211,9 @@ def test_tensors_that_changed_on_the_way_are_refused(fake, folder, tmp_path):
     content = bytearray(place.read_bytes())
     content[-100] ^= 1
     place.write_bytes(content)
-    with pytest.raises(UserError, match="does not hold the tensors that were pushed: it is damaged; pull again"):
+    with pytest.raises(
+        UserError, match="does not hold the tensors that were written: it is damaged; get the file again"
+    ):
         hub.pull(REPO, tmp_path / "pulled")
 
 
@@ -265,7 +268,15 @@ def test_a_run_in_a_folder_of_a_repository(fake, folder, tmp_path, monkeypatch, 
     hub.main(["pull", REPO, "--subfolder", inside])
     pulled = tmp_path / "checkpoints" / "small-run" / inside
     assert f"{inside.strip('./')}/step_60" in capsys.readouterr().out
-    assert names(pulled) == {"all_config.yaml", "metrics.jsonl", "hrm_act_v1.py", "losses.py", "step_60", "README.md"}
+    assert names(pulled) == {
+        "all_config.yaml",
+        "metrics.jsonl",
+        "hrm_act_v1.py",
+        "losses.py",
+        "step_60",
+        "README.md",
+        "dataset.json",
+    }
     assert_same_bits(load(pulled / "step_60"), load(PIPELINE / "final_checkpoint.pt"))
     for wrong, message in (("rum", "it has no folder rum"), ("../x", "leaves the repository"), ("/x", "leaves")):
         with pytest.raises(UserError, match=message):
@@ -295,8 +306,9 @@ def test_what_is_pulled(fake, folder, tmp_path):
     target = tmp_path / "pulled"
     hub.pull(REPO, target)
     records = {"all_config.yaml", "metrics.jsonl", "hrm_act_v1.py", "losses.py"}
-    assert names(target) == records | {"step_60", "README.md"}
-    assert names(fake.root / "cache" / REPO / "main") == records | {"model.safetensors", "README.md"}  # nor downloaded
+    beside = {"README.md", "dataset.json"}
+    assert names(target) == records | beside | {"step_60"}
+    assert names(fake.root / "cache" / REPO / "main") == records | beside | {"model.safetensors"}  # nor downloaded
     for name in records:
         assert (target / name).read_bytes() == (folder / name).read_bytes()
         assert (target / name).stat().st_mode & stat.S_IWUSR and not (target / name).is_symlink()
@@ -322,7 +334,7 @@ def test_which_checkpoint_is_pushed(fake, folder, tmp_path):
     torch.save({"w": torch.ones(2)}, folder / "step_60_ema")
     (folder / "best.json").write_text(json.dumps({"checkpoint": "step_9", "step": 9}))
     for asked, expected in [
-        (None, "step_60"),
+        (None, "step_9"),
         ("step_60_ema", "step_60_ema"),
         ("best", "step_9"),
         ("step_9", "step_9"),
@@ -399,7 +411,7 @@ def test_a_private_push_is_private(fake, folder):
         (lambda run: (run / "all_config.yaml").unlink(), None, "all_config.yaml is missing"),
         (lambda run: (run / "all_config.yaml").write_text("a: [1"), None, "is not the config of a run"),
         (lambda run: (run / "all_config.yaml").write_text("- 1"), None, "is not the config of a run"),
-        (lambda run: [(run / name).unlink() for name in ("step_9", "step_60")], None, "holds no checkpoint step_<n>$"),
+        (lambda run: [(run / name).unlink() for name in ("step_9", "step_60")], None, "holds no checkpoint step_<n>;"),
         (lambda run: None, "step_61", "no checkpoint step_61; it has step_9, step_60"),
         (lambda run: None, "metrics.jsonl", "no checkpoint metrics.jsonl"),
         (lambda run: None, "best", "no checkpoint best"),

@@ -1,6 +1,8 @@
 """Whole runs through the command line: python -m pytest tests/test_pretrain.py"""
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -26,8 +28,9 @@ from tests.runs import (
     refusal,
 )
 from training.config import from_hydra, load_config
-from training.metrics import eval_metrics
+from training.metrics import eval_metrics, progress_bar
 from training.run_folder import name_run
+from training.step import train_step
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +312,26 @@ def test_without_a_q_target_there_is_no_loss_of_q_continue(tmp_path):
     lines = lines_with(pretrain(tmp_path / "run", epochs=4, **{"arch.q_target": "off"}), "train/")
     assert len(lines) == 20
     assert not lines_with(lines, "train/q_continue_loss")
+
+
+def test_a_finished_run_has_a_full_bar(tmp_path, capsys):
+    """The number of steps is known beforehand only about: a pass ends where a batch cannot be filled."""
+    steps = pretrain(tmp_path / "run", epochs=4, eval_interval=1, global_batch_size=7)[-1]["step"]
+    assert re.search(rf"train: 100%.*\| {steps}/{steps} ", capsys.readouterr().err.split("\r")[-1])
+
+
+def test_the_first_step_does_not_count_in_what_is_left(tmp_path, capsys, monkeypatch):
+    """It compiles, or sets up the device, which tells nothing about the others."""
+    waits = iter([1.5])
+
+    def bar(*args, **options):
+        shown = progress_bar(*args, **options)
+        shown.mininterval = 0
+        return shown
+
+    monkeypatch.setattr("pretrain.train_step", lambda *args: (time.sleep(next(waits, 0)), train_step(*args))[1])
+    monkeypatch.setattr("pretrain.progress_bar", bar)
+    pretrain(tmp_path / "run", epochs=8, eval_interval=8)
+    bars = re.findall(r"train: .*?(\d+)/40 \[\d\d:\d\d<(\d\d):(\d\d)", capsys.readouterr().err)
+    left = [60 * int(minutes) + int(seconds) for step, minutes, seconds in bars if int(step) in (2, 3)]
+    assert left and max(left) < 20

@@ -1,17 +1,32 @@
-"""Learning curves: python -m pytest tests/test_report.py"""
+"""The report of a run: python -m pytest tests/test_report.py"""
 
+import base64
 import hashlib
+import io
 import json
+import re
+import shutil
 import subprocess
 import sys
+from html import unescape
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import evaluate
 from errors import UserError
+from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from tests.launch import ROOT
-from training.report import read_run, report, smooth
+from tests.runs import PIPELINE, here, pretrain
+from tests.sample_datasets import build_arc
+from training.curves import read_run, shown_panels, smooth
+from training.distributed import Ranks
+from training.prediction_examples import look_at
+from training.predictions import PredictionWriter
+from training.report import report
 
 
 @pytest.fixture
@@ -41,8 +56,8 @@ def test_steps_in_which_nothing_halted_have_no_accuracy(folder):
 
 
 def test_the_picture_and_the_table(folder, capsys):
-    path = report([folder])
-    with Image.open(path) as image:
+    assert report([folder]) == folder / "report.html"
+    with Image.open(folder / "learning_curves.png") as image:
         assert image.size[0] > 1000
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # lines were drawn
     rows = capsys.readouterr().out.splitlines()
@@ -72,7 +87,9 @@ NO_METRICS = {
     "no file": (None, "metrics.jsonl is missing; name a run folder"),
     "nothing": (b"", "empty: the run has not made a step yet"),
     "blank lines": (b"\n \n", "empty"),
-    "half a line": (STEP + b'{"step": 2, "tr', "damaged in line 2: Unterminated string"),
+    "half a line": (STEP + b'{"step": 2, "tr\n' + STEP, "damaged in line 2"),
+    "half a line, ended": (STEP + b'{"step": 2, "tr\n', "damaged in line 2"),
+    "nothing but half a line": (b'{"step": 2, "tr', "damaged in line 1: Unterminated string"),
     "NUL bytes": (STEP + bytes(100) + STEP, "damaged in line 2"),
     "a list": (STEP + b"[1, 2]\n", "line 2: it is no JSON object"),
     "a number": (b"1\n", "line 1: it is no JSON object"),
@@ -98,7 +115,7 @@ def test_what_is_no_metrics_is_refused_by_its_line(tmp_path, name):
         (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
         report([tmp_path])
-    assert not list(tmp_path.glob("*.png"))
+    assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.html"))
 
 
 ODD_METRICS = {
@@ -129,7 +146,8 @@ def warnings_in(recwarn) -> list:
 def test_odd_metrics_are_drawn_all_the_same(tmp_path, capsys, recwarn, name):
     content, expected = ODD_METRICS[name]
     (tmp_path / "metrics.jsonl").write_bytes(content)
-    with Image.open(report([tmp_path])) as image:
+    report([tmp_path])
+    with Image.open(tmp_path / "learning_curves.png") as image:
         assert image.size[0] > 1000
     captured = capsys.readouterr()
     for line in expected:
@@ -152,17 +170,19 @@ def test_a_run_may_have_any_name(folder, tmp_path, recwarn, name):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("curves.xyz", r"curves.xyz must end in \.png, \.pdf, \.svg"),
-        ("curves", r"curves must end in"),
-        ("", "is a folder; name a file"),
+        ("curves.xyz", r"curves.xyz must be a folder, or end in \.html, \.png, \.pdf, \.svg"),
+        ("curves", r"curves must be a folder"),
+        ("taken.html", "taken.html is there and holds something else"),
+        ("folder.html/x.html", "cannot write .*x.html: No such file or directory"),
         ("nowhere/curves.png", "cannot write .*nowhere/curves.png: No such file or directory"),
     ],
 )
 def test_where_no_picture_can_go_is_said_before_the_work(folder, monkeypatch, out, message):
     monkeypatch.setattr("training.report.read_run", lambda folder: pytest.fail("it was read"))
+    (folder / "taken.html").write_text("<p>mine</p>")
     with pytest.raises(UserError, match=message):
         report([folder], folder / out)
-    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "taken.html"]
 
 
 def test_a_run_that_is_named_twice_is_refused(folder):
@@ -190,3 +210,248 @@ def test_lines_that_changed_since_a_state_was_saved_are_named(folder, capsys):
     metrics.write_bytes(lines.replace(b'"step": 50', b'"step": 51'))
     report([folder])
     assert capsys.readouterr().err.startswith(f"warning: {metrics} is not what the run had written at step 300: lines")
+
+
+def test_a_last_line_that_is_not_whole_is_left_out(folder, capsys):
+    """As while a run writes it, or after it was killed."""
+    whole = (folder / "metrics.jsonl").read_bytes() + b"\n"
+    (folder / "metrics.jsonl").write_bytes(whole + b'{"step": 401, "train/lm_l')
+    report([folder])
+    assert "the last line of" in capsys.readouterr().err
+    assert "step 400; the last line of metrics.jsonl is not whole" in (folder / "report.html").read_text()
+
+
+def test_steps_that_never_change_are_said_and_not_drawn(tmp_path, folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {key: 8.0 for key in ("train/steps", "eval/halt_q/steps") if key in line and line.get("train/count", 1)}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert list(shown_panels([read_run(tmp_path)])) == ["loss per token", "exact accuracy"]
+    (tmp_path / "all_config.yaml").write_text("seed: 1\n")
+    report([tmp_path])
+    assert "it takes 8 reasoning steps at every evaluation" in (tmp_path / "report.html").read_text()
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 20 steps on 4×4 Sudokus, with two evaluations."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    pretrain(folder, epochs=4, eval_interval=2, **{"arch.halt_exploration_prob": 0.5})
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "<b>run & co"))
+
+
+def text_of(page: Path) -> str:
+    """What is read on a page, without tags, pictures and styles."""
+    text = re.sub(r"<(style|svg).*?</\1>", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"</?(code|span)[^>]*>", "", text)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+def test_the_page_says_what_was_trained_on_what(run):
+    text = text_of(report([run]))
+    for part in (
+        "<b>run & co", "HierarchicalReasoningModel_ACTV1, 57,794 parameters, at most 4 reasoning steps: hidden size 32",
+        "4×4 Sudoku; train: 200 examples of 40 puzzles; test: 21 examples", "4 epochs in batches of 8; learning rate",
+        "step 20 ", "% exactly right after all reasoning steps", "% where the model halts (after ", "steps a second",
+        "MFLOP a training step as counted", "cpu (", "PyTorch 2", "The command", "pretrain.py", "Learning curves",
+        f"python evaluate.py checkpoint={run}/step_", "halt=q save_steps=true",
+    ):  # fmt: skip
+        assert part in text, part
+    source = (run / "report.html").read_text()
+    assert "<b>run" not in source and "src=" not in source.replace('src="data:', "")
+    assert not re.search(r"(href|url\()=?[\"'(]?https?:", source)
+
+
+def evaluated(run: Path, *options: str) -> str:
+    here(evaluate.main, f"checkpoint={run / 'step_20'}", "device=cpu", "compile=off", *options)
+    return text_of(report([run]))
+
+
+def test_predictions_give_reliability_halting_and_examples(run):
+    text = evaluated(run, "halt=q", "save_steps=true")
+    assert re.search(r"Answers of step_20 to 21 puzzles of the split\s+test, where each halts: \d+ right: ", text)
+    for part in ("Does it know when it is right?", "When does it halt?", "Expected calibration error", "surest first"):
+        assert part in text, part
+    assert "evaluate.py" not in text.split("What its answers show")[1]
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (run / "report.html").read_text())
+    assert len(pictures) >= 9
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as image:
+        assert min(image.size) > 300
+    text = evaluated(run)
+    assert "More to see with evaluate.py: save_steps=true saves" in text and "halt=q lets" in text
+    assert "When does it halt?" not in text and "cells revised" not in text
+
+
+def test_what_predictions_show_is_what_they_hold(run):
+    """Counted anew, one puzzle at a time, from the arrays on disk."""
+    evaluated(run, "save_steps=true")
+    seen = look_at(run / "step_20", PIPELINE / "dataset")
+    load = {field: np.load(run / f"step_20_preds/{field}.0.npy") for field in ("answers_by_step", "q_halt_logits")}
+    labels = np.load(PIPELINE / "dataset/test/all__labels.npy")
+    by_step, sure = load["answers_by_step"], 1 / (1 + np.exp(-load["q_halt_logits"].astype(float)))
+    right = [bool((answers[-1] == label).all()) for answers, label in zip(by_step, labels, strict=True)]
+    revised = [sum(int((b != a).sum()) for a, b in pairwise(answers)) for answers in by_step]
+    assert (seen.puzzles, seen.right) == (21, sum(right))
+    assert [example.revised for example in seen.most_revised] == [
+        revised[row] for row in sorted(range(21), key=lambda row: (not right[row], -revised[row]))[:3]
+    ]
+    wrong = sorted((row for row in range(21) if not right[row]), key=lambda row: -sure[row])[:3]
+    assert [example.confidence for example in seen.sure_and_wrong] == pytest.approx([sure[row] for row in wrong])
+    for example, row in zip(seen.sure_and_wrong, wrong, strict=True):
+        np.testing.assert_array_equal(example.answers, by_step[row])
+        np.testing.assert_array_equal(example.solution, labels[row])
+    assert seen.bins[0].sum() == 21 and seen.bins[1].sum().item() == pytest.approx(sure.sum())
+
+
+def test_halting_is_counted_by_steps(run):
+    evaluated(run, "halt=q")
+    steps = np.load(run / "step_20_preds/steps.0.npy")
+    np.testing.assert_array_equal(
+        look_at(run / "step_20", PIPELINE / "dataset").halted, np.bincount(steps, minlength=5)
+    )
+
+
+def test_several_runs_are_compared_and_keep_what_is_their_own(run, trained, tmp_path):
+    other = Path(shutil.copytree(trained, tmp_path / "other" / run.name))  # the same name
+    config = (other / "all_config.yaml").read_text()
+    (other / "all_config.yaml").write_text(re.sub(r"(?m)^seed: .*", "seed: 77", config))
+    metrics = (other / "metrics.jsonl").read_text()
+    (other / "metrics.jsonl").write_text(
+        re.sub(r'"eval/exact_accuracy": [\d.]+', '"eval/exact_accuracy": 0.5', metrics)
+    )
+    old = trained.parent / "old"  # of an earlier version: nothing but metrics
+    old.mkdir(exist_ok=True)
+    (old / "metrics.jsonl").write_bytes(STEP)
+    page = report([run])
+    before = {path: path.read_bytes() for path in (page, run / "learning_curves.png")}
+    compared = report([old, run, other], None)
+    assert compared == old / "comparison.html"
+    assert {path: path.read_bytes() for path in before} == before
+    assert report([run, other]) == run / "comparison.html" and (run / "comparison.png").exists()
+    rows = re.findall(r"<tr>(.*?)</tr>", compared.read_text())
+    cells = [[unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)] for row in rows]
+    assert [row[:2] for row in cells[1:4]] == [
+        [str(other), "50.00%"], [str(run), cells[2][1]], [str(old), "–"]
+    ]  # fmt: skip
+    differing = {row[0]: row[1:] for row in cells[5:]}
+    assert differing["seed"] == ["–", "7", "77"]
+    assert "checkpoint_path" not in differing
+    assert "no evaluation yet" in text_of(compared)
+
+
+@pytest.mark.parametrize(("out", "page", "picture"), [
+    ("there.html", "there.html", "there.png"), (".", "report.html", "learning_curves.png"), ("a.svg", None, "a.svg"),
+])  # fmt: skip
+def test_where_the_report_goes(folder, tmp_path_factory, out, page, picture):
+    place = tmp_path_factory.mktemp("place")
+    for _ in range(2):  # its own page is replaced
+        assert report([folder], place / out) == place / (page or picture)
+    assert sorted(path.name for path in place.iterdir()) == sorted(filter(None, (page, picture)))
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
+DAMAGE = {
+    "config": ("all_config.yaml", b"arch: [", "Learning curves"),
+    "config of words": ("all_config.yaml", b"arch: 3\ndata_path: [1]\nepochs: many\nlr: fast\n", "which is not here"),
+    "environment": ("environment.json", b"[{]", "57,794 parameters"),  # counted anew
+    "environment of words": (
+        "environment.json",
+        b'[3, {"device": 5, "packages": 1, "started": "x", "command": "y"}]',
+        "5",
+    ),
+    "best": ("best.json", b'{"value": "high", "checkpoint": 3}', "Result"),
+    "predictions": ("step_20_preds/manifest.json", b"{}", "The predictions cannot be shown: "),
+    "a search": ("step_20_search/report.json", b'{"puzzles": 0, "right": {"q": 1}, "oracle_right": 1}', "Result"),
+    "votes": ("votes.json", b'{"scores": {"task": []}}', "Result"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_or_old_is_one_line_less(run, name):
+    file, content, expected = DAMAGE[name]
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).write_bytes(content)
+    assert expected in text_of(report([run]))
+
+
+def test_a_run_that_was_stopped_and_gone_on_with_tells_its_time(run):
+    starts = json.loads((run / "environment.json").read_text())
+    assert starts[0]["last_step"] == 20 and starts[0]["ended"] >= starts[0]["started"]
+    span = {"started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T10:01:00+00:00"}
+    (run / "environment.json").write_text(json.dumps([starts[0] | span, starts[0] | span | {"first_step": 10}]))
+    assert "2.0 min, evaluations included" in text_of(report([run]))
+    (run / "environment.json").write_text(json.dumps([starts[0] | span | {"ended": None}, starts[0] | span]))
+    assert "evaluations included" not in text_of(report([run]))  # the first was killed: nobody knows when
+
+
+def test_searches_votes_and_figures_in_the_folder_are_shown(run):
+    (run / "step_20_search").mkdir()
+    search = {"puzzles": 20, "right": {"q": 10, "majority": 11}, "oracle_right": 13, "mean_steps": 3.5, "choose": "q"}
+    (run / "step_20_search/report.json").write_text(json.dumps(search | {"trajectories": 8}))
+    scores = {"num_tasks": 400, "task": {"1": 0.25, "2": 0.3}, "fractional": {"1": 0.26, "2": 0.31}}
+    (run / "votes.json").write_text(json.dumps({"format": 1, "split": "test", "scores": scores, "tasks": {}}))
+    (run / "step_20_scaling.json").write_text('{"figure": "scaling"}')
+    Image.new("RGB", (9, 9)).save(run / "step_20_scaling.png")
+    text = text_of(report([run]))
+    for part in (
+        "8 trajectories of each of 20 puzzles, 3.5 steps on average", "majority 11 55.00%",
+        "any answer right (looks at the labels) 13 65.00%", "400 ARC tasks", "pass@2 30.00% 31.00%", "step_20_scaling",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_an_arc_run_shows_its_tasks(run, tmp_path):
+    """Grids of different sizes, whose tasks have names; predictions made up."""
+    dataset = build_arc(tmp_path, num_aug=2)
+    names = json.loads((dataset / "identifiers.json").read_text())
+    shape = dict(seed=0, global_batch_size=64, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
+    data = PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(dataset), **shape), "test")
+    made = {"checkpoint": "step_1", "halt": "q", "max_steps": 4, "answers_by_step": True}
+    with PredictionWriter(run / "step_1", data, Ranks(0, 1, 0), **made) as writer:
+        for _, batch, examples in data.test_batches():
+            n = len(examples)
+            answers = np.where(batch["labels"][:n] < 0, 0, batch["labels"][:n]).astype(np.uint8)
+            by_step = np.repeat(answers[:, None], 4, axis=1)
+            by_step[:, 0, 31] = 11 - by_step[:, 0, 31]
+            ones = np.ones(n, np.float32)
+            writer.append(
+                {
+                    "examples": examples,
+                    "answers": answers,
+                    "answers_by_step": by_step,
+                    "steps": np.full(n, 2, np.uint16),
+                }
+                | {"q_halt_logits": ones, "q_continue_logits": ones}
+            )
+    text = text_of(report([run]))
+    assert "right: 100.00%" in text and "1 cell revised" in text
+    assert any(f"{name}: right" in text for name in names[1:])
+
+
+def test_the_page_fits_a_telephone_and_a_screen(run, browser):
+    evaluated(run, "halt=q", "save_steps=true")
+    browser.get_log("browser")
+    for width, dark in ((1280, False), (375, True)):
+        scheme = [dict(name="prefers-color-scheme", value="dark" if dark else "light")]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=scheme))
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600),
+        )
+        browser.get((run / "report.html").as_uri())
+        size = browser.execute_script(
+            "const root = document.documentElement, style = getComputedStyle(document.body);"
+            "return [root.scrollWidth, style.color, style.backgroundColor,"
+            " getComputedStyle(document.querySelector('svg text')).fill]"
+        )
+        assert size[0] <= width
+        assert size[1] == size[3] != size[2]  # charts are written in the page's ink
+    assert not browser.get_log("browser")

@@ -196,7 +196,7 @@ def refusal(*args, **env) -> str:
 def test_bash_and_shellcheck_find_nothing():
     subprocess.run(["bash", "-n", ROOT / SCRIPT], check=True)
     checker = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which("shellcheck")
-    assert checker, "pip install -r requirements.txt"
+    assert checker, "pip install -e .[dev]"
     done = subprocess.run([checker, "--shell=bash", ROOT / SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -520,7 +520,7 @@ def test_without_the_dataset_the_weights_say_what_fits(tmp_path, capsys):
     metadata = json.loads((PIPELINE / "dataset/test/dataset.json").read_text()) | another
     (tmp_path / "gone/train").mkdir(parents=True)
     (tmp_path / "gone/train/dataset.json").write_text(json.dumps(metadata))
-    solved(f"checkpoint={rope}", "puzzle=" + "." * 16, "max_steps=1")  # another dataset lies there now
+    solved(f"checkpoint={rope}", "puzzle=1..43.1..14.4..1", "max_steps=1")  # another dataset lies there now
     assert capsys.readouterr().err == ""
     weights = load(rope)
     del weights["model.inner.embed_tokens.embedding_weight"]
@@ -529,11 +529,31 @@ def test_without_the_dataset_the_weights_say_what_fits(tmp_path, capsys):
         solved(f"checkpoint={rope}", "puzzle=" + "." * 16, f"data_path={tmp_path / 'nowhere'}")
 
 
+@pytest.mark.parametrize(
+    ("puzzle", "said"),
+    [
+        ("." * 16, "the Sudoku is empty: every full board that obeys the rules is right"),
+        ("1" + "." * 15, "the Sudoku has several solutions, of which any is right"),
+        ("123....4........", "the Sudoku has no solution: no board that obeys the rules keeps these clues"),
+        ("1..43.1..14.4..1", None),
+    ],
+)
+def test_a_puzzle_that_is_none_is_called_so(checkpoint, capsys, puzzle, said):
+    solved(f"checkpoint={checkpoint}", f"puzzle={puzzle}")
+    assert capsys.readouterr().err == ("" if said is None else f"note: {said}\n")
+    assert as_json(capsys, f"checkpoint={checkpoint}", f"puzzle={puzzle}")["notes"] == [said] * (said is not None)
+
+
 def test_json_alone_is_printed(checkpoint, capfd):
     solved(f"checkpoint={checkpoint}", "puzzle=" + "0" * 16, "--json")
     captured = capfd.readouterr()
     assert json.loads(captured.out)["puzzle"] == "." * 16
     assert captured.err == ""
+
+
+def test_an_arc_grid_has_its_article(checkpoint):
+    with pytest.raises(UserError, match="was trained on 4×4 Sudokus, but the puzzle is an ARC grid; use"):
+        solved(f"checkpoint={checkpoint}", "puzzle=[[1, 2]]")
 
 
 def test_a_mistake_is_one_line(checkpoint):

@@ -71,6 +71,19 @@ def test_a_run_stops_after_so_many_minutes(handlers, monkeypatch):
         request.check()
 
 
+def test_a_step_that_would_end_too_late_is_not_begun(handlers, monkeypatch):
+    now = 500.0
+    monkeypatch.setattr("training.stopping.time.monotonic", lambda: now)
+    request = StopRequest(10, ONE)
+    now += 400
+    request.note_step(199)
+    assert request.reason is None
+    request.note_step(201)
+    assert request.reason == "max_minutes=10"
+    request.note_step(0)  # an evaluation, which is looked at batch by batch
+    assert request.reason is None
+
+
 def test_patience_counts_evaluations():
     patient, endless = EarlyStopping(EarlyStop(patience=3), ONE), EarlyStopping(EarlyStop(), ONE)
     for improved, reason in ((True, False), (False, False), (False, False), (False, True), (True, False)):

@@ -1,11 +1,13 @@
 """Sudokus: text, rules and symmetries: python -m pytest tests/test_sudoku.py"""
 
 import csv
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from errors import UserError
+from puzzles import sudoku
 from puzzles.kind import read_puzzle
 from puzzles.sudoku import Sudoku
 from puzzles.sudoku_generator import all_4x4_grids
@@ -239,3 +241,30 @@ def test_all_copies_of_a_4x4_sudoku_and_no_more():
     assert len({t.cells.tobytes() + t.tokens.tobytes() for t in everything}) == 24 * 8 * 8 * 2
     with pytest.raises(UserError, match="has 3072 different ones"):
         Sudoku(4, 4).symmetries(3073, seed=0)
+
+
+def test_how_many_solutions_a_puzzle_has():
+    """4×4: against all boards that there are; 9×9: a hard one, one with a clue less, and none found in time."""
+    boards = all_4x4_grids()
+    random = np.random.default_rng(0)
+    said = Counter()
+    for _ in range(300):
+        clues = random.random(16) < random.uniform(0.1, 0.6)
+        board = np.where(clues, random.integers(1, 5, 16) if random.random() < 0.5 else boards[random.integers(288)], 0)
+        solutions = min(2, (boards[:, board > 0] == board[board > 0]).all(1).sum())
+        inputs = (board + 1).astype(np.uint8)
+        (remark,) = Sudoku(4, 4).remarks(inputs) or [""]
+        words = {0: "has no solution", 1: "", 2: "has several solutions" if (board > 0).any() else "is empty"}
+        assert words[solutions] in remark and bool(remark) == (solutions != 1)
+        said[solutions] += 1
+    assert min(said[0], said[1], said[2]) > 20
+    hard = "4....5......7....1.72.6....2.....16.....4..8..5...7..99..1..2...41.9..3.5.3......"
+    for text, remark in {hard: [], "." + hard[1:]: ["the Sudoku has several solutions, of which any is right"]}.items():
+        assert Sudoku(9, 9).remarks(Sudoku.parse(text, "").inputs) == remark
+
+
+def test_the_search_for_solutions_ends(monkeypatch):
+    monkeypatch.setattr(sudoku, "MOST_TRIES", 10)
+    sudoku._count_solutions.cache_clear()
+    assert sudoku._count_solutions(9, bytes([2] + [1] * 80)) is None
+    sudoku._count_solutions.cache_clear()

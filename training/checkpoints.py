@@ -5,14 +5,21 @@ was written, so that a damaged one is not taken for a worse one: {"step_10": {"b
 There `data` is the identity of the training split (`dataset.format.content_digest`). A checkpoint without an entry,
 such as a published one, is loaded as it is. It may carry the prefixes of compiled and parallel models, or lie in a
 dictionary.
+
+A `.safetensors` file holds the same state dict, and says of itself what it was: the file's name in its run, `step`,
+`data`, and a digest of the tensors. On the Hugging Face Hub and in pretrained/ it is called `model.safetensors`.
 """
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dataset.format import PuzzleDatasetMetadata
@@ -22,6 +29,9 @@ from models.losses import ACTLossHead
 from training.config import PretrainConfig
 
 RECORDS = "checkpoints.json"
+SAFETENSORS = ".safetensors"
+SHARED = f"model{SAFETENSORS}"  # the one checkpoint of a folder on the Hub or in pretrained/
+ORIGINAL_CHECKPOINT = "checkpoint"  # as the original's repositories call it
 # What others wrap a state dict in, and what their wrappers of a model put before each key
 CONTAINERS = ("model_state_dict", "state_dict", "model")
 COMPILED_PREFIX, PARALLEL_PREFIX = "_orig_mod.", "module."
@@ -32,6 +42,58 @@ POSITION_TABLE = "model.inner.embed_pos.embedding_weight"  # of models with lear
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+Weights = dict[str, Tensor]
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The file that a person means by a checkpoint: itself or, of a run folder, the best or else the last one.
+
+    The best is the one in `best.json`, the last that of the highest step, with averaged weights if there are any. A
+    folder of the Hub or of pretrained/ holds one alone. Raises `UserError` for a folder without checkpoints; whether a
+    file is there is left to whoever reads it.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return folder
+    if (folder / "best.json").exists():
+        return best_checkpoint(folder)
+    steps = checkpoints_in(folder)
+    alone = [folder / one for one in (SHARED, ORIGINAL_CHECKPOINT) if (folder / one).is_file()]
+    if not steps and not alone:
+        raise UserError(f"{folder} holds no checkpoint step_<n>; name a run folder, or a checkpoint in one")
+    return steps[-1] if steps else alone[0]
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The checkpoint that `best.json` names. Raises `UserError` if that is damaged, or the file gone."""
+    try:
+        name = str(read_json(folder / "best.json", "name another", limit=1 << 20)["checkpoint"])
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/best.json is damaged ({error}); name a step_<n> file") from None
+    if step_of(name) is None or not (folder / name).is_file():
+        raise UserError(f"{folder}/best.json names {name!a:.100}, which is not there; name a step_<n> file")
+    return folder / name
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The `step_<n>` files of a run folder by their step; averaged weights come after those of the same step."""
+    return sorted(
+        (path for path in folder.iterdir() if step_of(path.name) is not None and path.is_file()),
+        key=lambda path: (step_of(path.name), path.name),
+    )
+
+
+def step_of(name: str) -> int | None:
+    """The step in a checkpoint's file name (step_60, step_60_ema), None for any other file."""
+    match = re.fullmatch(r"step_(\d+)(_ema)?", name)
+    return int(match[1]) if match else None
+
+
+def beside(checkpoint: Path) -> Path:
+    """What the names of files begin with that are made from a checkpoint, such as its predictions."""
+    return checkpoint.with_name(checkpoint.name.removesuffix(SAFETENSORS))
+
+
 class CheckpointRecord(BaseModel):
     """What is known of a checkpoint that was written here."""
 
@@ -40,7 +102,7 @@ class CheckpointRecord(BaseModel):
     data: str | None = None
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], data: str | None) -> None:
+def save_weights(path: Path, weights: Weights, data: str | None) -> None:
     """Write a checkpoint and its entry in checkpoints.json; `data` is the identity of what it was trained on."""
     written = write_atomically(path, lambda file: torch.save(weights, file))
     record = CheckpointRecord(bytes=written.size, sha256=written.sha256, data=data)
@@ -67,11 +129,13 @@ def read_records(folder: Path) -> dict[str, CheckpointRecord]:
 
 def trained_on(checkpoint: Path) -> str | None:
     """The identity of the training split (`dataset.format.content_digest`) of a checkpoint, if it was recorded."""
+    if checkpoint.suffix == SAFETENSORS:
+        return read_safetensors(checkpoint)[2]
     record = read_records(checkpoint.parent).get(checkpoint.name)
     return None if record is None else record.data
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> Weights:
     """The tensors of a checkpoint, on the CPU, without what others put around and before their names.
 
     Raises `UserError` if the file is missing, is not what was written, or holds anything but dense tensors.
@@ -80,7 +144,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     remedy = "name a step_<n> file"
     check_is_file(path, remedy)
     check_record(path)
-    weights = _unwrapped(load_tensors(path, remedy), path)
+    is_safe = path.suffix == SAFETENSORS
+    weights = _unwrapped(read_safetensors(path)[1] if is_safe else load_tensors(path, remedy), path)
     for name, tensor in weights.items():
         if kind := _odd_kind(tensor):
             raise UserError(f"{path}: {name:.100} is a {kind} tensor, where plain ones are expected; convert it")
@@ -120,7 +185,48 @@ def load_tensors(path: Path, remedy: str) -> Any:
         raise UserError(f"{path} is not a readable checkpoint: {reason}; {remedy}") from None
 
 
-def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
+def write_safetensors(weights: Weights, path: Path, checkpoint: str, data: str | None) -> None:
+    """Write the tensors of the checkpoint of this name, which was trained on `data`, bit for bit."""
+    # safetensors takes neither views of a shared storage nor tensors that are not row-major.
+    separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
+    step = step_of(checkpoint)
+    about = {"format": "pt", "checkpoint": checkpoint, "step": step, "data": data, "sha256": tensors_digest(weights)}
+    save_file(separate, path, metadata={key: str(value) for key, value in about.items() if value is not None})
+
+
+def read_safetensors(path: Path) -> tuple[str, Weights, str | None]:
+    """-> (the checkpoint's name in its run, its tensors, the identity of what it was trained on)"""
+    remedy = "get the file again"
+    check_is_file(path, remedy)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last of PyTorch's mapping
+        raise UserError(f"{path} is damaged: {first_line(error)}; {remedy}") from None
+    name = about.get("checkpoint", ORIGINAL_CHECKPOINT)
+    # It becomes a file name where a run is pulled, so the file may not choose it freely.
+    if step_of(name) is None and name != ORIGINAL_CHECKPOINT:
+        raise UserError(f"{path} names its checkpoint {name!r}; it must be step_<n> or {ORIGINAL_CHECKPOINT}")
+    if not weights:
+        raise UserError(f"{path} holds no tensors; {remedy}")
+    if about.get("sha256", sent := tensors_digest(weights)) != sent:
+        raise UserError(f"{path} does not hold the tensors that were written: it is damaged; {remedy}")
+    data = about.get("data", "")
+    return name, weights, data if re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", data) else None
+
+
+def tensors_digest(weights: Weights) -> str:
+    """SHA-256 of names, types, shapes and values, however a file lays them out."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _unwrapped(loaded: Any, path: Path) -> Weights:
     """The state dict in what a file holds, with its keys as they are here."""
     for _ in CONTAINERS:  # one in the other at most; a dictionary may also hold itself
         outer = loaded if isinstance(loaded, dict) else {}

@@ -190,7 +190,9 @@ class PretrainConfig(StrictModel):
     eval_max_examples: int | None = Field(
         default=None, ge=1, le=MOST, description="evaluate only a seeded subset of this size during training"
     )
-    load_checkpoint: str | None = Field(default=None, min_length=1, description="start from the weights of this file")
+    load_checkpoint: str | None = Field(
+        default=None, min_length=1, description="start from the weights of this checkpoint"
+    )
     load_checkpoint_puzzle_emb: Literal["error", "mean", "zero"] = Field(
         default="error", description="error: refuse another number of puzzle embeddings; mean, zero: start from that"
     )
@@ -207,7 +209,10 @@ class PretrainConfig(StrictModel):
         default=2, ge=1, le=MOST, description="training states to keep; model checkpoints are all kept"
     )
     max_minutes: float | None = Field(
-        default=None, gt=0, le=1e9, description="after this time, save and stop as on a signal"
+        default=None,
+        gt=0,
+        le=1e9,
+        description="save and stop as on a signal before a step that would end later than this",
     )
 
     project_name: str | None = Field(default=None, min_length=1, description="W&B project, and the folder of its runs")

@@ -1,15 +1,21 @@
-"""Move a run to and from the Hugging Face Hub.
+"""Move a run to and from the Hugging Face Hub, or pack it into a folder of its own.
 
     python -m training.hub push <run> <user/name> [checkpoint=step_<n>] [private=true]
     python -m training.hub pull <user/name> [<run>] [revision=<branch, tag or commit>] [subfolder=<folder>]
+    python -m training.hub pack <run> <folder> [checkpoint=step_<n>] [dtype=bfloat16]
 
 A repository holds one checkpoint:
 
 model.safetensors            its tensors, bit for bit; metadata: `checkpoint`, the file's name in the run, `step`, and
                              `data`, the identity of what it was trained on (checkpoints.json)
 README.md                    a model card
+dataset.json                 of the training split, if it is at hand: what kind of puzzle the model solves
 all_config.yaml, metrics.jsonl, the model's source    as in the run folder, see training/run_folder.py
 environment.json             of the run folder, without the commands, in which there may be secrets
+
+A packed folder, such as those in pretrained/, is the same but for two things that make it small enough for a
+repository of code: it has no source, and of the metrics the evaluations alone. `dtype` rounds the weights. Its README
+says with which command the run was started. Every command takes such a folder as a checkpoint.
 
 Nothing else is uploaded or brought, training states and predictions neither. Pull also takes repositories in the
 original's format: a pickled `checkpoint` or `step_<n>` beside `all_config.yaml`. Nothing that comes with a download is
@@ -18,7 +24,6 @@ ever executed. Pushing needs a login with write permission (`hf auth login`, or 
 
 import fnmatch
 import glob
-import hashlib
 import json
 import math
 import re
@@ -29,6 +34,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -41,23 +47,36 @@ from huggingface_hub.utils import (
 )
 from huggingface_hub.utils.logging import set_verbosity_error
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from errors import UserError, first_line, one_line_errors
-from files import check_is_file, read_json, temporary_folder, write_atomically
-from training.checkpoints import read_weights, save_weights, trained_on
+from files import read_json, temporary_folder, write_atomically
+from training.checkpoints import (
+    ORIGINAL_CHECKPOINT,
+    SAFETENSORS,
+    SHARED,
+    Weights,
+    checkpoints_in,
+    find_checkpoint,
+    read_safetensors,
+    read_weights,
+    save_weights,
+    step_of,
+    trained_on,
+    write_safetensors,
+)
 from training.config import PretrainConfig, load_config
+from training.curves import check_history, number, read_lines
 from training.options import StrictModel, from_cli
-from training.report import check_history, number, read_lines
 from training.run_folder import model_sources
 
-Weights = dict[str, torch.Tensor]
-
-ORIGINAL_CHECKPOINT = "checkpoint"  # as the original's repositories call it
-RECORDS = ("all_config.yaml", "metrics.jsonl", "environment.json")
+DATASET = "dataset.json"
+RECORDS = ("all_config.yaml", "metrics.jsonl", "environment.json", DATASET)
 DOWNLOADED = ("model.safetensors", "README.md", *RECORDS, "*.py", ORIGINAL_CHECKPOINT, "step_*")
-AT_HOME = ("step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "README.md", "wandb", ".*")
+AT_HOME = (
+    "step_*", "state_*", "best.json", "checkpoints.json", "learning_curves.png", "report.html", "comparison.*",
+    "README.md", "wandb", ".*",
+)  # fmt: skip
 ENVIRONMENT = ("git_commit", "python", "packages", "device", "ranks")  # what environment.json says in public
 PREDICTIONS = ("*_all_preds.*", "*_preds/*")
 CARD_METRICS = ("eval/exact_accuracy", "test/exact_accuracy")
@@ -73,18 +92,13 @@ REMEDIES = {  # the first that fits counts, so subclasses come before their base
 
 
 def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = False) -> str:
-    """Upload a checkpoint (default: the newest) and what describes it, as one commit; -> the repository's full name.
+    """Upload a checkpoint (default: the best, else the last) and what describes it, as one commit; -> the repository's
+    full name.
 
     Everything in the run is read and checked before the repository is made.
     """
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder; name a run folder (checkpoint_path of pretrain.py)")
-    config = load_config(str(run / "all_config.yaml"))
-    path = choose_checkpoint(run, checkpoint)
-    weights = read_weights(path)  # it is moved, not asked for an answer
-    check_history(run, "restore it, or move the states away to push it as it is")
-    public_environment(run)
-    metrics = metrics_at(run, step_of(path.name))
+    config, name, weights, data = open_run(run, checkpoint)
+    metrics = metrics_at(run, step_of(name))
     api = HfApi()
     with hub_errors("push to", repo):
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id  # with the user's name before it
@@ -94,21 +108,76 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
     with tempfile.TemporaryDirectory(prefix="hub-") as temporary:
         folder = Path(temporary)
         try:
-            write_safetensors(weights, folder / "model.safetensors", path.name, trained_on(path))
+            write_safetensors(weights, folder / SHARED, name, data)
             copy_records(run, folder, config)
-            (folder / "README.md").write_text(model_card(repo, path.name, config, metrics), encoding="utf-8")
+            copy_description(run, folder, config)
+            (folder / "README.md").write_text(model_card(repo, name, config, metrics), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot prepare the upload in {folder}: {error}; free space, or set TMPDIR") from None
         with hub_errors("push to", repo):
             api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                commit_message=f"{path.name} of {run.resolve().name}",
-                delete_patterns="metrics.jsonl",  # of another run, if this one has none
+                commit_message=f"{name} of {run.resolve().name}",
+                delete_patterns=["metrics.jsonl", DATASET],  # of another run, if this one has none
             )
     if left_out := strangers(run, config):
         print(f"left out, since no run writes it: {', '.join(left_out)}")
     return repo
+
+
+def open_run(run: Path, checkpoint: str | None) -> tuple[PretrainConfig, str, Weights, str | None]:
+    """Read a run that is to be moved, and check it; -> its config, and name, tensors and data of a checkpoint."""
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder; name a run folder (checkpoint_path of pretrain.py)")
+    config = load_config(str(run / "all_config.yaml"))
+    found = read_checkpoint(choose_checkpoint(run, checkpoint))
+    check_history(run, "restore it, or move the states away to take it as it is")
+    public_environment(run)
+    return config, *found
+
+
+def pack(run: Path, folder: Path, checkpoint: str | None = None, dtype: str | None = None) -> Path:
+    """Make `folder`, which holds a checkpoint (default: the best, else the last) and what describes it; -> the file.
+
+    `dtype` is that of its floats, by default as they are. The folder is made whole or not at all.
+    """
+    config, name, weights, data = open_run(run, checkpoint)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; name a new folder, or remove it")
+    if dtype is not None:
+        to = getattr(torch, dtype)
+        weights = {key: value.to(to) if value.is_floating_point() else value for key, value in weights.items()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder) as made:
+            write_safetensors(weights, made / SHARED, name, data)
+            shutil.copyfile(run / "all_config.yaml", made / "all_config.yaml")
+            copy_description(run, made, config)
+            (made / "metrics.jsonl").write_text("".join(evaluations(run)), encoding="utf-8")
+            card = packed_card(folder, name, config, metrics_at(run, step_of(name)), first_command(run))
+            (made / "README.md").write_text(card, encoding="utf-8")
+            shutil.copymode(made / "README.md", made / SHARED)  # safetensors lets nobody else read its file
+            made.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {error}; nothing was kept") from None
+    return folder / SHARED
+
+
+def evaluations(run: Path) -> list[str]:
+    """The lines of metrics.jsonl that hold what was measured on a split held out, as JSON."""
+    path = run / "metrics.jsonl"
+    lines = read_lines(path) if path.exists() else []
+    kept = [{key: value for key, value in line.items() if not key.startswith("train/")} for line in lines]
+    return [json.dumps(line) + "\n" for line in kept if len(line) > 1]
+
+
+def first_command(run: Path) -> str | None:
+    """What the run was started with, as one types it, if environment.json says so."""
+    path = run / "environment.json"
+    starts = read_json(path, "remove it", limit=1 << 26) if path.is_file() else []
+    words = [str(word) for word in starts[0].get("command") or ()] if starts else []
+    return " ".join(["python", Path(words[1]).name, *map(shlex.quote, words[2:])]) if len(words) > 1 else None
 
 
 def pull(repo: str, run: Path, revision: str | None = None, subfolder: str | None = None) -> Path:
@@ -117,20 +186,10 @@ def pull(repo: str, run: Path, revision: str | None = None, subfolder: str | Non
     `subfolder` is the folder of the repository that holds the run. The download goes through the Hub's cache, so that
     an interrupted one goes on where it stopped.
     """
-    inside = PurePosixPath(subfolder or ".")
-    if inside.is_absolute() or ".." in inside.parts:
-        raise UserError(f"subfolder={subfolder} leaves the repository; name a folder in it")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists already; name a new folder, or remove it")
-    with hub_errors("pull", repo):
-        patterns = [str(PurePosixPath(glob.escape(str(inside)), name)) for name in DOWNLOADED]
-        snapshot = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(PREDICTIONS))
-        )
+    snapshot = download(repo, revision, subfolder)
     try:
-        snapshot = snapshot / inside
-        if not snapshot.is_dir():
-            raise UserError(f"it has no folder {subfolder}")
         config = load_config(str(snapshot / "all_config.yaml"))
         name, weights, data = read_snapshot(snapshot)
     except UserError as error:
@@ -143,90 +202,53 @@ def pull(repo: str, run: Path, revision: str | None = None, subfolder: str | Non
             else:  # of an earlier version or the original, which say nothing to check it by
                 write_atomically(folder / name, lambda file: torch.save(weights, file))
             copy_records(snapshot, folder, config)
-            if (snapshot / "README.md").is_file():
-                shutil.copyfile(snapshot / "README.md", folder / "README.md")
+            for beside in ("README.md", DATASET):
+                if (snapshot / beside).is_file():
+                    shutil.copyfile(snapshot / beside, folder / beside)
             folder.rename(run)
     except OSError as error:
         raise UserError(f"cannot write {run}: {error.strerror or error}; nothing was kept") from None
     return run / name
 
 
+def download(repo: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """Bring a repository into the cache of the Hub's client; -> the folder there, whose files must not be changed."""
+    inside = PurePosixPath(subfolder or ".")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(f"subfolder={subfolder} leaves the repository; name a folder in it")
+    with hub_errors("pull", repo):
+        patterns = [str(PurePosixPath(glob.escape(str(inside)), name)) for name in DOWNLOADED]
+        snapshot = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(PREDICTIONS)
+        )
+    if not (Path(snapshot) / inside).is_dir():
+        raise UserError(f"{repo} is not a run: it has no folder {subfolder}")
+    return Path(snapshot) / inside
+
+
 def choose_checkpoint(folder: Path, name: str | None) -> Path:
-    """The checkpoint with this file name, the one in best.json for `best`, or by default the newest step_<n>."""
-    if name == "best" and (folder / "best.json").exists():
-        try:
-            name = str(read_json(folder / "best.json", "name another", limit=1 << 20)["checkpoint"])
-        except (UserError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}/best.json is damaged ({error}); name a step_<n> file") from None
-    there = sorted((path for path in folder.iterdir() if is_checkpoint(path.name) and path.is_file()), key=by_step)
-    chosen = [path for path in there if (path.name == name if name else re.fullmatch(r"step_\d+", path.name))]
-    if not chosen:
-        has = f"; it has {', '.join(path.name for path in there)}" if there else ""
-        raise UserError(f"{folder} holds no checkpoint {name or 'step_<n>'}{has}")
-    return chosen[-1]
-
-
-def by_step(path: Path) -> int:
-    step = step_of(path.name)
-    return -1 if step is None else step
+    """The checkpoint with this file name, the one in best.json for `best`, or by default what the folder stands for."""
+    if name is None or (name == "best" and (folder / "best.json").exists()):
+        return find_checkpoint(folder)
+    if is_checkpoint(name) and (folder / name).is_file():
+        return folder / name
+    there = ", ".join(path.name for path in checkpoints_in(folder))
+    raise UserError(f"{folder} holds no checkpoint {name}" + (f"; it has {there}" if there else ""))
 
 
 def is_checkpoint(name: str) -> bool:
-    return name == ORIGINAL_CHECKPOINT or step_of(name) is not None
-
-
-def step_of(name: str) -> int | None:
-    """The step in a checkpoint's file name (step_60, step_60_ema), None for any other file."""
-    match = re.fullmatch(r"step_(\d+)(_ema)?", name)
-    return int(match[1]) if match else None
-
-
-def write_safetensors(weights: Weights, path: Path, checkpoint: str, data: str | None) -> None:
-    # safetensors takes neither views of a shared storage nor tensors that are not row-major.
-    separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
-    step = step_of(checkpoint)
-    about = {"format": "pt", "checkpoint": checkpoint, "step": step, "data": data, "sha256": tensors_digest(weights)}
-    save_file(separate, path, metadata={key: str(value) for key, value in about.items() if value is not None})
-
-
-def read_safetensors(path: Path) -> tuple[str, Weights, str | None]:
-    """-> (the checkpoint's file name, its tensors, the identity of what it was trained on)"""
-    check_is_file(path, "pull again")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last of PyTorch's mapping
-        raise UserError(f"{path} is damaged: {first_line(error)}; pull again") from None
-    name = about.get("checkpoint", ORIGINAL_CHECKPOINT)
-    # The name becomes a file name here, so the repository may not choose it freely.
-    if not is_checkpoint(name):
-        raise UserError(f"{path} names its checkpoint {name!r}; it must be step_<n> or {ORIGINAL_CHECKPOINT}")
-    if not weights:
-        raise UserError(f"{path} holds no tensors")
-    if about.get("sha256", sent := tensors_digest(weights)) != sent:
-        raise UserError(f"{path} does not hold the tensors that were pushed: it is damaged; pull again")
-    data = about.get("data", "")
-    return name, weights, data if re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", data) else None
-
-
-def tensors_digest(weights: Weights) -> str:
-    """SHA-256 of names, types, shapes and values, however a file lays them out."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return name in (ORIGINAL_CHECKPOINT, SHARED) or step_of(name) is not None
 
 
 def read_snapshot(folder: Path) -> tuple[str, Weights, str | None]:
-    """The same of a download in this format or the original's."""
-    if (folder / "model.safetensors").exists():
-        return read_safetensors(folder / "model.safetensors")
-    has_original = (folder / ORIGINAL_CHECKPOINT).is_file()
-    path = choose_checkpoint(folder, ORIGINAL_CHECKPOINT if has_original else None)
-    return path.name, read_weights(path), None
+    """-> name, tensors and data of the checkpoint in a download, in this format or the original's."""
+    alone = [folder / name for name in (SHARED, ORIGINAL_CHECKPOINT) if (folder / name).is_file()]
+    return read_checkpoint(alone[0] if alone else find_checkpoint(folder))
+
+
+def read_checkpoint(path: Path) -> tuple[str, Weights, str | None]:
+    """-> (its name in its run, its tensors, the identity of what it was trained on, if that is known)"""
+    return read_safetensors(path) if path.suffix == SAFETENSORS else (path.name, read_weights(path), trained_on(path))
 
 
 def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
@@ -237,6 +259,14 @@ def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
     environment = public_environment(source)
     if environment is not None:
         (target / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def copy_description(source: Path, target: Path, config: PretrainConfig) -> None:
+    """Copy what the run's training split says of itself, from the run if it has that already, else from the dataset."""
+    places = (source / DATASET, Path(config.data_path) / "train" / DATASET)
+    place = next((place for place in places if place.is_file()), None)
+    if place is not None:
+        shutil.copyfile(place, target / DATASET)
 
 
 def source_names(config: PretrainConfig) -> list[str]:
@@ -274,15 +304,7 @@ def metrics_at(run: Path, step: int | None) -> dict[str, float]:
 
 
 def model_card(repo: str, checkpoint: str, config: PretrainConfig, metrics: dict[str, float]) -> str:
-    dataset = re.sub(r"[^\w.+ -]", "_", Path(config.data_path).name)  # whatever it is, it stays in its cell and line
-    run = default_run(repo)
-    about, *_ = (sys.modules[config.arch.model_class.__module__].__doc__ or config.arch.name).strip().splitlines()
-    rows = [
-        ("checkpoint", f"`{checkpoint}`"),
-        ("dataset folder", f"`{dataset}`"),
-        *((f"`{key}`", f"{value:.4f}") for key, value in metrics.items()),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    dataset, run = dataset_name(config), default_run(repo)
     return f"""---
 library_name: pytorch
 tags:
@@ -291,13 +313,7 @@ tags:
 
 # {repo.split("/")[-1]}
 
-{about}
-It is a small recurrent network that solves puzzles by updating its state until it decides to halt.
-
-| | |
-| --- | --- |
-{table}
-
+{about_model(checkpoint, config, metrics)}
 `model.safetensors` holds the weights, `all_config.yaml` the architecture and how it was trained, `metrics.jsonl` the
 learning curves where they were recorded, the `.py` files the source of the model.
 
@@ -308,6 +324,47 @@ python -m training.hub pull {shlex.quote(repo)} {shlex.quote(run)}
 python evaluate.py checkpoint={shlex.quote(f"{run}/{checkpoint}")} data_path={shlex.quote(f"data/{dataset}")}
 ```
 """
+
+
+def packed_card(
+    folder: Path, checkpoint: str, config: PretrainConfig, metrics: dict[str, float], command: str | None
+) -> str:
+    trained = f"\nIt was trained with\n\n```bash\n{command}\n```\n" if command else ""
+    return f"""# {folder.name}
+
+{about_model(checkpoint, config, metrics)}
+`model.safetensors` holds the weights, `all_config.yaml` the architecture and how it was trained, `dataset.json` what it
+was trained on, `metrics.jsonl` what was measured.
+{trained}
+To use it:
+
+```bash
+python solve.py checkpoint={shlex.quote(folder.as_posix())} puzzle=…
+```
+"""
+
+
+def about_model(checkpoint: str, config: PretrainConfig, metrics: dict[str, float]) -> str:
+    """What a card says of any model, and a table."""
+    about, *_ = (sys.modules[config.arch.model_class.__module__].__doc__ or config.arch.name).strip().splitlines()
+    rows = [
+        ("checkpoint", f"`{checkpoint}`"),
+        ("dataset folder", f"`{dataset_name(config)}`"),
+        *((f"`{key}`", f"{value:.4f}") for key, value in metrics.items()),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""{about}
+It is a small recurrent network that solves puzzles by updating its state until it decides to halt.
+
+| | |
+| --- | --- |
+{table}
+"""
+
+
+def dataset_name(config: PretrainConfig) -> str:
+    """The name of its dataset's folder; whatever it is, it stays in its cell and line."""
+    return re.sub(r"[^\w.+ -]", "_", Path(config.data_path).name)
 
 
 @contextmanager
@@ -329,7 +386,7 @@ def default_run(repo: str, subfolder: str | None = None) -> str:
 class PushConfig(StrictModel):
     run: str = Field(min_length=1, description="run folder")
     repo: str = Field(description="user/name; made where it does not exist")
-    checkpoint: str | None = Field(default=None, description="its file name, or best; null: the newest step_<n>")
+    checkpoint: str | None = Field(default=None, description="its file name; null or best: the best, else the last")
     private: bool = Field(default=False, description="make the repository private")
 
 
@@ -342,7 +399,18 @@ class PullConfig(StrictModel):
     subfolder: str | None = Field(default=None, description="the run's folder in the repository; null: all of it")
 
 
-COMMANDS = {"push": (PushConfig, ("run", "repo")), "pull": (PullConfig, ("repo", "run"))}
+class PackConfig(StrictModel):
+    run: str = Field(min_length=1, description="run folder")
+    folder: str = Field(min_length=1, description="folder to make")
+    checkpoint: str | None = Field(default=None, description="its file name; null or best: the best, else the last")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="null: as it is")
+
+
+COMMANDS = {
+    "push": (PushConfig, ("run", "repo")),
+    "pull": (PullConfig, ("repo", "run")),
+    "pack": (PackConfig, ("run", "folder")),
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -358,6 +426,9 @@ def main(args: list[str] | None = None) -> None:
         if name == "push":
             repo = push(Path(given.run), given.repo, given.checkpoint, given.private)
             print(f"pushed to {repo}; fetch it with: python -m training.hub pull {repo} <run>")
+        elif name == "pack":
+            made = pack(Path(given.run), Path(given.folder), given.checkpoint, given.dtype)
+            print(f"packed {made} ({made.stat().st_size:,} bytes); read its README.md before you publish it")
         else:
             run = given.run or default_run(given.repo, given.subfolder)
             checkpoint = pull(given.repo, Path(run), given.revision, given.subfolder)

@@ -24,6 +24,8 @@ class PredictionRows:
     answers: np.ndarray  # (n, seq_len)
     q_halt_logits: np.ndarray  # (n,) float32
     q_continue_logits: np.ndarray | None  # (n,) float32
+    steps: np.ndarray | None = None  # (n,) reasoning steps taken; this and the next where they were asked for
+    answers_by_step: np.ndarray | None = None  # (n, max_steps, seq_len)
 
     def only(self, numbers: np.ndarray) -> "PredictionRows":
         """The rows where `numbers` (n,) is true."""

@@ -23,7 +23,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -239,13 +239,19 @@ def _part(folder: Path, field: str, rank: int) -> Path:
 
 
 def read_predictions(
-    prefix: str | Path, dataset_path: str | Path, split: str = "test", rows: int = 4096, other_data: bool = False
+    prefix: str | Path,
+    dataset_path: str | Path,
+    split: str = "test",
+    rows: int = 4096,
+    other_data: bool = False,
+    extras: Collection[str] = (),
 ) -> Iterator[PredictionRows]:
     """The predictions at `<run>/step_<n>` in either format (the newer, if there are both), at most `rows` at a time.
 
     They come rank after rank, and within a rank in the order of examples. For the original's format the dataset may
     lack the split. Raises `UserError`, already at the call, if there are none, or if they are incomplete or belong to
-    another dataset; `other_data` accepts one with the same shape and another content.
+    another dataset; `other_data` accepts one with the same shape and another content. `extras`, `steps` and
+    `answers_by_step`, are read as well where a compact folder has them.
     """
     prefix = Path(prefix)
     manifest, parts = compact_folder(prefix) / "manifest.json", torch_paths(prefix)
@@ -260,7 +266,7 @@ def read_predictions(
         raise UserError(f"no predictions of {prefix}: {found}, and no {torch_path(prefix, 0)}; run evaluate.py on it")
     split_folder = Path(dataset_path) / split
     if compact:
-        return _read_compact(prefix, split_folder, load_metadata(split_folder), rows, other_data)
+        return _read_compact(prefix, split_folder, load_metadata(split_folder), rows, other_data, extras)
     only_names = Path(dataset_path).is_dir() and not split_folder.exists()  # enough for the original's format
     metadata = None if only_names else load_metadata(split_folder)
     return read_torch(parts, split_folder, metadata, rows)
@@ -286,15 +292,21 @@ def read_manifest(prefix: str | Path) -> Manifest:
 
 
 def _read_compact(
-    prefix: Path, split_folder: Path, metadata: PuzzleDatasetMetadata, rows: int, other_data: bool
+    prefix: Path,
+    split_folder: Path,
+    metadata: PuzzleDatasetMetadata,
+    rows: int,
+    other_data: bool,
+    extras: Collection[str],
 ) -> Iterator[PredictionRows]:
     folder, manifest = compact_folder(prefix), read_manifest(prefix)
+    extras = [field for field in extras if field in manifest.fields]
     _check_dataset(folder, manifest, split_folder, metadata, other_data)
     sets = [load_set(split_folder, name, metadata) for name in metadata.sets]
     total = sum(len(puzzles.inputs) for puzzles in sets)
     examples = []
     for rank in range(manifest.world_size):
-        _check_part(folder, manifest, rank)
+        _check_part(folder, manifest, rank, extras)
         mine = np.array(_map_part(folder, manifest, "examples", rank))
         if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
             raise UserError(
@@ -314,14 +326,17 @@ def _read_compact(
             for start in range(0, len(mine), rows):
                 here = slice(start, start + rows)
                 # Mapped anew for each part, so that pages that were read do not stay with the process.
-                answers, q_halt, q_continue = (
-                    np.array(_map_part(folder, manifest, field, rank)[here]) for field in READ
+                answers, q_halt, q_continue, *more = (
+                    np.array(_map_part(folder, manifest, field, rank)[here]) for field in (*READ, *extras)
                 )
+                also = dict(zip(extras, more, strict=True))
                 check_tokens(answers, manifest.vocab_size, path, "answers")
+                if "answers_by_step" in also:
+                    check_tokens(also["answers_by_step"], manifest.vocab_size, path, "answers_by_step")
                 numbers = np.isfinite(q_halt) & np.isfinite(q_continue)
                 passed += int((~numbers).sum())
                 inputs, labels, identifiers = _gather(sets, mine[here], metadata)
-                yield PredictionRows(inputs, labels, identifiers, answers, q_halt, q_continue).only(numbers)
+                yield PredictionRows(inputs, labels, identifiers, answers, q_halt, q_continue, **also).only(numbers)
             warn_of_no_numbers(path, passed, len(mine))
 
     return read()
@@ -347,12 +362,12 @@ def _check_dataset(
         )
 
 
-def _check_part(folder: Path, manifest: Manifest, rank: int) -> None:
+def _check_part(folder: Path, manifest: Manifest, rank: int, extras: Collection[str]) -> None:
     """Check that a rank's files are as the manifest says; those that will be read, byte for byte."""
     lengths = {field: len(_map_part(folder, manifest, field, rank)) for field in manifest.fields}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{folder}: rank {rank} has unequal files, {lengths}; {AGAIN}")
-    for field in ("examples", *READ):
+    for field in ("examples", *READ, *extras):
         path = _part(folder, field, rank)
         recorded, digest = manifest.digests.get(path.name), hashlib.sha256()
         for start in range(0, lengths[field], CHECKED_AT_ONCE):  # mapped anew: pages that were read do not stay

@@ -9,7 +9,7 @@ step_<n>_ema                the same of its averaged weights, with ema_decay
 checkpoints.json            size and digest of every checkpoint, see training/checkpoints.py
 state_<n>/                  training state, see training/resume.py
 best.json                   metric, value, step and file of the best checkpoint
-environment.json            command, versions and device of every start
+environment.json            command, versions, device, work and times of every start
 step_<n>_preds/             predictions of evaluate.py, see training/predictions.py
 step_<n>_all_preds.<rank>   the same in the original's format
 step_<n>_search/            a search with it, see evaluators/search_folder.py
@@ -23,8 +23,10 @@ import platform
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import coolname
 import torch
@@ -110,8 +112,8 @@ def model_sources(arch: ArchConfig) -> dict[str, Path]:
     return sources
 
 
-def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None:
-    """Add this start to environment.json."""
+def record_environment(folder: Path, ranks: Ranks, device: torch.device, about: dict[str, Any] | None = None) -> None:
+    """Add this start, and what else is known `about` it, to environment.json."""
     path = folder / "environment.json"
     starts = _earlier_starts(path)
     start = {
@@ -123,8 +125,19 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device) -> None
         if device.type == "cuda"
         else f"{device.type} ({platform.machine()})",
         "ranks": ranks.world_size,
-    }
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    } | (about or {})
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
+
+
+def record_end(folder: Path, step: int) -> None:
+    """Say in environment.json when, and at which step, the last start ended. A run that is killed does not say it."""
+    path = folder / "environment.json"
+    starts = _earlier_starts(path)
+    if starts and isinstance(starts[-1], dict):
+        starts[-1] |= {"ended": datetime.now(timezone.utc).isoformat(timespec="seconds"), "last_step": step}
+        write_atomically(path, lambda file: file.write(json.dumps(starts, indent=1).encode()))
 
 
 def _earlier_starts(path: Path) -> list:

@@ -17,7 +17,7 @@ from models.act import Carry
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
 from puzzle_dataset import Batch
-from training.checkpoints import load_weights
+from training.checkpoints import find_checkpoint, load_weights
 from training.config import PretrainConfig
 from training.cuda_graph import StepGraph, uses_graph
 from training.distributed import Ranks
@@ -78,7 +78,7 @@ def create_state(
     check_optimizer(config.optimizer)
     head = config.arch.build_for(metadata, batch_size=config.global_batch_size // ranks.world_size, device=device)
     if config.load_checkpoint is not None:
-        load_weights(head, config.load_checkpoint, other_puzzles=config.load_checkpoint_puzzle_emb)
+        load_weights(head, find_checkpoint(config.load_checkpoint), other_puzzles=config.load_checkpoint_puzzle_emb)
     ranks.broadcast_module(head)
 
     if config.freeze and head.model.puzzle_emb is None:

@@ -28,6 +28,7 @@ class StopRequest:
     def __init__(self, max_minutes: float | None, ranks: Ranks):
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._max_minutes, self._ranks = max_minutes, ranks
+        self._next_step = 0.0  # seconds that it will take: a step is never left half done
         self._signal: str | None = None
         for number in SIGNALS:
             signal.signal(number, self._note)
@@ -45,11 +46,23 @@ class StopRequest:
         """This rank's reason to stop, or None."""
         if self._signal:
             return self._signal
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            return f"max_minutes={self._max_minutes:g}"
+        seconds_left, clock = self.limit
+        if seconds_left is not None and seconds_left < self._next_step:
+            return clock
         if launcher.is_gone():  # nobody would see what the rank writes, or end it
             return "torchrun is gone"
         return None
+
+    @property
+    def limit(self) -> tuple[float | None, str]:
+        """Seconds that the clock leaves, None for no end, and what sets it."""
+        if self._deadline is None:
+            return None, "max_minutes"
+        return self._deadline - time.monotonic(), f"max_minutes={self._max_minutes:g}"
+
+    def note_step(self, seconds: float) -> None:
+        """Note how long the last step took: the next is not begun if less time is left. 0: what follows is short."""
+        self._next_step = seconds
 
     def asked(self) -> bool:
         """Whether any rank has a reason to stop. All of them must call it together."""
