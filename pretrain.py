@@ -1,7 +1,7 @@
 """Train a model: python pretrain.py [+experiment=NAME] [key=value …], or torchrun --nproc-per-node N pretrain.py …
 
-Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.py says what is in it). README.md has
-every experiment, its cost and its expected result; `--help` lists every key.
+Shards in `data_path` -> the run folder `checkpoint_path` (training/run_folder.py says what is in it). docs/training.md
+has the experiments; `--help` lists every key.
 """
 
 import training.launcher

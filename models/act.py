@@ -12,6 +12,7 @@ evaluation, compilation, CUDA graphs, voting and figures know an architecture on
 sequences, S tokens.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -38,6 +39,13 @@ class ACTConfig(BaseModel):
     halt_max_steps: int = Field(ge=1, le=65_535, description="most reasoning steps; 1 switches ACT off")
     halt_exploration_prob: float = Field(
         ge=0, le=1, description="in training, probability that a step must not halt before a drawn number of steps"
+    )
+    halt_confidence: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="a sequence wants to halt where sigmoid(Q(halt)) is above this, in training too; null: as in the "
+        "originals, where Q(halt) > Q(continue) or, with q_target=off, Q(halt) > 0",
     )
     halt_extra_steps: int = Field(
         default=0,
@@ -208,8 +216,15 @@ class ACTModel(nn.Module):
                 raise ValueError(f"{name} gives {what} of shape {tuple(found.shape)}, which must be {shape}")
         return state, logits, q_halt, q_continue
 
+    @property
+    def halts_above(self) -> float | None:
+        """The logit of Q(halt) above which a sequence wants to halt; None: where it is above that of Q(continue)."""
+        if (sure := self.config.halt_confidence) is not None:
+            return math.log(sure / (1 - sure))
+        return 0 if self.config.q_target == "off" else None
+
     def wants_to_halt(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
-        return q_halt > (0 if self.config.q_target == "off" else q_continue)
+        return q_halt > (q_continue if self.halts_above is None else self.halts_above)
 
     def _halt(self, last_step: Tensor, steps: Tensor, wants: Tensor) -> Tensor:
         """Halt where Q says so, but explore: with some probability, not before a minimum drawn from 2..max."""

@@ -145,7 +145,7 @@ def network_of(model: ACTModel, loss_type: str) -> tuple[dict[str, Any], bytes]:
         "rope": config.rope_theta if config.pos_encodings == "rope" and attends else None,
         "learned": config.pos_encodings == "learned",
         "damping": getattr(config, "damping", 1),
-        "halts": "alone" if config.q_target == "off" else "against Q(continue)",
+        "haltsAbove": model.halts_above,
         "steps": config.halt_max_steps,
         "link": LINKS[loss_type],
         **described,

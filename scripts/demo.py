@@ -2,7 +2,7 @@
 
 Generates 4×4 Sudokus, trains a small recurrent Transformer on them, evaluates it on puzzles whose solutions it has
 never seen, writes a report, and solves the puzzle whose answer the model revised most, step by step until it halts.
-Every command it runs is one that a user would type. README.md says how long it takes and what comes out.
+Every command it runs is one that a user would type. docs/speedrun.md says how long it takes and what comes out.
 """
 
 import os

@@ -17,7 +17,7 @@ LONGEST = (
     "test_evaluate", "test_metrics_log", "test_maze_generator", "test_figures", "test_build_sudoku_dataset",
     "test_checkpoints", "test_build_maze_dataset", "test_early_stop", "test_sparse_embedding", "test_arc_notebook",
     "test_arc_chain", "test_visualizer", "test_solve", "test_sudoku_generator", "test_hub", "test_architectures",
-    "test_search", "test_cuda_graph", "test_optimizers", "test_recipes", "test_live_page", "test_ladder",
+    "test_search", "test_docs", "test_cuda_graph", "test_optimizers", "test_recipes", "test_live_page",
 )  # fmt: skip
 
 

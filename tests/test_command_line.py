@@ -318,7 +318,7 @@ BOUNDS = {
     "log_interval": (1, 2**31 - 1), "eval_batch_size": (1, 2**31 - 1), "eval_max_examples": (1, 2**31 - 1),
     "checkpoint_interval": (1, 2**31 - 1), "checkpoint_minutes": (1e-9, 1e9), "keep_last": (1, 2**31 - 1),
     "max_minutes": (1e-9, 1e9), "arch.halt_max_steps": (1, 65_535), "arch.halt_exploration_prob": (0, 1),
-    "arch.halt_extra_steps": (0, 65_535),
+    "arch.halt_extra_steps": (0, 65_535), "arch.halt_confidence": (1e-9, 0.999),
     "arch.hidden_size": (16, 10**9 // 16 * 16), "arch.num_heads": (1, 256), "arch.expansion": (0.01, 1e4),
     "arch.puzzle_emb_ndim": (0, 10**9), "arch.rms_norm_eps": (1e-30, 1), "arch.rope_theta": (1, 1e30),
     "arch.H_cycles": (1, 1000), "arch.L_cycles": (1, 1000), "arch.H_layers": (1, 1000), "arch.L_layers": (1, 1000),

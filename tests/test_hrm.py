@@ -205,6 +205,17 @@ def test_a_sequence_wants_to_halt_by_both_q_values_or_by_the_trained_one(q_targe
     assert model.halted_at(1).tolist() == [bool(halt) for halt in halts]
 
 
+@pytest.mark.parametrize("q_target", ["every_step", "off"])
+def test_a_sequence_can_be_made_to_halt_only_when_it_is_sure(q_target):
+    sure = torch.tensor([0.1, 0.5, 0.89, 0.91, 0.99])
+    q_halt = torch.logit(sure)
+    model = Halting(
+        q_halt, q_halt - 1, halt_max_steps=8, halt_exploration_prob=0, q_target=q_target, halt_confidence=0.9
+    )
+    assert model.halted_at(1).tolist() == (sure > 0.9).tolist()
+    assert model.halted_at(8).all()
+
+
 def test_evaluation_runs_all_steps_whatever_q_says():
     model = HierarchicalReasoningModel_ACTV1(SMALL).eval()
     with torch.no_grad():

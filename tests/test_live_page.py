@@ -30,11 +30,14 @@ CPU = torch.device("cpu")
 PUZZLES, FEW, STEPS, ATOL = 200, 8, 3, 1e-3
 WIDTHS = ("arch.hidden_size=32", "arch.num_heads=2", f"arch.halt_max_steps={STEPS}")
 NO_PREFIX = "arch.puzzle_emb_ndim=0"
-# Every architecture, kind of position and of puzzle embedding, and both rules of halting: experiment, changes
+# Every architecture, kind of position and of puzzle embedding, and rule of halting: experiment, changes
 MODELS = {
     "hrm": ("sudoku_extreme_1k", (*TINY, "arch.H_cycles=1", "arch.puzzle_emb_ndim=40")),
     "trm": ("trm_sudoku", (*TINY_TRM, "arch.H_cycles=1", "arch.puzzle_emb_len=3", "arch.damping=0.9")),
-    "trm mlp": ("trm_sudoku_mlp", (*TINY_TRM, "arch.H_cycles=1", "arch.puzzle_emb_len=0", NO_PREFIX)),
+    "trm mlp": (
+        "trm_sudoku_mlp",
+        (*TINY_TRM, "arch.H_cycles=1", "arch.puzzle_emb_len=0", NO_PREFIX, "arch.halt_confidence=0.8"),
+    ),
     "urm": ("urm_sudoku", (*WIDTHS, "arch.num_layers=1", "arch.H_cycles=1", "arch.L_cycles=2")),
     "transformer": (
         "transformer_sudoku",
@@ -88,9 +91,9 @@ def save_run(folder: Path, data_path: Path, experiment: str, *changes: str, halt
         if halting:
             inner.q_head.weight.normal_()
             inner.q_head.bias.zero_()
-            alone = config.arch.q_target == "off"
+            above = head.model.halts_above
             steps = run(head, torch.from_numpy(Arrays(data_path, "test").inputs[:32]))
-            leads = torch.stack([step.q_halt - (0 if alone else step.q_continue) for step in steps])
+            leads = torch.stack([step.q_halt - (step.q_continue if above is None else above) for step in steps])
             inner.q_head.bias[0] -= leads.quantile(0.75)
     torch.save(head.state_dict(), folder / "step_1")
     return folder / "step_1"

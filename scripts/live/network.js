@@ -222,7 +222,7 @@ function createNetwork(spec, weights, kind) {
       for (let d = 0; d < D; d++) sum += qWeight[which * D + d] * f[answer + d];
       return sum;
     });
-    return { logits: found, halt, goOn, wantsToHalt: halt > (spec.halts === "alone" ? 0 : goOn) };
+    return { logits: found, halt, goOn, wantsToHalt: halt > (spec.haltsAbove ?? goOn) };
   }
 
   return { start, step, kind: heap.kind };
