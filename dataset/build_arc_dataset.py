@@ -35,7 +35,7 @@ from dataset.cli import run_builder
 from dataset.format import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
 from errors import UserError
 from puzzles.arc import (
-    SEQ_LEN,
+    MAX_GRID_SIZE,
     TRIES_PER_AUGMENTATION,
     VOCAB_SIZE,
     Arc,
@@ -83,6 +83,13 @@ class ArcConfig(BaseModel):
     subsample_size: OptionalInt = Field(
         None, ge=1, description="draw this many of the tasks at random; fewer are among those of a larger draw"
     )
+    max_grid_size: int = Field(
+        MAX_GRID_SIZE,
+        ge=1,
+        le=MAX_GRID_SIZE,
+        description="take only the tasks whose grids all have at most this many rows and columns, on a canvas of this "
+        "size: 10 is 100 tokens in place of 900",
+    )
     skip_invalid: bool = Field(
         False,
         description="pass over tasks with a mistake, such as a grid over 30x30, and over files that cannot be "
@@ -121,7 +128,7 @@ def read_tasks(config: ArcConfig) -> list[Task]:
 
 
 def choose_tasks(tasks: list[Task], config: ArcConfig) -> list[Task]:
-    """Those of the names in --tasks, and of these --subsample-size at random, in the order that they had."""
+    """Those of the names in --tasks that fit --max-grid-size, and of these --subsample-size at random; in order."""
     for pattern in config.tasks:
         if not any(_is_called(task, pattern) for task in tasks):
             close = difflib.get_close_matches(pattern, [task.name for task in tasks], n=3)
@@ -129,6 +136,8 @@ def choose_tasks(tasks: list[Task], config: ArcConfig) -> list[Task]:
             raise UserError(f"--tasks {pattern}: none of the {len(tasks)} tasks is called so; {instead}")
     if config.tasks:
         tasks = [task for task in tasks if any(_is_called(task, pattern) for pattern in config.tasks)]
+    if config.max_grid_size < MAX_GRID_SIZE:
+        tasks = _fitting(tasks, config.max_grid_size)
     if config.subsample_size is None:
         return tasks
     if config.subsample_size > len(tasks):
@@ -136,6 +145,17 @@ def choose_tasks(tasks: list[Task], config: ArcConfig) -> list[Task]:
     drawn = sorted(tasks, key=lambda task: _generators(config.seed, task.name)[3].random())[: config.subsample_size]
     names = {task.name for task in drawn}
     return [task for task in tasks if task.name in names]
+
+
+def _fitting(tasks: list[Task], size: int) -> list[Task]:
+    """Those whose grids, as far as they are known, all fit a canvas; says how many these are."""
+    fitting = [task for task in tasks if all(pair.fits(size) for pair in (*task.demonstrations, *task.queries))]
+    if not fitting:
+        least = min(max(max(grid.shape) for pair in (*t.demonstrations, *t.queries) for grid in pair) for t in tasks)
+        raise UserError(f"--max-grid-size {size}: none of the {len(tasks)} tasks fits; the smallest needs {least}")
+    held_out = sum(task.evaluation for task in fitting)
+    print(f"{len(fitting)} of {len(tasks)} tasks fit {size}×{size}, {held_out} of them held out for test")
+    return fitting
 
 
 def _is_called(task: Task, pattern: str) -> bool:
@@ -216,7 +236,8 @@ def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> di
     used = [split for split in ("train", "test", "val") if any(splits.get(split) for splits in plan.values())]
     if "train" not in used:
         raise UserError("--drop-leaked leaves nothing to train on; add other tasks")
-    writers = {split: SplitWriter(folder, split, seq_len=SEQ_LEN) for split in used}
+    kind = Arc(config.max_grid_size, config.max_grid_size)
+    writers = {split: SplitWriter(folder, split, seq_len=kind.seq_len) for split in used}
     identifiers: list[str] = []
     short: list[str] = []
     for name, splits in tqdm(plan.items(), desc="tasks", unit="task"):
@@ -230,8 +251,10 @@ def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> di
             short.append(f"{name} ({count - 1})")
         for split, part in splits.items():
             if part:
-                offsets = draw_offsets(part, augmentations.tids, offset_rng) if split == "train" else None
-                inputs, labels = encode(part, augmentations, offsets)
+                offsets = None
+                if split == "train":
+                    offsets = draw_offsets(part, augmentations.tids, offset_rng, kind.rows)
+                inputs, labels = encode(part, augmentations, offsets, kind.rows)
                 sizes = np.full(count, len(part))
                 writers[split].append(inputs, labels, puzzle_identifiers=ids, puzzle_sizes=sizes, group_sizes=[count])
     if short:
@@ -241,7 +264,6 @@ def write_splits(plan: dict[str, Splits], folder: Path, config: ArcConfig) -> di
             + ", ".join(short)
         )
     write_identifiers(folder, identifiers)
-    kind = Arc.of_cells(SEQ_LEN)
     return {
         split: writer.finish(vocab_size=VOCAB_SIZE, num_puzzle_identifiers=len(identifiers) + 1, kind=kind)
         for split, writer in writers.items()
@@ -252,8 +274,8 @@ def build(config: ArcConfig) -> None:
     """Build the ARC dataset: every task with --num-aug augmentations.
 
     An augmentation is one of the 8 symmetries of the square and a permutation of the colours 1-9, applied to a whole
-    task. In train, grids are also moved inside the 30x30 canvas, except in one example of every puzzle. The default,
-    ARC-AGI-1 + ConceptARC, gives 960 tasks.
+    task. In train, grids are also moved inside the canvas of 30x30 (or --max-grid-size), except in one example of every
+    puzzle. The default, ARC-AGI-1 + ConceptARC, gives 960 tasks.
     """
     plan = assign_splits(read_tasks(config), config)
     with atomic_build(config.output_dir) as folder:

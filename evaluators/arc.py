@@ -49,7 +49,8 @@ from evaluators.arc_voting import (
     scores,
 )
 from files import check_output, write_atomically
-from puzzles.arc import FIRST_COLOUR, MAX_GRID_SIZE, NO_GRID, SEQ_LEN, VOCAB_SIZE
+from puzzles.arc import FIRST_COLOUR, NO_GRID, Arc, is_colour, squares
+from puzzles.kind import kind_of
 from training.metrics import progress_bar, start_logging
 from training.options import StrictModel, from_cli
 from training.prediction_rows import PredictionRows
@@ -132,12 +133,11 @@ def load_test_sets(dataset: Path, split: str = "test") -> list[PuzzleSet]:
     if not any(folder.glob("*__inputs.npy")):
         return []
     metadata = load_metadata(folder)
-    if (metadata.seq_len, metadata.vocab_size) != (SEQ_LEN, VOCAB_SIZE):
-        raise UserError(
-            f"{folder} holds {metadata.seq_len} tokens out of {metadata.vocab_size}, ARC has {SEQ_LEN} out of "
-            f"{VOCAB_SIZE}; give a dataset of dataset/build_arc_dataset.py"
-        )
-    return [load_set(folder, name, metadata) for name in metadata.sets]
+    sets = [load_set(folder, name, metadata) for name in metadata.sets]
+    kind = kind_of(metadata.model_dump(), [puzzles.inputs for puzzles in sets], str(folder))
+    if not isinstance(kind, Arc):
+        raise UserError(f"{folder} holds {kind.title}s, not ARC tasks; give a dataset of dataset/build_arc_dataset.py")
+    return sets
 
 
 def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) -> TestPairs:
@@ -176,9 +176,9 @@ def demonstrations(dataset: str | Path, tasks: Iterable[str]) -> dict[str, list[
 
 
 def _grid_inside(tokens: np.ndarray) -> np.ndarray:
-    """The grid of colours (rows, columns) on a canvas (900,), wherever it lies."""
-    canvas = tokens.reshape(MAX_GRID_SIZE, MAX_GRID_SIZE)
-    rows, columns = np.nonzero((canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE))
+    """The grid of colours (rows, columns) on a canvas (cells,), wherever it lies."""
+    (canvas,) = squares(tokens)
+    rows, columns = np.nonzero(is_colour(canvas))
     if not rows.size:
         return NO_GRID
     return (canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] - FIRST_COLOUR).astype(np.uint8)

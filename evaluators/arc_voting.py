@@ -1,6 +1,6 @@
 """Voting over the augmentations of ARC tasks: predicted grids -> candidates for every test input, and scores.
 
-A prediction is a sequence of 900 tokens (puzzles/arc.py). It is cropped, its augmentation is undone, and the
+A prediction is a canvas of tokens (puzzles/arc.py). It is cropped, its augmentation is undone, and the
 grid is one vote for a test input of its task: the one that its own input is an augmentation of. Candidates are ordered
 by votes, then by the mean of sigmoid(q_halt); among equal ones, the first seen comes first.
 
@@ -16,14 +16,14 @@ import torch
 from errors import UserError
 from puzzles.arc import (
     FIRST_COLOUR,
-    MAX_GRID_SIZE,
     NUM_COLOURS,
     NUM_SYMMETRIES,
-    SEQ_LEN,
     SWAPS_AXES,
+    Arc,
     Augmentations,
     crop_shapes,
     parse_augmentation,
+    squares,
 )
 from puzzles.symmetry import inverse_dihedral_transform
 from training.prediction_rows import PredictionRows
@@ -86,12 +86,13 @@ _CORNERS = [np.argwhere(inverse_dihedral_transform(_CORNER, tid))[0].tolist() fo
 
 
 def original_grids(tokens: np.ndarray, augmentations: Augmentations) -> list[Key]:
-    """The grids of (n, 900) sequences, cropped and with their n augmentations undone.
+    """The grids of (n, cells) sequences, cropped and with their n augmentations undone.
 
     The same as `undo_augmentation` of one grid after another, but several times as fast.
     """
     tids, colour_maps = augmentations
-    canvases = tokens.astype(np.uint8).reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
+    canvases = squares(tokens.astype(np.uint8))
+    side = canvases.shape[-1]
     tables = [bytes.maketrans(tokens_of.tobytes(), _COLOURS) for tokens_of in colour_maps + np.uint8(FIRST_COLOUR)]
     shapes = crop_shapes(tokens)
     keys = [b""] * len(tokens)
@@ -100,8 +101,8 @@ def original_grids(tokens: np.ndarray, augmentations: Augmentations) -> list[Key
         sizes = shapes[rows, ::-1] if SWAPS_AXES[tid] else shapes[rows]
         undone = inverse_dihedral_transform(canvases[rows], tid)
         for row, canvas, (height, width) in zip(rows.tolist(), undone, sizes.tolist(), strict=True):
-            top = MAX_GRID_SIZE - height if at_bottom else 0
-            left = MAX_GRID_SIZE - width if at_right else 0
+            top = side - height if at_bottom else 0
+            left = side - width if at_right else 0
             grid = canvas[top : top + height, left : left + width]
             keys[row] = bytes((height, width)) + grid.tobytes().translate(tables[row])
     return keys
@@ -116,7 +117,7 @@ def parse_names(names: Sequence[str]) -> tuple[list[str], Augmentations]:
 def pairs_of_rows(
     inputs: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> Iterator[tuple[str, tuple[Key, Key]]]:
-    """Undo the augmentations of (n, 900) inputs and labels -> the task and the pair of each row."""
+    """Undo the augmentations of (n, cells) inputs and labels -> the task and the pair of each row."""
     if not names:
         return
     tasks, augmentations = parse_names(names)
@@ -152,8 +153,10 @@ def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) ->
 
 
 def puzzle_names(rows: PredictionRows, identifiers: Sequence[str]) -> list[str]:
-    if rows.inputs.shape[1] != SEQ_LEN:
-        raise UserError(f"the predictions are of {rows.inputs.shape[1]} tokens; those of ARC puzzles have {SEQ_LEN}")
+    try:
+        Arc.of_cells(rows.inputs.shape[1])
+    except ValueError as error:
+        raise UserError(f"the predictions are of {rows.inputs.shape[1]} tokens; {error}") from None
     ids = rows.puzzle_identifiers.tolist()
     if not 0 <= min(ids) <= max(ids) < len(identifiers):
         raise UserError(

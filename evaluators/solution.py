@@ -74,7 +74,7 @@ def read_typed(puzzle: str | np.ndarray, source: str, trained_on: Kind | None) -
         return read_puzzle(text, source, trained_on)
     except UserError:
         for kind in () if trained_on.any_text else all_kinds():
-            if kind.recognises(text):
+            if kind is not type(trained_on) and kind.recognises(text):
                 with suppress(UserError):
                     return read_puzzle(text, source, kind)
         raise

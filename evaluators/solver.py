@@ -159,7 +159,7 @@ class Solver:
         if trained is None:
             raise no_model_of("ARC tasks", pretrained_models())
         check_data(trained.checkpoint, trained.run, trained.named_path)
-        return trained.prepare(read_query(task, query, trained.data_path))
+        return trained.prepare(read_query(task, query, trained.data_path, trained.kind))
 
     def trained_on(self, puzzle: Puzzle) -> Trained:
         """The checkpoint that answers this puzzle."""
@@ -227,9 +227,9 @@ def kinds_with(vocab_size: int) -> str:
     """The square puzzles with this many tokens, in words."""
     names = []
     for kind in all_kinds():
-        sizes = [board for board in boards_of(kind) if board.vocab_size == vocab_size]
-        if sizes:
-            names.append(f"{sizes[0].title if len(sizes) == 1 else kind.name}s")
+        titles = {board.title for board in boards_of(kind) if board.vocab_size == vocab_size}
+        if titles:
+            names.append(f"{titles.pop() if len(titles) == 1 else kind.name}s")
     return " or ".join(names) or f"puzzles of {vocab_size} tokens"
 
 

@@ -1,8 +1,9 @@
-"""ARC grids as canvases of 900 tokens, and the augmentations of their tasks: naming, drawing and undoing them.
+"""ARC grids as canvases of tokens, and the augmentations of their tasks: naming, drawing and undoing them.
 
-A grid of up to 30×30 colours lies on a 30×30 canvas of tokens, PAD 0, EOS 1, colour + 2, flattened row by row. EOS
-fills the row below the grid and the column to its right, where they are inside the canvas; the corner between them is
-PAD. There are no rules to check an answer by: it is right if it is the one that the task states.
+A grid of up to 30×30 colours lies on a square canvas of tokens, PAD 0, EOS 1, colour + 2, flattened row by row: of
+30×30 unless the dataset is one of small grids. EOS fills the row below the grid and the column to its right, where they
+are inside the canvas; the corner between them is PAD. There are no rules to check an answer by: it is right if it is
+the one that the task states.
 
 An augmentation is one of the 8 symmetries of the square (`tid`) and a permutation of the colours 1–9 (`colour_map`,
 old -> new; 0, the background, stays), applied to every grid of a task. A puzzle is called
@@ -15,6 +16,7 @@ old -> new; 0, the background, stays), applied to every grid of a task. A puzzle
 import json
 import re
 from collections.abc import Sequence
+from math import isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,6 @@ MAX_GRID_SIZE = 30
 NUM_COLOURS = 10
 EOS, FIRST_COLOUR = 1, 2
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
-SEQ_LEN = MAX_GRID_SIZE * MAX_GRID_SIZE
 
 NUM_SYMMETRIES = 8
 SWAPS_AXES = np.isin(np.arange(NUM_SYMMETRIES), (1, 3, 6, 7))  # symmetries that make rows of columns
@@ -51,18 +52,21 @@ class Arc(Kind):
     look = Look(fills=(None, "none", *(f"arc_{colour}" for colour in range(NUM_COLOURS))), glyphs=("",) * VOCAB_SIZE)
 
     def __post_init__(self):
-        if (self.rows, self.columns) != (MAX_GRID_SIZE, MAX_GRID_SIZE):
-            raise ValueError(f"an ARC canvas has {MAX_GRID_SIZE}×{MAX_GRID_SIZE} cells")
+        if self.rows != self.columns or not 1 <= self.rows <= MAX_GRID_SIZE:  # rotations need a square
+            raise ValueError(f"an ARC canvas is a square of at most {MAX_GRID_SIZE}×{MAX_GRID_SIZE} cells")
 
     @classmethod
     def of_cells(cls, cells: int) -> "Arc":
-        if cells != SEQ_LEN:
-            raise ValueError(f"an ARC canvas has {SEQ_LEN}")
-        return cls(MAX_GRID_SIZE, MAX_GRID_SIZE)
+        side = isqrt(cells)
+        if side * side != cells:
+            raise ValueError("an ARC canvas is a square")
+        return cls(side, side)
 
     @classmethod
     def infer(cls, vocab_size: int, seq_len: int, inputs: np.ndarray) -> "Arc | None":
-        return cls.of_cells(seq_len) if (vocab_size, seq_len) == (VOCAB_SIZE, SEQ_LEN) else None
+        """That of 30×30: datasets with a smaller canvas have always stated their kind."""
+        whole = cls(MAX_GRID_SIZE, MAX_GRID_SIZE)
+        return whole if (vocab_size, seq_len) == (whole.vocab_size, whole.seq_len) else None
 
     @classmethod
     def recognises(cls, text: str) -> bool:
@@ -71,15 +75,29 @@ class Arc(Kind):
     @classmethod
     def parse(cls, text: str, source: str) -> Puzzle:
         """An input grid in JSON, such as [[0, 1], [2, 0]]. It has no task, by whose name the model would know it."""
+        return cls(MAX_GRID_SIZE, MAX_GRID_SIZE).read(text, source)
+
+    def read(self, text: str, source: str) -> Puzzle:
+        """As `parse`, on this canvas."""
         try:
             rows = json.loads(text)
         except (ValueError, RecursionError) as error:
             reason = error if isinstance(error, ValueError) else "nested too deeply"
             raise UserError(f"{source} is not an ARC grid in JSON ({reason}); write it as [[0, 1], [2, 0]]") from None
         pair = Pair(*2 * [parse_grid(rows, source)])
-        inputs, _ = encode([pair], Augmentations(np.array([0]), _IDENTITY[None]))
+        self.check_fit(pair, source)
+        inputs, _ = encode([pair], Augmentations(np.array([0]), _IDENTITY[None]), size=self.rows)
         note = "the model knows a task by its name, and this grid has none: do not expect much; name it with task=…"
-        return Puzzle(cls.of_cells(SEQ_LEN), inputs[0], notes=(note,))
+        return Puzzle(self, inputs[0], notes=(note,))
+
+    def check_fit(self, pair: "Pair", where: str) -> None:
+        """Raise a `UserError` that begins with `where` if a grid of the pair is larger than the canvas."""
+        for grid in pair:
+            if max(grid.shape) > self.rows:
+                raise UserError(
+                    f"{where} is {grid.shape[0]}×{grid.shape[1]}, and the dataset's canvas {self.rows}×{self.columns}; "
+                    f"use a model of a dataset that was built with a larger --max-grid-size"
+                )
 
     def encode(self, questions: np.ndarray, answers: np.ndarray) -> Encoded:
         raise UserError("ARC tasks are not read from CSV files; build them with dataset/build_arc_dataset.py")
@@ -96,11 +114,11 @@ class Arc(Kind):
         return self.colours(tokens)
 
     def colours(self, tokens: np.ndarray) -> np.ndarray:
-        """The colours of the grid on a canvas (900,): (rows, columns)."""
+        """The colours of the grid on a canvas (cells,): (rows, columns)."""
         return self.grid(tokens) - FIRST_COLOUR
 
     def on_canvas(self, colours: np.ndarray) -> np.ndarray:
-        """A grid of colours (rows, columns) in the top left corner of a canvas (900,), without end tokens."""
+        """A grid of colours (rows, columns) in the top left corner of a canvas (cells,), without end tokens."""
         canvas = np.full((self.rows, self.columns), PAD, np.uint8)
         canvas[: colours.shape[0], : colours.shape[1]] = colours + np.uint8(FIRST_COLOUR)
         return canvas.ravel()
@@ -113,7 +131,7 @@ class Arc(Kind):
     def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Whether there is a grid on the canvas: no more can be told without the task."""
         answers = np.asarray(answers)
-        return (crop_shapes(answers.reshape(-1, SEQ_LEN))[:, 0] > 0).reshape(answers.shape[:-1])
+        return (crop_shapes(answers.reshape(-1, self.seq_len))[:, 0] > 0).reshape(answers.shape[:-1])
 
     def violations(self, inputs: np.ndarray, answer: np.ndarray) -> list[str]:
         return [] if self.valid(inputs, answer) else ["there is no grid"]
@@ -141,6 +159,10 @@ class Pair(NamedTuple):
     def key(self) -> bytes:
         """Equal for equal pairs, and only for those."""
         return b"".join(bytes(grid.shape) + grid.tobytes() for grid in self)
+
+    def fits(self, size: int) -> bool:
+        """Whether the grids that are known have at most `size` rows and columns."""
+        return max(*self.input.shape, *self.output.shape) <= size
 
     def key_of_input(self) -> bytes:
         """Equal for pairs with equal inputs."""
@@ -225,7 +247,7 @@ def draw_augmentations(pairs: Sequence[Pair], count: int, rng: np.random.Generat
 
 
 # Fixed random numbers with keys of their own: raw 64-bit words, the same in every numpy.
-_CELL_WORDS = np.random.Philox(key=0xA2C).random_raw(2 * SEQ_LEN).reshape(2, MAX_GRID_SIZE, MAX_GRID_SIZE)
+_CELL_WORDS = np.random.Philox(key=0xA2C).random_raw(2 * MAX_GRID_SIZE**2).reshape(2, MAX_GRID_SIZE, MAX_GRID_SIZE)
 _COLOUR_WORDS = np.random.Philox(key=0xC010).random_raw(NUM_COLOURS)
 
 
@@ -262,13 +284,15 @@ def _mix(word: np.ndarray) -> np.ndarray:
     return word ^ (word >> np.uint64(31))
 
 
-def draw_offsets(pairs: Sequence[Pair], tids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(puzzles, pairs, 2): row and column of each pair's top left cell, uniform where both its grids fit.
+def draw_offsets(
+    pairs: Sequence[Pair], tids: np.ndarray, rng: np.random.Generator, size: int = MAX_GRID_SIZE
+) -> np.ndarray:
+    """(puzzles, pairs, 2): row and column of each pair's top left cell, uniform where both its grids fit on the canvas.
 
     One pair of every puzzle, drawn at random, stays at (0, 0).
     """
     draws = rng.random((len(tids), 2 * len(pairs) + 1))
-    room = MAX_GRID_SIZE - np.array([np.maximum(pair.input.shape, pair.output.shape) for pair in pairs])  # (pairs, 2)
+    room = size - np.array([np.maximum(pair.input.shape, pair.output.shape) for pair in pairs])  # (pairs, 2)
     room = np.where(SWAPS_AXES[tids, None, None], room[:, ::-1], room)  # (puzzles, pairs, 2)
     offsets = (draws[:, 1:].reshape(room.shape) * (room + 1)).astype(np.int64)
     offsets[np.arange(len(tids)), (draws[:, 0] * len(pairs)).astype(np.int64)] = 0
@@ -279,16 +303,19 @@ def encode(
     pairs: Sequence[Pair],
     augmentations: Augmentations,
     offsets: np.ndarray | None = None,  # (puzzles, pairs, 2), default: the top left corner
+    size: int = MAX_GRID_SIZE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels, (puzzles × pairs, 900) uint8, of every augmentation of every pair, puzzle after puzzle."""
+    """Inputs and labels, (puzzles × pairs, size²) uint8, of every augmentation of every pair, puzzle after puzzle.
+
+    `size` is that of the canvas, on which all grids must fit.
+    """
     tids, colour_maps = augmentations
     if offsets is None:
         offsets = np.zeros((len(tids), len(pairs), 2), dtype=np.int64)
     specials = np.tile(np.array([PAD, EOS], dtype=np.uint8), (len(tids), 1))
     tokens = np.concatenate([specials, colour_maps + np.uint8(FIRST_COLOUR)], axis=1)  # (puzzles, 12): old -> new
     # One extra row and column, so that the EOS of a grid at the edge is written there and cut off.
-    size = MAX_GRID_SIZE + 1
-    canvas = np.zeros((2, len(tids), len(pairs), size, size), dtype=np.uint8)
+    canvas = np.zeros((2, len(tids), len(pairs), size + 1, size + 1), dtype=np.uint8)
     for tid in range(NUM_SYMMETRIES):
         puzzles = np.flatnonzero(tids == tid)
         for p, pair in enumerate(pairs):
@@ -298,11 +325,20 @@ def encode(
                 template[-1, -1] = PAD
                 windows = sliding_window_view(canvas[side, :, p], template.shape, axis=(1, 2), writeable=True)
                 windows[puzzles, row, column] = np.take(tokens[puzzles], template, axis=1)
-    inputs, labels = canvas[..., :-1, :-1].reshape(2, -1, SEQ_LEN)
+    inputs, labels = canvas[..., :-1, :-1].reshape(2, -1, size * size)
     return inputs, labels
 
 
 def crop_shapes(tokens: np.ndarray) -> np.ndarray:
-    """(n, 900) tokens -> (n, 2): rows and columns of the grid on each canvas (`corner_shapes`)."""
-    is_colour = (tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)
-    return corner_shapes(is_colour.reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE))
+    """(n, cells) tokens -> (n, 2): rows and columns of the grid on each canvas (`corner_shapes`)."""
+    return corner_shapes(is_colour(squares(tokens)))
+
+
+def is_colour(tokens: np.ndarray) -> np.ndarray:
+    return (tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)
+
+
+def squares(tokens: np.ndarray) -> np.ndarray:
+    """(n, cells) tokens -> (n, rows, columns): canvases are squares."""
+    side = isqrt(tokens.shape[-1])
+    return tokens.reshape(-1, side, side)

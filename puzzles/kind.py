@@ -80,6 +80,11 @@ class Kind(ABC):
     rows: int
     columns: int
 
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` if there is no such size."""
+        if min(self.rows, self.columns) < 1:
+            raise ValueError(f"a {self.name} has at least one cell")
+
     # What it is
 
     @property

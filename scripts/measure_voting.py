@@ -19,7 +19,7 @@ import torch
 
 from errors import UserError, one_line_errors
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
-from puzzles.arc import FIRST_COLOUR, SEQ_LEN, VOCAB_SIZE
+from puzzles.arc import FIRST_COLOUR, VOCAB_SIZE
 from scripts.measure import measure
 from training.distributed import Ranks
 from training.predictions import PredictionWriter
@@ -71,7 +71,7 @@ def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str
         count = len(examples)
         fields = {key: values[:count].numpy() for key, values in batch.items()}
         answers = np.maximum(fields["labels"], 0).astype(np.uint8)
-        cells = rng.integers(0, SEQ_LEN, (count, CHANGED_CELLS))
+        cells = rng.integers(0, answers.shape[1], (count, CHANGED_CELLS))
         colours = rng.integers(FIRST_COLOUR, VOCAB_SIZE, cells.shape, dtype=np.uint8)
         before = np.take_along_axis(answers, cells, axis=1)
         kept = (before < FIRST_COLOUR) | (rng.random((count, 1)) >= wrong)

@@ -58,11 +58,11 @@ def oracle_augment(grid: list[list[int]], tid: int, digits: str) -> list[list[in
     return oracle_symmetry([[int(digits[colour]) for colour in row] for row in grid], tid)
 
 
-def oracle_encode(grid: list[list[int]], top: int = 0, left: int = 0) -> list[int]:
+def oracle_encode(grid: list[list[int]], top: int = 0, left: int = 0, size: int = 30) -> list[int]:
     canvas = {}
     for r, row in enumerate(grid):
         for c, colour in enumerate(row):
             canvas[top + r, left + c] = colour + 2
             canvas[top + len(grid), left + c] = 1
         canvas[top + r, left + len(row)] = 1
-    return [canvas.get((r, c), 0) for r in range(30) for c in range(30)]
+    return [canvas.get((r, c), 0) for r in range(size) for c in range(size)]

@@ -408,7 +408,7 @@ def test_what_does_not_fit_together_is_refused(dataset, tmp_path):
         (tmp_path / "identifiers.json").write_text(content)
         with pytest.raises(UserError, match=message):
             vote(tmp_path, [prefix])
-    with pytest.raises(UserError, match="ARC has 900 out of 12"):
+    with pytest.raises(UserError, match="test holds 4×4 Sudokus, not ARC tasks"):
         vote(PIPELINE, [prefix])
     names = read_identifiers(dataset)
     with pytest.raises(UserError, match="ends at 20"):

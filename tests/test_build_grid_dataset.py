@@ -139,7 +139,7 @@ def test_other_mistakes(latin, tmp_path):
     write_source(tmp_path / "csv", train=2, test=2)
     with pytest.raises(UserError, match="no kind of puzzle called 'kakuro'; choose one of arc, grid, latin, maze"):
         build(config(tmp_path / "csv", tmp_path / "out", "kakuro"))
-    with pytest.raises(UserError, match="a question of 16 characters; an ARC canvas has 900"):
+    with pytest.raises(UserError, match="ARC tasks are not read from CSV files"):
         build(config(tmp_path / "csv", tmp_path / "out", "arc"))
     with pytest.raises(UserError, match=r"gone/test\.csv is missing; name a puzzle CSV"):
         build(config(tmp_path / "gone", tmp_path / "out"))

@@ -192,6 +192,12 @@ def test_a_text_that_is_no_puzzle(text, problem):
         read_puzzle(text, "here")
 
 
+@pytest.mark.parametrize(("kind", "rows", "columns"), [(Sudoku, 5, 5), (Sudoku, 4, 9), (Maze, 2, 3), (Arc, 10, 11)])
+def test_boards_that_a_kind_does_not_have(kind, rows, columns):
+    with pytest.raises(ValueError, match=r"has 4×4, 6×6, 9×9 cells|is a square"):
+        kind(rows, columns)
+
+
 def test_an_arc_grid_typed_in():
     puzzle = read_puzzle(" [[1, 2], [0, 9]]", "here")
     assert puzzle.kind == Arc(30, 30)
