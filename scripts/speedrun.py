@@ -19,8 +19,8 @@ from pydantic import Field
 from errors import UserError, one_line_errors
 from files import read_json, write_atomically
 from scripts.demo import PUZZLES
+from training.curves import read_lines
 from training.options import StrictModel, from_cli
-from training.report import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = {"all steps": "eval/exact_accuracy", "where it halts": "eval/halt_q/exact_accuracy"}
@@ -91,7 +91,8 @@ def speedrun(config: SpeedrunConfig) -> None:
         results.append(timed_run(config, seed))
         percent = ", ".join(f"{rule} {100 * results[-1]['accuracy'][rule]:.2f} %" for rule in RULES)
         print(f"seed {seed}: {results[-1]['seconds']:.1f} s, {results[-1]['steps']} steps; {percent}", flush=True)
-    print(f"\n{len(results)} seeds, {config.threads} threads; median (smallest–largest):")
+    threads = f"{config.threads} thread{'s' * (config.threads > 1)}"
+    print(f"\n{len(results)} seeds, {threads}; median (smallest–largest):")
     print(f"  seconds         {spread([result['seconds'] for result in results], '{:.1f}')}")
     for rule in RULES:
         print(f"  {rule:14}  {spread([100 * result['accuracy'][rule] for result in results], '{:.2f}')} %")
