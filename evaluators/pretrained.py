@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from evaluators.solution import description_in, read_typed
+from evaluators.solution import check_cells, description_in, read_typed
 from puzzles.kind import Kind, Puzzle, read_puzzle, with_article
 from training.checkpoints import SHARED
 
@@ -37,13 +37,18 @@ def read_for_pretrained(puzzle: str | np.ndarray, source: str) -> Puzzle:
 
     Raises a `UserError` if it is no puzzle, or one that no model was trained on.
     """
+    if not isinstance(puzzle, str):
+        check_cells(puzzle, source)
     models = pretrained_models()
     for model in models:
         with suppress(UserError):
             found = read_typed(puzzle, source, model.kind)
             if found.kind == model.kind:
                 return found
-    if isinstance(puzzle, np.ndarray):
+    if not isinstance(puzzle, str):
+        for model in models:
+            if puzzle.shape == (model.kind.rows, model.kind.columns):
+                read_typed(puzzle, source, model.kind)  # which says what is wrong with its cells
         raise no_model_of(f"boards of {'×'.join(map(str, puzzle.shape))} such as {source}", models)
     raise no_model_of(with_article(read_puzzle(puzzle, source).title), models)
 

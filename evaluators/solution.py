@@ -12,8 +12,9 @@ import torch
 from dataset.format import PuzzleDatasetMetadata, load_metadata
 from errors import UserError
 from models.act import ACTModel
-from puzzles.kind import PAD, Kind, Puzzle, all_kinds, kind_of, lines_of, read_puzzle
+from puzzles.kind import PAD, Kind, Puzzle, all_kinds, kind_of, lines_of, read_puzzle, with_article
 from training.reasoning import Step, reasoning_steps
+from training.wording import counted
 
 SHOWN_VIOLATIONS = 3
 
@@ -67,7 +68,17 @@ def read_typed(puzzle: str | np.ndarray, source: str, trained_on: Kind | None) -
 
     An array (rows, columns) holds its cells. Raises a `UserError` that begins with `source` if it is no puzzle.
     """
-    text = puzzle if isinstance(puzzle, str) else text_of_cells(puzzle, source, trained_on)
+    if isinstance(puzzle, str):
+        return _read_text(puzzle, source, trained_on)
+    found = _read_text(text_of_cells(puzzle, source, trained_on), source, trained_on)
+    rows, columns = puzzle.shape if puzzle.ndim == 2 else (1, len(puzzle))
+    # A single row may hold the cells of a whole board; otherwise their arrangement must be the board's.
+    if rows > 1 and (rows, columns) != found.kind.extent(found.inputs):
+        raise UserError(f"{source} has {rows}×{columns} cells, which is not the shape of {with_article(found.title)}")
+    return found
+
+
+def _read_text(text: str, source: str, trained_on: Kind | None) -> Puzzle:
     if trained_on is None:
         return read_puzzle(text, source)
     try:
@@ -82,11 +93,18 @@ def read_typed(puzzle: str | np.ndarray, source: str, trained_on: Kind | None) -
 
 def text_of_cells(cells: np.ndarray, source: str, trained_on: Kind | None) -> str:
     """The cells of a puzzle (rows, columns), or row by row, as people type them."""
+    check_cells(cells, source)
+    rows = (cells if cells.ndim == 2 else cells[None]).tolist()
+    return lines_of(rows) if trained_on is None else trained_on.typed(rows)
+
+
+def check_cells(cells: np.ndarray, source: str) -> None:
+    """Raise a `UserError` that begins with `source` for what cannot be the cells of any puzzle."""
     if not isinstance(cells, np.ndarray) or cells.ndim not in (1, 2) or cells.dtype.kind not in "iubUO":
         what = f"{cells.ndim} axes of {cells.dtype}" if isinstance(cells, np.ndarray) else f"a {type(cells).__name__}"
         raise UserError(f"{source} is {what}; write a text, or an array (rows, columns) of whole numbers or characters")
-    rows = (cells if cells.ndim == 2 else cells[None]).tolist()
-    return lines_of(rows) if trained_on is None else trained_on.typed(rows)
+    if cells.dtype.kind == "i" and (cells < 0).any():  # whose sign would be lost in a text
+        raise UserError(f"{source} has a cell {cells.min()}; 0 is a blank, and no cell is negative")
 
 
 def think(
@@ -216,7 +234,7 @@ class Solution:
 
     def __repr__(self) -> str:
         halted = f", halted at {self.halted_at}" if self.halted_at is not None else ""
-        made = f"{len(self.found)} steps{halted}, {self.confidence:.0%} sure"
+        made = f"{counted(len(self.found), 'step')}{halted}, {self.confidence:.0%} sure"
         return f"<{self.puzzle.title}: {self.verdict.text}; {made}>"
 
 

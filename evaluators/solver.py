@@ -27,6 +27,8 @@ from training.checkpoints import find_checkpoint, load_model_alone, step_of
 from training.config import PretrainConfig, load_config
 from training.distributed import select_device
 from training.evaluation import check_data
+from training.predictions import MAX_STEPS
+from training.reasoning import HALTING
 
 TOKENS = 1 << 14  # in a forward pass: 168 Sudokus of 9×9, 18 ARC grids
 
@@ -178,6 +180,10 @@ class Solver:
         after_step: Callable[[], object] = lambda: None,
     ) -> list[Solution]:
         """Answer puzzles of `read` and `read_task`, those of one shape together."""
+        if halt not in HALTING:
+            raise UserError(f"halt={halt!a:.50} is unknown; it is {' or '.join(HALTING)}")
+        if max_steps is not None and not (isinstance(max_steps, int | np.integer) and 1 <= max_steps <= MAX_STEPS):
+            raise UserError(f"max_steps={max_steps!a:.50} is no whole number from 1 to {MAX_STEPS:,}")
         shapes: dict[tuple[Path, int], list[int]] = {}
         for number, puzzle in enumerate(puzzles):
             shapes.setdefault((self.trained_on(puzzle).checkpoint, len(puzzle.inputs)), []).append(number)

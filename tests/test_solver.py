@@ -198,11 +198,33 @@ def test_many_puzzles_in_one_call(run, monkeypatch, halt):
         (16, "puzzle is a int; write a text"),
         (np.full((4, 4), 5), "the digits of a 4×4 Sudoku are 1 to 4"),
         (np.zeros((4, 5), int), "puzzle has 20 cells"),
+        (np.zeros((2, 8), int), "puzzle has 2×8 cells, which is not the shape of a 4×4 Sudoku"),
+        (np.full((4, 4), -1), "puzzle has a cell -1; 0 is a blank, and no cell is negative"),
+        ([[1, 0, 0, 4]] * 4, "puzzle 1 is a list; write a text, or an array"),
+        (None, "puzzle is a NoneType; write a text"),
     ],
 )
-def test_what_is_no_puzzle(run, cells, message):
+@pytest.mark.parametrize("of", ["a run", "pretrained"])
+def test_what_is_no_puzzle(run, models, of, cells, message):
+    if of == "pretrained" and getattr(cells, "shape", (4, 4)) != (4, 4) and np.ndim(cells) == 2:
+        message = "no model in pretrained/ was trained on boards of"
     with pytest.raises(UserError, match=message):
-        Solver.load(run).solve(cells)
+        Solver.load(run if of == "a run" else None).solve(cells)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "max_steps=0 is no whole number from 1 to 65,535"),
+        ({"max_steps": "3"}, "max_steps='3' is no whole number"),
+        ({"max_steps": 1.5}, "max_steps=1.5 is no whole number"),
+        ({"max_steps": 10**9}, "max_steps=1000000000 is no whole number"),
+        ({"halt": "Q"}, "halt='Q' is unknown; it is max or q"),
+    ],
+)
+def test_options_that_mean_nothing(run, options, message):
+    with pytest.raises(UserError, match=message):
+        Solver.load(run).solve(PUZZLES[0], **options)
 
 
 def test_puzzles_as_arrays(run):
