@@ -361,6 +361,7 @@ def test_where_the_report_goes(folder, tmp_path_factory, out, page, picture):
 DAMAGE = {
     "config": ("all_config.yaml", b"arch: [", "Learning curves"),
     "config of words": ("all_config.yaml", b"arch: 3\ndata_path: [1]\nepochs: many\nlr: fast\n", "which is not here"),
+    "config of a warm-up in words": ("all_config.yaml", b"lr: 0.1\nlr_warmup_steps: some\n", "learning rate 0.1"),
     "environment": ("environment.json", b"[{]", "57,794 parameters"),  # counted anew
     "environment of words": (
         "environment.json",
@@ -368,6 +369,7 @@ DAMAGE = {
         "5",
     ),
     "best": ("best.json", b'{"value": "high", "checkpoint": 3}', "Result"),
+    "best of a name too long": ("best.json", b'{"checkpoint": "%s"}' % (b"x" * 5000), "Result"),
     "predictions": ("step_20_preds/manifest.json", b"{}", "The predictions cannot be shown: "),
     "a search": ("step_20_search/report.json", b'{"puzzles": 0, "right": {"q": 1}, "oracle_right": 1}', "Result"),
     "votes": ("votes.json", b'{"scores": {"task": []}}', "Result"),

@@ -140,7 +140,7 @@ def how_to_predict(folder: Path) -> str:
     steps = [path.name for path in folder.glob("step_*") if path.is_file() and path.name[5:].isdecimal()]
     if steps:
         checkpoint = max(steps, key=lambda name: int(name[5:]))
-    with suppress(UserError, AttributeError):
+    with suppress(UserError, AttributeError, OSError):  # the last for a name that cannot be one
         best = read_json(folder / "best.json", "").get("checkpoint")
         checkpoint = escape(best) if isinstance(best, str) and (folder / best).is_file() else checkpoint
     command = f"python evaluate.py checkpoint={escape(str(folder))}/{checkpoint} halt=q save_steps=true"

@@ -196,7 +196,7 @@ def training_in_words(config: Mapping[str, Any], curves: Run) -> str:
         words.append(f"{counted(config['epochs'], 'epoch')} in batches of {config['global_batch_size']:,}")
     if isinstance(config.get("lr"), int | float):
         rate = f"learning rate {config['lr']:g}"
-        if config.get("lr_warmup_steps"):
+        if _is_count(config, "lr_warmup_steps") and config["lr_warmup_steps"]:
             rate += f" after {config['lr_warmup_steps']:,} steps of warm-up"
         least = config.get("lr_min_ratio")
         rate += f", down to {least:.0%} of it along a cosine" if isinstance(least, int | float) and least < 1 else ""
