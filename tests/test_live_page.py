@@ -416,6 +416,12 @@ def test_what_no_page_can_hold_is_refused_in_one_line(datasets, tmp_path, capsys
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_run_folder_stands_for_its_checkpoint(datasets, tmp_path):
+    checkpoint = save_run(tmp_path / "run", datasets[4], "transformer_sudoku", *WIDTHS, "arch.num_layers=1", NO_PREFIX)
+    page = build(checkpoint, examples=2, puzzles=1).read_bytes()
+    assert build(checkpoint.parent, examples=2, puzzles=1).read_bytes() == page
+
+
 def test_a_page_of_somebody_else_is_not_replaced(datasets, tmp_path, capsys):
     (tmp_path / "mine.html").write_text("<p>mine")
     checkpoint = save_run(tmp_path / "run", datasets[4], "transformer_sudoku", *ONE_BLOCK, halting=False)
