@@ -41,7 +41,7 @@ from models.urm import ConvSwiGLU, UniversalReasoningModel  # noqa: E402
 from puzzle_dataset import PuzzleDataset  # noqa: E402
 from puzzles.draw import DARK, PALETTE  # noqa: E402
 from puzzles.sudoku import Sudoku  # noqa: E402
-from training.checkpoints import load_model  # noqa: E402
+from training.checkpoints import find_checkpoint, load_model  # noqa: E402
 from training.config import PretrainConfig, load_config  # noqa: E402
 from training.data import open_to_answer  # noqa: E402
 from training.evaluation import check_data  # noqa: E402
@@ -60,7 +60,7 @@ SHARES = {REVISED: 0.5, QUICK: 0.3, WRONG: 0.2}  # of the puzzles that the page 
 
 
 class LiveConfig(StrictModel):
-    checkpoint: str = Field(description="a step_<n> in its run folder")
+    checkpoint: str = Field(description="a step_<n> in its run folder; or the folder: its best, else its last")
     out: str = Field(description="the page, an .html file")
     data_path: str | None = Field(default=None, description="the run's dataset, if it has moved")
     split: str = Field(default="test", description="split that puzzles and accuracy are from")
@@ -269,7 +269,7 @@ def chosen(tried: Tried, count: int, kind: Sudoku) -> list[dict[str, Any]]:
 
 def read_checkpoint(config: LiveConfig) -> tuple[PretrainConfig, ACTLossHead, Sudoku, Any]:
     """-> the run, the model in float32, the kind of its puzzles, and what the dataset says of itself."""
-    checkpoint = Path(config.checkpoint)
+    checkpoint = find_checkpoint(config.checkpoint)
     run = load_config(str(checkpoint.parent / "all_config.yaml"))
     check_data(checkpoint, run, config.data_path)
     data_path = Path(config.data_path or run.data_path)
@@ -291,7 +291,7 @@ def build(config: LiveConfig) -> bytes:
     )
     tried = try_out(head, dataset, kind)
     boxes = kind.look.boxes
-    checkpoint = Path(config.checkpoint)
+    checkpoint = find_checkpoint(config.checkpoint)
     page = {
         "size": kind.size,
         "box": list(boxes),
