@@ -287,7 +287,10 @@ def load_metadata(folder: Path) -> PuzzleDatasetMetadata:
     path = folder / "dataset.json"
     if not os.path.lexists(path):
         if not folder.parent.is_dir():
-            raise UserError(f"no dataset at {folder.parent}; build one (dataset/build_*_dataset.py) or set data_path")
+            raise UserError(
+                f"no dataset at {folder.parent}; build one (dataset/build_*_dataset.py) or set data_path; the shortest "
+                "way is `make demo`, or +experiment=… for a run of config/experiment"
+            )
         splits = sorted(p.parent.name for p in folder.parent.glob("*/dataset.json"))
         found = f"it has the splits {', '.join(splits)}" if splits else "it holds no complete split: build it again"
         raise UserError(f"{path} is missing; {found}")

@@ -60,7 +60,7 @@ SHARES = {REVISED: 0.5, QUICK: 0.3, WRONG: 0.2}  # of the puzzles that the page 
 
 
 class LiveConfig(StrictModel):
-    checkpoint: str = Field(description="a step_<n> in its run folder, or the folder: its best, else its last")
+    checkpoint: str = Field(description="a step_<n> in its run folder; or the folder: its best, else its last")
     out: str = Field(description="the page, an .html file")
     data_path: str | None = Field(default=None, description="the run's dataset, if it has moved")
     split: str = Field(default="test", description="split that puzzles and accuracy are from")

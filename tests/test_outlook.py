@@ -168,7 +168,7 @@ def test_a_run_stops_before_a_step_that_would_end_too_late(tmp_path, monkeypatch
         (duration(99.6), "1.7 min"), (duration(793), "13 min"), (duration(36_000), "10 h"),
         (duration(1e6), "278 h"), (duration(196_250_400), "54,514 h (6.2 years)"),
         (operations(0), "0 FLOP"), (operations(999), "999 FLOP"), (operations(27.82e12), "27.8 TFLOP"),
-        (operations(7.2e25), "7.2e+04 ZFLOP"), (moment(1e15), "the year 10,000"),
+        (operations(999.7e6), "1 GFLOP"), (operations(7.2e25), "7.2e+04 ZFLOP"), (moment(1e15), "the year 10,000"),
     ],
 )  # fmt: skip
 def test_numbers_in_words(value, expected):

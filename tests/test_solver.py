@@ -55,6 +55,8 @@ def run(tmp_path):
         (["model.safetensors"], "model.safetensors"),
         (["checkpoint", "all_config.yaml"], "checkpoint"),
         (["step_9", "step_60", {"checkpoint": "step_9"}], "step_9"),
+        (["step_9", "step_60", {"checkpoint": "step_9", "value": 0.4}], "step_9"),
+        (["step_9", "step_60", {"checkpoint": "step_9", "value": 0.0}], "step_60"),  # all as bad: the first is no best
         (["all_config.yaml"], UserError("holds no checkpoint step_<n>; name a run folder, or a checkpoint in one")),
         (["step_9", {"checkpoint": "step_8"}], UserError("best.json names 'step_8', which is not there; name a step_")),
         (["step_9", "x", {"checkpoint": "../step_9"}], UserError("best.json names '../step_9', which is not there")),

@@ -48,15 +48,15 @@ Weights = dict[str, Tensor]
 def find_checkpoint(name: str | Path) -> Path:
     """The file that a person means by a checkpoint: itself or, of a run folder, the best or else the last one.
 
-    The best is the one in `best.json`, the last that of the highest step, with averaged weights if there are any. A
-    folder of the Hub or of pretrained/ holds one alone. Raises `UserError` for a folder without checkpoints; whether a
-    file is there is left to whoever reads it.
+    The best is the one in `best.json` if it has anything right, the last that of the highest step, with averaged
+    weights if there are any. A folder of the Hub or of pretrained/ holds one alone. Raises `UserError` for a folder
+    without checkpoints; whether a file is there is left to whoever reads it.
     """
     folder = Path(name)
     if not folder.is_dir():
         return folder
-    if (folder / "best.json").exists():
-        return best_checkpoint(folder)
+    if (folder / "best.json").exists() and (best := best_checkpoint(folder)) is not None:
+        return best
     steps = checkpoints_in(folder)
     alone = [folder / one for one in (SHARED, ORIGINAL_CHECKPOINT) if (folder / one).is_file()]
     if not steps and not alone:
@@ -64,11 +64,17 @@ def find_checkpoint(name: str | Path) -> Path:
     return steps[-1] if steps else alone[0]
 
 
-def best_checkpoint(folder: Path) -> Path:
-    """The checkpoint that `best.json` names. Raises `UserError` if that is damaged, or the file gone."""
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `best.json` names; None if no puzzle was right at any evaluation: the first is then no best.
+
+    Raises `UserError` if the file is damaged, or what it names is gone.
+    """
     try:
-        name = str(read_json(folder / "best.json", "name another", limit=1 << 20)["checkpoint"])
-    except (UserError, KeyError, TypeError) as error:
+        best = read_json(folder / "best.json", "name another", limit=1 << 20)
+        name = str(best["checkpoint"])
+        if best.get("value") == 0:
+            return None
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/best.json is damaged ({error}); name a step_<n> file") from None
     if step_of(name) is None or not (folder / name).is_file():
         raise UserError(f"{folder}/best.json names {name!a:.100}, which is not there; name a step_<n> file")

@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 def operations(count: float) -> str:
     """Floating-point operations with three digits and a prefix of thousands."""
     for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
-        if count < 1000 or prefix == "Z":
+        if count < 999.5 or prefix == "Z":
             return f"{count:.3g} {prefix}FLOP"
         count /= 1000
     raise AssertionError
