@@ -35,7 +35,7 @@ PUZZLE = (
     ".....1....94.2..8.5.......69..........35..6....81.739..76..9.1.3..7....4.....8..."  # takes 12 steps, most take 4
 )
 ARC_TASKS = ["00d62c1b", "007bbfb7", "00dbd492", "0a1d4ef5"]  # two of training, two of evaluation
-COLOURS = 64  # of a screenshot, which then takes a third of the space
+COLOURS = 255  # of a screenshot, which then takes half of the space
 
 
 class PicturesConfig(StrictModel):
