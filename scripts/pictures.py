@@ -59,7 +59,8 @@ def live(config: PicturesConfig) -> bytes:
         page.js("""
             const changes = at => boardAt(at).filter((digit, cell) => digit !== boardAt(at - 1)[cell]).length;
             const later = state.steps.map((_, i) => i + 1).slice(1);
-            go(later.sort((a, b) => changes(b) - changes(a))[0]);""")
+            go(later.sort((a, b) => changes(b) - changes(a))[0]);
+            document.getAnimations().forEach(animation => animation.finish());""")
 
     if not Path(config.live).is_file():
         raise UserError(f"{config.live} is missing; build it with scripts/build_live_page.py, or set live=<page>")
