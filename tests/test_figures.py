@@ -352,6 +352,7 @@ def test_where_figures_go(tmp_path):
     def path(**out):
         return figures.picture_path(figures.FigureConfig(figure="steps", checkpoint=str(tmp_path / "step_7"), **out))
 
+    (tmp_path / "step_7").touch()
     assert path() == tmp_path / "step_7_steps.png"
     assert path(out=str(tmp_path / "new")) == tmp_path / "new/step_7_steps.png"
     assert not (tmp_path / "new").exists()  # made when there is something to put into it

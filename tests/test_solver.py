@@ -76,6 +76,9 @@ def test_what_a_run_folder_stands_for(tmp_path, files, expected):
 
 
 def test_a_file_is_itself_even_where_it_is_not(tmp_path):
+    with pytest.raises(UserError, match=r"step_1 does not exist; name a checkpoint step_<n>"):
+        find_checkpoint(tmp_path / "step_1")
+    (tmp_path / "all_config.yaml").touch()  # a run, whose file may be gone
     assert find_checkpoint(tmp_path / "step_1") == tmp_path / "step_1"
     (tmp_path / "step_10_ema").touch()
     (tmp_path / "step_9").touch()
@@ -305,7 +308,7 @@ def test_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     for name in ("runs/step_60", "checkpoints/mine", "step_60", "a/b/c"):
-        with pytest.raises(UserError, match=r"all_config\.yaml is missing"):
+        with pytest.raises(UserError, match=f"{name} does not exist; name a checkpoint"):
             Solver.load(name)
 
 

@@ -50,10 +50,13 @@ def find_checkpoint(name: str | Path) -> Path:
 
     The best is the one in `best.json` if it has anything right, the last that of the highest step, with averaged
     weights if there are any. A folder of the Hub or of pretrained/ holds one alone. Raises `UserError` for a folder
-    without checkpoints; whether a file is there is left to whoever reads it.
+    without checkpoints, and for a path where there is neither a file nor a run; whether a run has the file is left to
+    whoever reads it.
     """
     folder = Path(name)
     if not folder.is_dir():
+        if not folder.exists() and not (folder.parent / "all_config.yaml").exists():
+            raise UserError(f"{name} does not exist; name a checkpoint step_<n> in its run folder, or the folder")
         return folder
     if (folder / "best.json").exists() and (best := best_checkpoint(folder)) is not None:
         return best

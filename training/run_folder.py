@@ -126,7 +126,7 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device, about: 
         else f"{device.type} ({platform.machine()})",
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     } | (about or {})
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
 
@@ -136,7 +136,7 @@ def record_end(folder: Path, step: int) -> None:
     path = folder / "environment.json"
     starts = _earlier_starts(path)
     if starts and isinstance(starts[-1], dict):
-        starts[-1] |= {"ended": datetime.now(timezone.utc).isoformat(timespec="seconds"), "last_step": step}
+        starts[-1] |= {"ended": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "last_step": step}
         write_atomically(path, lambda file: file.write(json.dumps(starts, indent=1).encode()))
 
 
