@@ -156,7 +156,7 @@ REFUSED = {
     "grammar": (["epochs=[1"], "epochs"),
     "no dataset": (["data_path=tests/nowhere"], "no dataset at tests/nowhere"),
     "batch too large": (["global_batch_size=4096"], "do not fill one batch of 4096"),
-    "checkpoint": (["load_checkpoint=tests/nowhere"], "tests/nowhere is missing; name a step_<n> file"),
+    "checkpoint": (["load_checkpoint=tests/nowhere"], "tests/nowhere does not exist; name a checkpoint"),
     "device": (["device=tpu"], "device: "),
     "attention": (["arch.attention=flash2"], "arch.attention=flash2 needs CUDA and half precision"),
     "bool for a number": (["epochs=true"], "epochs: Input should not be true or false"),
