@@ -6,10 +6,7 @@ halting. A run that has ended is not made again, unless its folder is deleted.
 """
 
 import json
-import os
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,10 +16,12 @@ from pydantic import Field
 from errors import UserError, one_line_errors
 from files import read_json, write_atomically
 from scripts.demo import PUZZLES
+from scripts.study import command
+from scripts.study_results import spread
 from training.curves import read_lines
 from training.options import StrictModel, from_cli
+from training.wording import counted
 
-ROOT = Path(__file__).resolve().parents[1]
 RULES = {"all steps": "eval/exact_accuracy", "where it halts": "eval/halt_q/exact_accuracy"}
 MEDIAN, WORST = 0.99, 0.98  # the goal, under both rules
 
@@ -32,16 +31,6 @@ class SpeedrunConfig(StrictModel):
     seeds: int = Field(default=5, ge=1, le=1000, description="runs, with seeds 0, 1, …")
     threads: int = Field(default=2, ge=1, le=1024, description="CPU threads of each run (OMP_NUM_THREADS)")
     overrides: list[str] = Field(default=[], description="an attempt: keys of pretrain.py, such as [lr=1e-3,epochs=8]")
-
-
-def command(config: SpeedrunConfig, *args: str) -> None:
-    environment = os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(config.threads)}
-    done = subprocess.run(
-        [sys.executable, *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise UserError(f"python {shlex.join(args)} failed: {' '.join(reason)}")
 
 
 def timed_run(config: SpeedrunConfig, seed: int) -> dict:
@@ -57,8 +46,8 @@ def timed_run(config: SpeedrunConfig, seed: int) -> dict:
         raise UserError(f"{folder} holds a run that has not ended; delete it")
     start = time.monotonic()
     command(
-        config, "pretrain.py", "+experiment=sudoku_4x4_demo", *config.overrides,
-        f"data_path={data_folder(config)}", f"checkpoint_path={folder}", f"seed={seed}",
+        "pretrain.py", "+experiment=sudoku_4x4_demo", *config.overrides, f"data_path={data_folder(config)}",
+        f"checkpoint_path={folder}", f"seed={seed}", log=folder.with_suffix(".log"), threads=config.threads,
     )  # fmt: skip
     seconds = time.monotonic() - start
     last = [line for line in read_lines(folder / "metrics.jsonl") if RULES["all steps"] in line][-1]
@@ -78,22 +67,17 @@ def reaches_goal(results: list[dict]) -> bool:
     return all(statistics.median(values) >= MEDIAN and min(values) >= WORST for values in of_rule)
 
 
-def spread(values: list[float], form: str) -> str:
-    middle, low, high = (form.format(f(values)) for f in (statistics.median, min, max))
-    return f"{middle} ({low}–{high})"
-
-
 def speedrun(config: SpeedrunConfig) -> None:
     if not data_folder(config).exists():
-        command(config, *PUZZLES, "--output-dir", str(data_folder(config)))
+        command(*PUZZLES, "--output-dir", str(data_folder(config)), log=data_folder(config).with_suffix(".log"))
     results = []
     for seed in range(config.seeds):
         results.append(timed_run(config, seed))
         percent = ", ".join(f"{rule} {100 * results[-1]['accuracy'][rule]:.2f} %" for rule in RULES)
         print(f"seed {seed}: {results[-1]['seconds']:.1f} s, {results[-1]['steps']} steps; {percent}", flush=True)
-    threads = f"{config.threads} thread{'s' * (config.threads > 1)}"
-    print(f"\n{len(results)} seeds, {threads}; median (smallest–largest):")
-    print(f"  seconds         {spread([result['seconds'] for result in results], '{:.1f}')}")
+    of = f"{counted(len(results), 'seed')}, {counted(config.threads, 'thread')}"
+    print(f"\n{of}; median (smallest–largest):")
+    print(f"  seconds         {spread([result['seconds'] for result in results])}")
     for rule in RULES:
         print(f"  {rule:14}  {spread([100 * result['accuracy'][rule] for result in results], '{:.2f}')} %")
     goal = f"{MEDIAN:.0%} in the median and {WORST:.0%} in the worst run, under both rules"

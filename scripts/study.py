@@ -105,9 +105,9 @@ def planned_runs(config: StudyConfig) -> Iterator[StudyRun]:
                 yield StudyRun(task, model, overrides, seed)
 
 
-def command(*args: str, log: Path | None = None) -> None:
-    """Run a command of this repository with one thread; its output goes to a file, or is shown."""
-    environment = os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+def command(*args: str, log: Path | None = None, threads: int = 1) -> None:
+    """Run a command of this repository; its output goes to a file, or is shown."""
+    environment = os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(threads)}
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") if log else nullcontext() as file:

@@ -32,7 +32,7 @@ def commands(monkeypatch):
     """What would be run; a training leaves the metrics of two evaluations."""
     done = []
 
-    def command(config, *args):
+    def command(*args, log, threads=1):
         done.append(args)
         given = dict(arg.split("=", 1) for arg in args if "=" in arg)
         if args[0] == "pretrain.py":
