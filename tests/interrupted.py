@@ -17,6 +17,7 @@ import torch
 import pretrain
 from tests.launch import ROOT, command_environment
 from tests.runs import PIPELINE, load, reference_overrides
+from tests.waiting import wait_for
 from tests.warm import Started
 
 
@@ -68,11 +69,13 @@ def signal_in_evaluation() -> Iterator[None]:
 
 
 def wait_until(process: Started | subprocess.Popen, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
+    def it_came() -> bool:
+        if condition():
+            return True
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+        return False
+
+    wait_for(it_came, "the moment to interrupt", seconds=200, pause=0.001)
 
 
 def wait_for_step(process: Started | subprocess.Popen, folder: Path, step: int) -> None:

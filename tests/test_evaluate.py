@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from tests import warm
 from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load, of_the_original, printed_metrics
 from tests.tiny_model import in_two_sets, open_test_split
+from tests.waiting import wait_for
 from training.config import SAVABLE_OUTPUTS, load_config
 from training.distributed import Ranks
 from training.evaluation import check_data, evaluate_split, fitting
@@ -185,7 +185,8 @@ def test_what_is_interrupted_leaves_nothing_behind(checkpoint, tmp_path, number)
     """After SIGKILL until the next start."""
     arguments = ["evaluate.py", f"checkpoint={checkpoint}", "max_steps=65535", f"output_dir={tmp_path / 'out'}"]
     evaluation = warm.Started(*arguments)
-    wait_for(lambda: evaluation.poll() is not None or list((tmp_path / "out").glob(".*.tmp/answers.0.npy")))
+    begun = tmp_path / "out"
+    wait_for(lambda: evaluation.poll() is not None or list(begun.glob(".*.tmp/answers.0.npy")), "an answer's file")
     evaluation.send_signal(number)
     evaluation.communicate()
     assert evaluation.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
@@ -194,13 +195,6 @@ def test_what_is_interrupted_leaves_nothing_behind(checkpoint, tmp_path, number)
         assert list((tmp_path / "out").glob(".*.tmp"))
         in_this_process(*arguments[1:], "max_steps=1")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["step_60_preds"]
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("wrong", [["split=val"], ["data_path=nowhere"], ["checkpoint=nowhere/step_1"], ["damaged"]])

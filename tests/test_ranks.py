@@ -31,14 +31,14 @@ def test_a_signal_stops_all_ranks_at_one_step(tmp_path):
     process = start(folder, 2)
     wait_for_step(process, folder, 11)
     process.send_signal(signal.SIGUSR1, rank=1)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert_stopped(folder, 11, "a signal to another rank", output)
 
     process = start_torchrun(folder, 2)
     wait_for_step(process, folder, 31)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0, output  # torchrun itself fails on a signal
     assert_stopped(folder, 31, "SIGTERM", output)
 

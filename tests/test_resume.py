@@ -44,7 +44,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, uninterrupted):
     process = start(folder)
     wait_for_step(process, folder, 11)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     stopped = read_metrics(folder)[-1]["step"]
     assert stopped < 60

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.launch import ROOT
 from tests.runs import read_metrics, reference_overrides
+from tests.waiting import wait_for
 
 SCRIPT = "scripts/slurm/train.sbatch"
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Slurm's nodes run Linux")
@@ -136,11 +136,13 @@ class Job:
         self.wait_until(lambda: self.output.read_text().count(text) >= count, text)
 
     def wait_until(self, condition, what: str) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
+        def it_came() -> bool:
+            if condition():
+                return True
             assert self.process.poll() is None, f"ended before: {what}\n{self.output.read_text()}"
-            assert time.monotonic() < deadline, f"waited in vain: {what}\n{self.output.read_text()}"
-            time.sleep(0.01)
+            return False
+
+        wait_for(it_came, lambda: f"{what}\n{self.output.read_text()}")
 
     def sleeps(self) -> bool:
         """Whether the relay has been through the workers and pauses."""
@@ -154,7 +156,7 @@ class Job:
         return False
 
     def end(self) -> int:
-        return self.process.wait(timeout=120)
+        return self.process.wait(timeout=600)
 
     @property
     def requeued(self) -> list[str]:

@@ -13,10 +13,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.launch import ROOT, check_exit, command_environment
+from tests.waiting import Patience
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pretrain", "evaluate", "torch._dynamo"])  # the optimizers import the last one
@@ -47,6 +47,16 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+def _threads(pid: int) -> list[str]:
+    """A line for each: name, state, the call it waits in, blocked and ignored signals; as far as this kernel tells."""
+    lines = []
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
+        status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        facts = [status[key].strip() for key in ("Name", "State", "SigBlk", "SigIgn")]
+        lines.append(" ".join((task.name, *facts, (task / "wchan").read_text())))
+    return lines
 
 
 class Started:
@@ -81,25 +91,28 @@ class Started:
 
     def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
         """What was written to stdout and stderr, when all have ended; if one fails, the others are killed."""
-        deadline = time.monotonic() + timeout
+        patience = Patience(timeout)
         while self.poll() is None:
-            if time.monotonic() > deadline:
-                self._write_stacks()
-            if any(process.exitcode for process in self._processes) or time.monotonic() > deadline:
+            if any(process.exitcode for process in self._processes):
                 self.kill()
+            elif patience.over:
+                states = self._states()
+                self.kill()
+                raise AssertionError("\n".join((f"not over after {timeout} s", states, *self._output())))
             multiprocessing.connection.wait(
-                [process.sentinel for process in self._processes if process.exitcode is None],
-                timeout=max(0, deadline - time.monotonic()),
+                [process.sentinel for process in self._processes if process.exitcode is None], timeout=1
             )
-        assert time.monotonic() < deadline, "\n".join((f"not over after {timeout} s", *self._output()))
         return self._output()
 
-    def _write_stacks(self) -> None:
-        """To stderr, one process after the other."""
+    def _states(self) -> str:
+        """What the kernel says of each thread; where its Python is goes to stderr, one process after the other."""
+        lines = []
         for process in self._processes:
             if process.exitcode is None:
+                lines += [f"process {process.pid}:", *_threads(process.pid)]
                 os.kill(process.pid, STACKS)
                 process.join(2)
+        return "\n".join(lines)
 
     def _output(self) -> tuple[str, str]:
         return tuple(file.read_text() for file in self._files)
