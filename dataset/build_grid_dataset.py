@@ -36,7 +36,7 @@ if __package__ in (None, ""):  # run as a script: the repository root is not on 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dataset.cli import run_builder
 from dataset.format import atomic_build
@@ -45,7 +45,7 @@ from dataset.own_puzzles import Options, build_dataset
 from dataset.pairs import read_examples
 from dataset.puzzle_csv import PuzzleCsv
 from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, warn, without_copies
-from puzzles.cells import Writing
+from puzzles.cells import Writing, composed
 from puzzles.kind import Kind, find_kind
 
 # argdantic 1.3.3 shows `int | None` and the like as text in --help.
@@ -116,6 +116,11 @@ class GridConfig(BaseModel):
     identifiers: bool = Field(False, description="give every id a puzzle embedding (default: all pairs share one)")
     drop_leaked: bool = Field(False, description="leave pairs out of train whose input, or a copy, is in test or val")
     seed: int = Field(42, ge=0, description="seed of every random choice")
+
+    @field_validator("hole")
+    @classmethod
+    def _as_in_files(cls, symbol: str | None) -> str | None:
+        return symbol and composed(symbol)
 
     @model_validator(mode="after")
     def _one_source(self):

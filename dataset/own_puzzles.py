@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.format import SplitWriter, write_identifiers
+from dataset.format import BLANK_IDENTIFIER, SplitWriter, write_identifiers
 from dataset.pair_table import CHUNK_CELLS, INPUT, MAX_SYMBOLS, OUTPUT, UNSAID, PairTable
 from dataset.pairs import SPLITS, Example
 from dataset.puzzle_splits import hold_out, stands_in, warn
@@ -44,6 +44,7 @@ class Options:
     ignore: str | None = None
     vocabulary: str | None = None
     hole: str | None = None
+    words: bool = False
     canvas: tuple[int, int] | None = None
     symbols: Path | None = None
     valid: str | None = None
@@ -56,13 +57,12 @@ class Options:
 def build_dataset(sources: Sequence[tuple[Iterable[Example], str | None]], options: Options, folder: Path) -> list[str]:
     """Write a dataset from sources, each with the split of its examples if all are of one; -> what it holds, in lines.
 
-    Raises `UserError` for what is wrong with an example or an option, and warns on stderr of what is doubtful.
+    There is at least one. Raises `UserError` for what is wrong with an example or an option, and warns on stderr of
+    what is doubtful.
     """
     table = PairTable()
     for examples, split in sources:
         table.add_all(tqdm(examples, desc="reading", unit=" pairs", unit_scale=True, delay=0.5, leave=False), split)
-    if not len(table):
-        raise UserError("there is no pair to build from; name a file that holds some")
     kind = describe(table, options)
     facts = examine(table, kind, options)
     choosing, augmenting = (
@@ -78,11 +78,12 @@ def build_dataset(sources: Sequence[tuple[Iterable[Example], str | None]], optio
 def describe(table: PairTable, options: Options) -> Grid:
     """The kind of these puzzles: their symbols, the canvas, and how their outputs end."""
     found = sorted(table.codes, key=_symbol_order)
-    words = any(len(characters(symbol)) > 1 for symbol in found)
     symbols = found
     if options.vocabulary:
-        symbols = split_symbols(options.vocabulary, words, set(found))
-        _check_vocabulary(symbols, table)
+        separated = options.words or _are_words(found) or (table.all_numbers and len(options.vocabulary.split()) > 1)
+        symbols = split_symbols(options.vocabulary, separated, set(found))
+        _check_vocabulary(symbols, table, options.hole)
+    words = _are_words(symbols)
     shapes, holes = table.grid_shapes(), table.holes()
     ends = bool((shapes[:, INPUT] != shapes[:, OUTPUT]).any())
     hole = options.hole
@@ -122,7 +123,13 @@ def _symbol_order(symbol: str) -> tuple[bool, int, str]:
     return not is_number, int(symbol) if is_number else 0, symbol
 
 
-def _check_vocabulary(symbols: list[str], table: PairTable) -> None:
+def _are_words(symbols: list[str]) -> bool:
+    return any(len(characters(symbol)) > 1 for symbol in symbols)
+
+
+def _check_vocabulary(symbols: list[str], table: PairTable, hole: str | None) -> None:
+    if hole in symbols:
+        raise UserError(f"--vocabulary names {hole!r}, which --hole says is no cell; leave it out of one of them")
     if len(set(symbols)) < len(symbols) or len(symbols) > MAX_SYMBOLS:
         raise UserError(f"--vocabulary names a symbol twice, or more than {MAX_SYMBOLS}; name each once")
     for symbol, first in zip(table.codes, table.first_seen, strict=True):
@@ -197,6 +204,12 @@ def examine(table: PairTable, kind: Grid, options: Options) -> Facts:
             bar.update(len(rows))
     if options.identifiers:  # the same grid under another id is another puzzle
         ids = np.array(table.id_of)
+        blank = ids == table.ids.get(BLANK_IDENTIFIER, count)
+        if blank.any():
+            raise UserError(
+                f"{table.place(int(blank.argmax()))}: the id is {BLANK_IDENTIFIER!r}, which stands for no puzzle; "
+                f"rename it"
+            )
         if (ids == UNSAID).any():
             raise UserError(
                 f"{table.place(int((ids == UNSAID).argmax()))}: there is no id, by which --identifiers goes"
@@ -316,7 +329,9 @@ def write(
     if len(untrained):
         warn(f"{len(untrained)} ids have no pair in train, such as {names[untrained[0] - 1]}: they stay untrained")
     if not (roles == TEST).any():
-        warn("there is no test split: no pair says so, and --test-fraction is 0")
+        stated = "every pair says that it is in another one"
+        reason = "no pair says so, and --test-fraction is 0" if not options.test_fraction else stated
+        warn(f"there is no test split: {reason}")
     symbols = kind.shown_symbols()
     lines = [f"canvas of {kind.rows}×{kind.columns}, {len(symbols)} symbols: {' '.join(symbols)}"]
     for split in (TRAIN, TEST, VAL):

@@ -3,7 +3,8 @@
     JSONL    {"input": …, "output": …}, one object a line; "id", "group" and "split" may stand beside them
     CSV      a header with input and output, and the same columns beside them; a value that begins with [ is JSON, any
              other is text, with a line break between the rows of a grid
-    folder   NAME.input.txt with NAME.output.txt, in the folder or in train/, test/ and val/ below it; the id is NAME
+    folder   NAME.input.txt with NAME.output.txt, in the folder or in train/, test/ and val/ below it; the id is NAME;
+             hidden files (.name) are the system's and are passed over
 
 puzzles/cells.py says how a value is written. A file is read as CSV if it is called .csv, else as JSONL.
 """
@@ -47,11 +48,24 @@ def place_of(file: str, line: int | None) -> str:
 
 
 def read_examples(path: Path, writing: Writing) -> Iterator[Example]:
-    """Yield the examples of a file or a folder, in order. Raises `UserError` that names the file and line."""
+    """Yield the examples of a file or a folder, in order. Raises `UserError` that names the file and line, or a file
+    without any.
+    """
     if path.is_dir():
-        return _from_folder(path, writing)
+        missing = "NAME.input.txt with NAME.output.txt; name a folder that does, or a file"
+        return _at_least_one(_from_folder(path, writing), f"{path} holds no {missing}")
     check_is_file(path, "name a JSONL or CSV file of pairs, or a folder of text files")
-    return (_from_csv if path.suffix.lower() == ".csv" else _from_jsonl)(path, writing)
+    read = _from_csv if path.suffix.lower() == ".csv" else _from_jsonl
+    return _at_least_one(read(path, writing), f"{path} holds no pair; name a file that holds some")
+
+
+def _at_least_one(examples: Iterator[Example], otherwise: str) -> Iterator[Example]:
+    found = False
+    for example in examples:
+        found = True
+        yield example
+    if not found:
+        raise UserError(otherwise)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -91,7 +105,8 @@ def _from_csv(path: Path, writing: Writing) -> Iterator[Example]:
     reader, line = csv.reader(_lines(path), strict=True), 1
     try:
         header = [name.strip() for name in next(reader, [])]
-        if not {"input", "output"} <= set(header) or len(set(header)) < len(header):
+        names = [name for name in header if name]  # spreadsheets write columns that are empty
+        if not {"input", "output"} <= set(names) or len(set(names)) < len(names):
             _fail(path, 1, "the header must name the columns input and output, each once")
         line = reader.line_num + 1
         for row in reader:
@@ -105,7 +120,7 @@ def _from_csv(path: Path, writing: Writing) -> Iterator[Example]:
             line = reader.line_num + 1
     except csv.Error as error:
         _fail(path, line, f"is not valid CSV: {error}")
-    _warn_of_unread(path, "columns", set(header) - {"input", "output", *LABELS})
+    _warn_of_unread(path, "columns", set(names) - {"input", "output", *LABELS})
 
 
 def _value(path: Path, line: int, side: str, text: str) -> Any:
@@ -119,26 +134,23 @@ def _value(path: Path, line: int, side: str, text: str) -> Any:
 
 
 def _from_folder(folder: Path, writing: Writing) -> Iterator[Example]:
-    found = False
     for split, place in ((None, folder), *((split, folder / split) for split in SPLITS)):
         if not place.is_dir():
             continue
-        files = {path.name for path in place.iterdir() if path.is_file()}
+        entries = [path for path in place.iterdir() if not path.name.startswith(".")]
+        files = {path.name for path in entries if path.is_file() and path.name.endswith(_SIDES)}
         stems = sorted({name.removesuffix(side) for name in files for side in _SIDES if name.endswith(side)})
-        others = len(files) - sum(name.endswith(_SIDES) for name in files)
-        others += sum(path.is_dir() and not (split is None and path.name in SPLITS) for path in place.iterdir())
+        folders = sum(split is None and path.name in SPLITS and path.is_dir() for path in entries)
+        others = len(entries) - len(files) - folders
         if others:
             print(f"warning: {place}: {others} other files and folders are not read", file=sys.stderr)
         for stem in stems:
             for side in _SIDES:
                 if stem + side not in files:
                     raise UserError(f"{place / (stem + side)} is missing; every input has an output beside it")
-            found = True
             sides = (read_text(place / (stem + side), "save it as text in UTF-8") for side in _SIDES)
             record = dict(zip(("input", "output"), sides, strict=True), id=stem, split=split)
             yield _example(str(place / (stem + _SIDES[0])), None, record, writing)
-    if not found:
-        raise UserError(f"{folder} holds no NAME.input.txt with NAME.output.txt; name a folder that does, or a file")
 
 
 def _example(file: str, line: int | None, record: dict[str, Any], writing: Writing) -> Example:
@@ -149,8 +161,10 @@ def _example(file: str, line: int | None, record: dict[str, Any], writing: Writi
         try:
             grids[side] = read_cells(record[side], writing)
         except ValueError as error:
-            remedy = "; --ragged fills rows up with holes" if " cells in row " in str(error) else ""
-            remedy += "; --words reads words with blanks between" if remedy and not writing.words else ""
+            uneven = " cells in row " in str(error)
+            remedy = "; --ragged fills rows up with holes" if uneven else ""
+            if not writing.words and (uneven or r"'\t'" in str(error)):
+                remedy += "; --words reads words with blanks between"
             _fail(file, line, f"the {side} {error}{remedy}")
     labels = {key: _label(file, line, key, record[key]) for key in LABELS if record.get(key) is not None}
     if labels.get("split") not in (None, *SPLITS):

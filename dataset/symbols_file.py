@@ -12,6 +12,7 @@ from typing import Any
 
 from errors import UserError
 from files import read_yaml
+from puzzles.cells import composed
 from puzzles.draw import PALETTE
 
 _LONGEST_GLYPH = 16  # characters
@@ -24,7 +25,7 @@ def read_symbols(path: Path, symbols: Sequence[str]) -> tuple[dict[str, str], di
         raise UserError(f'{path} is not a mapping; write it as  "#": {{glyph: "█", colour: black}}')
     fills, glyphs = {}, {}
     for key, entry in content.items():
-        symbol = str(key) if type(key) is int else key
+        symbol = str(key) if type(key) is int else composed(key) if isinstance(key, str) else key
         where = f"{path}: the symbol {symbol!r:.40}"
         if not isinstance(symbol, str):
             raise UserError(f"{where} is not text; put it in quotes")

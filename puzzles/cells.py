@@ -5,7 +5,8 @@
     [[1, 0], [10, null]]        rows of numbers or words; null is a hole, where the board has no cell
     "ABCA" or [3, 1, 2]         a sequence, which is a grid of one row
 
-A character is what people see as one: a letter with its accents, or an emoji of several code points.
+A character is what people see as one: a letter with its accents, or an emoji of several code points. Control characters
+and halves of surrogate pairs are none: nothing can show the ones, and nothing can store the others.
 """
 
 import unicodedata
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST_SYMBOL = 64  # characters
+_UNFIT = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode
 
 Rows = list[list[str | None]]  # of symbols; None: a hole
 
@@ -66,6 +68,8 @@ def _cells_of_line(line: str, writing: Writing) -> list[str | None]:
     cells: list[str | None] = [*characters(line)]
     if writing.skip_blanks:
         cells = [cell for cell in cells if not cell.isspace()]
+    if not line.isprintable():
+        _refuse_unfit("".join(cells))
     return cells if writing.hole is None else [None if cell == writing.hole else cell for cell in cells]
 
 
@@ -75,7 +79,12 @@ def characters(text: str) -> list[str]:
         return list(text)
     from wcwidth import iter_graphemes  # most texts have no need of its tables
 
-    return list(iter_graphemes(unicodedata.normalize("NFC", text)))
+    return list(iter_graphemes(composed(text)))
+
+
+def composed(text: str) -> str:
+    """A text with every letter and its accents as one code point, where there is one."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def text_width(text: str) -> int:
@@ -93,11 +102,20 @@ def _symbol(cell: Any, writing: Writing) -> str | None:
     if isinstance(cell, str):
         if not cell or "\n" in cell or "\r" in cell or len(cell) > LONGEST_SYMBOL:
             raise ValueError(f"has the cell {_shown(cell)}; a symbol has 1 to {LONGEST_SYMBOL} characters of one line")
-        return cell if cell.isascii() else unicodedata.normalize("NFC", cell)
+        if not cell.isprintable():
+            _refuse_unfit(cell)
+        symbol = composed(cell)
+        return None if symbol == writing.hole else symbol
     if type(cell) is int:
         symbol = str(cell)
         return None if symbol == writing.hole else symbol
     raise ValueError(f"has the cell {_shown(cell)}; a cell is a whole number, a text, or null for a hole")
+
+
+def _refuse_unfit(text: str) -> None:
+    for character in text:
+        if unicodedata.category(character) in _UNFIT:
+            raise ValueError(f"has the character {character!r}, which no symbol may have")
 
 
 def are_numbers(value: Any) -> bool:
@@ -113,7 +131,7 @@ def split_symbols(text: str, words: bool, known: Container[str] = ()) -> list[st
     A blank is a symbol only where it is `known` as one.
     """
     if words:
-        return text.split()
+        return composed(text).split()
     return [cell for cell in characters(text) if not cell.isspace() or cell in known]
 
 

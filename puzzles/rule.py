@@ -60,7 +60,7 @@ def broken_rules(name: str, puzzle: list, answer: list) -> list[str]:
         said = find_rule(name)(puzzle, answer)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the rule {name} failed: {type(error).__name__}: {first_line(error)}; correct it") from error
     if isinstance(said, list | tuple):
         return [str(sentence) for sentence in said]

@@ -222,6 +222,9 @@ FAULTS = {  # content of x_challenges.json and x_solutions.json -> the line
     "no list": ({"a": hidden(task(1))}, {"a": 5, "b": [[[1]]]}, "task a has no list of outputs for 1 test inputs"),
     "ragged": ({"a": hidden(task(1))}, {"a": [[[1], [2, 3]]]}, r"solutions\.json: task a: output 0 is ragged"),
     "another": ({"a": task(1)}, {"a": [[[1]]]}, r"task a: output 0 differs from the one in .*challenges\.json"),
+    "no name": ({"": task(1)}, {}, r"x_challenges\.json: task : a task cannot be called ''; rename it"),
+    "the blank's": ({"<blank>": task(1)}, {}, "a task cannot be called '<blank>'; rename it"),
+    "half a character": ({"a\ud800": task(1)}, {}, r"a task cannot be called 'a\\ud800'; rename it"),
     "an augmentation's": ({"a|||t1|||0234567891": task(1)}, {}, "cannot be called like an augmentation; rename it"),
 }
 

@@ -14,6 +14,7 @@ from dataset.format import load_metadata, read_identifiers
 from errors import UserError
 from puzzles.grid import Grid
 from puzzles.kind import kind_of
+from puzzles.rule import find_rule
 from tests.sample_datasets import Arrays
 
 DOTS = "#."
@@ -101,6 +102,28 @@ def test_jsonl_csv_and_folders_say_the_same(tmp_path):
     assert all(sorted(read_identifiers(dataset)) == ["<blank>", *(f"p{i}" for i in range(6))] for dataset in found)
 
 
+def test_a_folder_is_read_without_what_systems_leave_in_it(tmp_path, capsys):
+    """Hidden files, such as those that macOS writes beside every file; other things are counted."""
+    for name, text in (("x", "ab"), ("y", "ba"), (".x", "??"), ("._y", "\0\5\x16")):
+        for side in ("input", "output"):
+            (tmp_path / f"{name}.{side}.txt").write_text(text)
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    dataset = tmp_path / "out"
+    build(GridConfig(input_file=tmp_path, output_dir=dataset, test_fraction=0))
+    assert pairs_of(dataset) == [(["ab"], ["ab"]), (["ba"], ["ba"])]
+    assert "are not read" not in capsys.readouterr().err
+    (tmp_path / "z.input.txt").symlink_to("gone")
+    (tmp_path / "z.output.txt").symlink_to("gone")
+    build(GridConfig(input_file=tmp_path, output_dir=tmp_path / "again", test_fraction=0))
+    assert f"warning: {tmp_path}: 3 other files and folders are not read" in capsys.readouterr().err  # and `out`
+
+
+def test_columns_that_a_spreadsheet_leaves_empty_are_none(tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("input,output,,\nab,ba,,\nbb,aa,,\n")
+    assert pairs_of(built(tmp_path / "p.csv", test_fraction=0)) == [(["ab"], ["ba"]), (["bb"], ["aa"])]
+    assert "are not read" not in capsys.readouterr().err
+
+
 def test_files_of_their_own_for_every_split(tmp_path):
     records = random_pairs(9)
     files = {
@@ -110,6 +133,17 @@ def test_files_of_their_own_for_every_split(tmp_path):
     build(GridConfig(output_dir=tmp_path / "out", **files))
     for start, split in ((0, "train"), (3, "test"), (6, "val")):
         assert pairs_of(tmp_path / "out", split) == [(r["input"], r["output"]) for r in records[start : start + 3]]
+
+
+def test_a_missing_test_split_is_explained(tmp_path, capsys):
+    source = jsonl(tmp_path / "p.jsonl", pair("ab", "ba", split="train"))
+    built(source)
+    assert "there is no test split: every pair says that it is in another one" in capsys.readouterr().err
+    built(jsonl(source, pair("ab", "ba")), test_fraction=0)
+    assert "there is no test split: no pair says so, and --test-fraction is 0" in capsys.readouterr().err
+    empty = jsonl(tmp_path / "empty.jsonl")
+    with pytest.raises(UserError, match=r"empty\.jsonl holds no pair"):
+        build(GridConfig(train_file=source, test_file=empty, output_dir=tmp_path / "out"))
 
 
 def test_outputs_of_another_size_get_end_marks(tmp_path):
@@ -149,6 +183,32 @@ def test_the_vocabulary_is_sorted_or_given(tmp_path):
     assert kind_at(built(source, test_fraction=0, vocabulary="10 9 2 0")).symbols == ("", "10", "9", "2", "0")
     with pytest.raises(UserError, match=r"p.jsonl:1: '9' is not in --vocabulary"):
         built(source, vocabulary="10 2")
+
+
+def test_a_vocabulary_of_words_or_numbers_is_given_with_blanks_between(tmp_path):
+    """Also where the pairs have no symbol of several characters."""
+    for name, value, options in (("n", [[1, 2]], {}), ("w", "1 2", {"words": True})):
+        source = jsonl(tmp_path / f"{name}.jsonl", pair(value, value))
+        dataset = built(source, test_fraction=0, vocabulary="1 2 10", permute="1 10", num_aug=1, **options)
+        assert kind_at(dataset).symbols == ("", "1", "2", "10")
+        assert Arrays(dataset).inputs.tolist() == [[1, 2], [3, 2]]
+    source = jsonl(tmp_path / "c.jsonl", pair("12", "21"))
+    assert kind_at(built(source, test_fraction=0, vocabulary="1 2 30")).symbols == ("", "1", "2", "3", "0")
+
+
+def test_options_name_a_letter_with_its_accent_however_it_is_encoded(tmp_path):
+    """As in files: a letter and its accent may be one code point or two."""
+    (tmp_path / "symbols.yaml").write_text('"e\u0301": red\n', encoding="utf-8")
+    source = jsonl(tmp_path / "p.jsonl", pair("é o", "o ä"))
+    options = dict(words=True, symbols=tmp_path / "symbols.yaml", permute="o e\u0301", ignore="o", num_aug=1)
+    kind = kind_at(built(source, test_fraction=0, vocabulary="o e\u0301 a\u0308 n\u0303", **options))
+    assert (kind.symbols, kind.permuted, kind.ignored) == (("", "o", "é", "ä", "ñ"), (1, 2), (1,))
+    assert kind.look.fills == (None, None, "#ff0000", None, None)
+    source = jsonl(tmp_path / "h.jsonl", pair(["aé", "aa"], ["aé", "aa"]), pair([["a", "e\u0301"]], [["a", "é"]]))
+    assert pairs_of(built(source, test_fraction=0, hole="e\u0301")) == [
+        ([["a", None], ["a", "a"]],) * 2,
+        (["a"], ["a"]),
+    ]
 
 
 def test_copies_are_the_symmetries_that_were_allowed(tmp_path):
@@ -278,6 +338,12 @@ def test_every_id_has_an_embedding_on_demand(tmp_path, capsys):
     assert "several outputs" not in said
 
 
+def test_no_id_is_the_one_of_no_puzzle(tmp_path):
+    source = jsonl(tmp_path / "p.jsonl", pair("ab", "ba", id="x"), pair("bb", "ba", id="<blank>"))
+    with pytest.raises(UserError, match=r"p\.jsonl:2: the id is '<blank>', which stands for no puzzle; rename it"):
+        built(source, identifiers=True)
+
+
 def test_glyphs_and_colours_of_a_file(tmp_path):
     (tmp_path / "symbols.yaml").write_text(
         '"#": {glyph: "█", colour: "#102030"}\n.: {glyph: ""}\no: {colour: path}\n3: red\n', encoding="utf-8"
@@ -319,6 +385,17 @@ def test_a_rule_checks_the_pairs(tmp_path, monkeypatch):
     assert "this" not in sys.modules  # nothing else was even imported
 
 
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "raise SystemExit('enough')", "return 1 / 0"])
+def test_a_rule_that_fails_or_ends_the_program_is_named(body, tmp_path, monkeypatch):
+    (tmp_path / "own_rule_b.py").write_text(f"def valid(puzzle, answer):\n    {body}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_rule_b", raising=False)
+    find_rule.cache_clear()
+    with pytest.raises(UserError, match=r"the rule own_rule_b:valid failed: .*; correct it"):
+        built(jsonl(tmp_path / "p.jsonl", *random_pairs(4)), valid="own_rule_b:valid")
+
+
 GOOD = '{"input": "ab", "output": "ba"}\n'
 WRONG_LINES = [
     ('{"input": "ab"}', "p.jsonl:2: there is no output"),
@@ -333,6 +410,9 @@ WRONG_LINES = [
     ('{"input": "a", "output": [[true]]}', "p.jsonl:2: the output has the cell True"),
     ('{"input": "a", "output": [["a"], "b"]}', "p.jsonl:2: the output mixes rows and single cells"),
     ('{"input": "a", "output": [["a", ["b"]]]}', "p.jsonl:2: the output has the cell ['b']"),
+    (json.dumps(pair("a\ud800b", "a")), "p.jsonl:2: the input has the character '\\ud800', which no symbol may have"),
+    (json.dumps(pair("a", [["b", "x\x1b"]])), "p.jsonl:2: the output has the character '\\x1b', which no symbol may"),
+    (json.dumps(pair("1\t2", "a")), "the input has the character '\\t', which no symbol may have; --words reads words"),
     ('{"input": "a", "output": "b", "split": "dev"}', "p.jsonl:2: the split is 'dev'; it is one of train, test, val"),
     ('{"input": "a", "output": "b", "id": [1]}', "p.jsonl:2: the id is [1]; it is a text or a whole number"),
     (json.dumps(pair(list(range(300)), [1])), "p.jsonl:2: '248' is symbol 251"),
@@ -356,7 +436,9 @@ WRONG_FILES = [
     ("p.csv", "input,output\na,[1\n", "p.csv:2: the output begins with [ but is not JSON"),
     ("p.csv", 'input,output\na,"b\n', "p.csv:2: is not valid CSV"),
     ("p.csv", "", "p.csv:1: the header"),
-    ("p.jsonl", "", "there is no pair to build from"),
+    ("p.csv", "input,output,input\na,b,a\n", "p.csv:1: the header must name the columns input and output, each once"),
+    ("p.csv", "input,output\n", "p.csv holds no pair"),
+    ("p.jsonl", "\n\n", "p.jsonl holds no pair"),
     ("p.jsonl", b"\xff\xfe\x00", "p.jsonl is not text in UTF-8"),
     ("p.jsonl", GOOD, "nothing is left to train on of 1 pairs"),
     ("folder/x.input.txt", "ab", "x.output.txt is missing; every input has an output"),
@@ -382,6 +464,7 @@ WRONG_OPTIONS = [
     ({"ignore": "?"}, "--ignore: '?' is none of the symbols"),
     ({"vocabulary": "abb"}, "--vocabulary names a symbol twice"),
     ({"canvas": "1x1"}, "a grid of 1×2 does not fit --canvas 1x1; the grids need 1x2"),
+    ({"vocabulary": "a_b", "hole": "_"}, "--vocabulary names '_', which --hole says is no cell; leave it out"),
     ({"identifiers": True}, "p.jsonl:1: there is no id, by which --identifiers goes"),
     ({"subsample_size": 100}, "--subsample-size 100: only 3 train pairs are there"),
     ({"valid": "no_such_module_here:valid"}, "there is no module no_such_module_here in a folder on PYTHONPATH"),
