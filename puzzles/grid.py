@@ -144,19 +144,34 @@ class Grid(Kind):
         return Puzzle(self, self.on_canvas(rows, source), expected=expected, name=name)
 
     def _from_json(self, text: str, source: str) -> Any:
+        """What a text says in JSON; the text itself if it is none, or is written in symbols such as brackets."""
         start = text.lstrip()[:1]
-        if start not in ("[", "{") or start in self.vocabulary:
+        if start not in ("[", "{"):
+            return text
+        may_be_text = any(symbol.startswith(start) for symbol in self.vocabulary)
+        if may_be_text and self._is_written_in_symbols(text):
             return text
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
+            if may_be_text:
+                return text
             reason = error if isinstance(error, ValueError) else "nested too deeply"
             raise UserError(f"{source} is not JSON ({reason}); write one grid, or one line of a JSONL file") from None
 
-    def _read_rows(self, value: Any, source: str) -> Rows:
-        writing = Writing(self.words, self.hole, skip_blanks=" " not in self.tokens)
+    def _is_written_in_symbols(self, text: str) -> bool:
         try:
-            return read_cells(value, writing)
+            return all(cell in self.tokens for row in read_cells(text, self._writing) for cell in row)
+        except ValueError:
+            return False
+
+    @property
+    def _writing(self) -> Writing:
+        return Writing(self.words, self.hole, skip_blanks=" " not in self.tokens)
+
+    def _read_rows(self, value: Any, source: str) -> Rows:
+        try:
+            return read_cells(value, self._writing)
         except ValueError as error:
             remedy = f"; fill it up with {self.hole!r}" if self.hole else "; in JSON, null is a hole"
             raise UserError(f"{source} {error}{remedy}") from None

@@ -340,7 +340,8 @@ def read_puzzle(text: str, source: str, kind: Kind | type[Kind] | None = None) -
     Raises a `UserError` that begins with `source` if the text is no puzzle.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    if not text.strip():
+    blank = isinstance(kind, Kind) and " " in kind.symbols
+    if not text.strip("\n" if blank else None):
         raise UserError(f"{source} is empty; it must hold a puzzle")
     kind = kind or next((one for one in all_kinds() if _ask(one.name, one.recognises, text)), None)
     if kind is None:

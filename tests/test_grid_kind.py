@@ -51,6 +51,27 @@ def test_a_puzzle_is_typed_as_in_the_files(text, tokens, tmp_path):
     assert puzzle.inputs.reshape(2, 2).tolist() == expected.tolist()
 
 
+def test_a_grid_of_blanks_is_one(tmp_path):
+    kind = grid_kind(tmp_path, pair(["a ", "  "], ["  ", " a"]))
+    assert kind.plain(read_typed("  \n  \n", "puzzle", kind).inputs) == ["  ", "  "]
+    for text, other in (("\n\n", kind), ("  ", grid_kind(tmp_path, pair("ab", "ba")))):
+        with pytest.raises(UserError, match="puzzle is empty"):
+            read_typed(text, "puzzle", other)
+
+
+def test_brackets_may_be_symbols(tmp_path):
+    """Text that is written in the symbols is text; else it is JSON if it can be."""
+    kind = grid_kind(tmp_path, pair("[1{}]", "[1[]]"))
+    for text in ("[1]", '["[1]"]', '[["[", 1, "]"]]', '{"input": "[1]", "output": "[1]"}'):
+        assert kind.plain(read_typed(text, "puzzle", kind).inputs) == ["[1]"]
+    assert read_typed('{"input": "{]", "output": "]]"}', "p", kind).expected.tolist() == [3, 3, 0, 0, 0]
+    with pytest.raises(UserError, match="puzzle: row 1, column 2 is 'x'"):
+        read_typed("[x", "puzzle", kind)
+    words = grid_kind(tmp_path, pair("[a b]", "b] [a"), words=True)
+    for text in ("[a b]", '[["[a", "b]"]]', '{"input": "[a b]"}'):
+        assert words.plain(read_typed(text, "puzzle", words).inputs) == [["[a", "b]"]]
+
+
 def test_a_line_of_jsonl_says_the_output_and_the_id(tmp_path):
     kind = grid_kind(tmp_path, pair(["abc"], ["c"]), ignore="b")
     puzzle = read_typed('{"input": "aab", "output": ["cb", "aa"], "id": 7}', "p", grid_kind(
