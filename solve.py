@@ -37,6 +37,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from errors import UserError, one_line_errors
+from evaluators.arc_query import is_task_file
 from evaluators.solution import Answer, Solution, as_json, halting_step
 from evaluators.solver import Solver
 from files import check_output, read_text, write_atomically
@@ -95,16 +96,16 @@ class SolveConfig(StrictModel):
         return self
 
     @property
-    def is_task(self) -> bool:
-        return self.task is not None or (self.file or "").endswith(".json")
+    def named_task(self) -> str | None:
+        """The ARC task that is asked for: its id, or the JSON file that holds it."""
+        return self.file if self.file and is_task_file(Path(self.file)) else self.task
 
 
 def solve(config: SolveConfig) -> None:
     gif = None if config.gif is None else writable_file(config.gif)
     solver = Solver.load(config.checkpoint, data_path=config.data_path, device=config.device)
-    puzzle = (
-        solver.read_task(config.task or config.file, config.query) if config.is_task else solver.read(*typed(config))
-    )
+    task = config.named_task
+    puzzle = solver.read(*typed(config)) if task is None else solver.read_task(task, config.query)
     if not config.as_json:  # which holds them
         for note in puzzle.remarks:
             print(f"note: {note}", file=sys.stderr, flush=True)

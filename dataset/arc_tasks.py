@@ -153,9 +153,9 @@ def _recognise(content: Any) -> str | None:
         return None
     if any(isinstance(content.get(part), list) for part in ("train", "test")):
         return "task"
-    if any(_is_task(value) for value in content.values()):
+    if any(is_task(value) for value in content.values()):
         return "tasks"
-    if _is_task(content):
+    if is_task(content):
         return "task"
     firsts = [value[0] for value in content.values() if isinstance(value, list) and value]
     if any(isinstance(first, dict) and "attempt_1" in first for first in firsts):
@@ -169,7 +169,8 @@ def _holds_out(combined: Path, by_folder: bool) -> bool:
     return bool(words & HELD_OUT) or (by_folder and "training" not in words)
 
 
-def _is_task(value: Any) -> bool:
+def is_task(value: Any) -> bool:
+    """Whether the content of a file is meant as a task, right or wrong."""
     return isinstance(value, dict) and bool(value.keys() & {"train", "test"})
 
 

