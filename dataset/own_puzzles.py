@@ -101,6 +101,11 @@ def describe(table: PairTable, options: Options) -> Grid:
             f"--canvas {max(rows, columns)}x{max(rows, columns)} would allow it"
         )
     tokens = {symbol: token for token, symbol in enumerate(symbols, start=reserved)}
+    permuted, ignored = (
+        _tokens(option, text, words, tokens)
+        for option, text in (("--permute", options.permute), ("--ignore", options.ignore))
+    )
+    _check_exchange(permuted, ignored, vocabulary)
     return Grid(
         rows=rows,
         columns=columns,
@@ -112,8 +117,8 @@ def describe(table: PairTable, options: Options) -> Grid:
         words=words,
         numbers=table.all_numbers and all(map(_INTEGER.fullmatch, symbols)),
         dihedral=options.dihedral,
-        permuted=_tokens("--permute", options.permute, words, tokens),
-        ignored=_tokens("--ignore", options.ignore, words, tokens),
+        permuted=permuted,
+        ignored=ignored,
         rule=options.valid,
     )
 
@@ -147,6 +152,16 @@ def _tokens(option: str, text: str | None, words: bool, tokens: dict[str, int]) 
     if len(set(symbols)) < len(symbols):
         raise UserError(f"{option} names a symbol twice; name each once")
     return tuple(sorted(tokens[symbol] for symbol in symbols))
+
+
+def _check_exchange(permuted: tuple[int, ...], ignored: tuple[int, ...], vocabulary: list[str]) -> None:
+    """In a copy, whether a cell counts must not change."""
+    one, other = (next((t for t in permuted if (t in ignored) == which), None) for which in (True, False))
+    if None not in (one, other):
+        raise UserError(
+            f"--permute exchanges {vocabulary[one]!r}, which --ignore says does not count, for {vocabulary[other]!r}, "
+            f"which does; leave one of them out"
+        )
 
 
 def _look(file: Path | None, symbols: list[str]) -> tuple[dict[str, str], dict[str, str]]:

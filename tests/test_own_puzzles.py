@@ -199,10 +199,10 @@ def test_a_vocabulary_of_words_or_numbers_is_given_with_blanks_between(tmp_path)
 def test_options_name_a_letter_with_its_accent_however_it_is_encoded(tmp_path):
     """As in files: a letter and its accent may be one code point or two."""
     (tmp_path / "symbols.yaml").write_text('"e\u0301": red\n', encoding="utf-8")
-    source = jsonl(tmp_path / "p.jsonl", pair("é o", "o ä"))
-    options = dict(words=True, symbols=tmp_path / "symbols.yaml", permute="o e\u0301", ignore="o", num_aug=1)
+    source = jsonl(tmp_path / "p.jsonl", pair("é o ä", "o ä ä"))
+    options = dict(words=True, symbols=tmp_path / "symbols.yaml", permute="o e\u0301", ignore="a\u0308", num_aug=1)
     kind = kind_at(built(source, test_fraction=0, vocabulary="o e\u0301 a\u0308 n\u0303", **options))
-    assert (kind.symbols, kind.permuted, kind.ignored) == (("", "o", "é", "ä", "ñ"), (1, 2), (1,))
+    assert (kind.symbols, kind.permuted, kind.ignored) == (("", "o", "é", "ä", "ñ"), (1, 2), (3,))
     assert kind.look.fills == (None, None, "#ff0000", None, None)
     source = jsonl(tmp_path / "h.jsonl", pair(["aé", "aa"], ["aé", "aa"]), pair([["a", "e\u0301"]], [["a", "é"]]))
     assert pairs_of(built(source, test_fraction=0, hole="e\u0301")) == [
@@ -464,6 +464,7 @@ WRONG_OPTIONS = [
     ({"ignore": "?"}, "--ignore: '?' is none of the symbols"),
     ({"vocabulary": "abb"}, "--vocabulary names a symbol twice"),
     ({"canvas": "1x1"}, "a grid of 1×2 does not fit --canvas 1x1; the grids need 1x2"),
+    ({"permute": "ab", "ignore": "b"}, "--permute exchanges 'b', which --ignore says does not count, for 'a'"),
     ({"vocabulary": "a_b", "hole": "_"}, "--vocabulary names '_', which --hole says is no cell; leave it out"),
     ({"identifiers": True}, "p.jsonl:1: there is no id, by which --identifiers goes"),
     ({"subsample_size": 100}, "--subsample-size 100: only 3 train pairs are there"),
