@@ -32,6 +32,7 @@ from training.options import StrictModel, from_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = 2048  # puzzles before augmentation
+STEPS_AN_EPOCH = GROUPS // 32  # of the batch size in config/experiment/study.yaml
 PUZZLES = 400  # held out
 
 
@@ -199,15 +200,23 @@ def budgets(config: StudyConfig, task: str, model: str, speed: dict) -> dict[str
 # The runs
 
 
-def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
-    """Train until the larger budget is used up, with some eight evaluations on the way."""
-    folder = run_folder(config, run)
-    steps_an_epoch = GROUPS // 32
+def epochs_of(config: StudyConfig, run: StudyRun, speed: dict) -> tuple[int, int]:
+    """Epochs until the larger budget is used up, and between two of some eight evaluations on the way."""
     need = max(budgets(config, run.task, run.model, speed).values())
-    interval = max(1, round(need / steps_an_epoch / 8))
-    epochs = interval * -(-int(need) // (interval * steps_an_epoch))
-    last = epochs * steps_an_epoch
-    if not (folder / f"step_{last}_ema").exists():
+    interval = max(1, round(need / STEPS_AN_EPOCH / 8))
+    return interval * -(-int(need) // (interval * STEPS_AN_EPOCH)), interval
+
+
+def last_checkpoint(config: StudyConfig, run: StudyRun, speed: dict) -> Path:
+    """The averaged weights at the end of the run; they need not exist yet."""
+    epochs, _ = epochs_of(config, run, speed)
+    return run_folder(config, run) / f"step_{epochs * STEPS_AN_EPOCH}_ema"
+
+
+def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
+    folder, last = run_folder(config, run), last_checkpoint(config, run, speed)
+    epochs, interval = epochs_of(config, run, speed)
+    if not last.exists():
         command(
             "pretrain.py", "+experiment=study", f"data_path={data_folder(config, run.task)}", *run.overrides,
             f"seed={run.seed}", f"epochs={epochs}", f"eval_interval={interval}", f"checkpoint_path={folder}",
@@ -215,7 +224,7 @@ def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
         )  # fmt: skip
     if run.task in VARIANT_TASKS and run.overrides[0] == HRM[0] and not (folder / "segments.json").exists():
         command(
-            "-m", "evaluators.figures", "scaling", f"checkpoint={folder}/step_{last}_ema",
+            "-m", "evaluators.figures", "scaling", f"checkpoint={last}",
             f"max_steps={MOST_SEGMENTS}", f"examples={PUZZLES}", f"out={folder}/segments.png", "device=cpu",
             log=folder.with_suffix(".log"),
         )  # fmt: skip
