@@ -584,3 +584,19 @@ def test_grids_of_ones_own_are_drawn_by_their_glyphs_and_cropped(page, tmp_path)
     label = page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel")
     assert label.startswith("Label, 1 rows and 1 columns: ♛, end of grid, padding"), label
     page.screenshot("own")
+
+
+def test_an_id_of_ones_own_is_no_augmentation_of_another(page, tmp_path):
+    """Even if it is called like one of ARC."""
+    names = ["a", "a_t1_0213456789"]
+    lines = [json.dumps({"input": text, "output": text, "id": name}) for text, name in zip("xy", names, strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    build_grid_dataset.build(
+        build_grid_dataset.GridConfig(
+            input_file=tmp_path / "pairs.jsonl", output_dir=tmp_path / "own", test_fraction=0, identifiers=True
+        )
+    )
+    page.load().open(tmp_path / "own")
+    assert page.texts("#groups .row > span:first-child") == names
+    page.set("#search", "a_t1")
+    page.wait(lambda: page.texts("#found button span:first-child") == names[1:])
