@@ -12,7 +12,7 @@ puzzles/cells.py says how a value is written. A file is read as CSV if it is cal
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,13 +135,10 @@ def _value(path: Path, line: int, side: str, text: str) -> Any:
 
 def _from_folder(folder: Path, writing: Writing) -> Iterator[Example]:
     for split, place in ((None, folder), *((split, folder / split) for split in SPLITS)):
-        if not place.is_dir():
+        if split is not None and not place.is_dir():
             continue
-        entries = [path for path in place.iterdir() if not path.name.startswith(".")]
-        files = {path.name for path in entries if path.is_file() and path.name.endswith(_SIDES)}
+        files, others = _listed(place, () if split else SPLITS)
         stems = sorted({name.removesuffix(side) for name in files for side in _SIDES if name.endswith(side)})
-        folders = sum(split is None and path.name in SPLITS and path.is_dir() for path in entries)
-        others = len(entries) - len(files) - folders
         if others:
             print(f"warning: {place}: {others} other files and folders are not read", file=sys.stderr)
         for stem in stems:
@@ -151,6 +148,17 @@ def _from_folder(folder: Path, writing: Writing) -> Iterator[Example]:
             sides = (read_text(place / (stem + side), "save it as text in UTF-8") for side in _SIDES)
             record = dict(zip(("input", "output"), sides, strict=True), id=stem, split=split)
             yield _example(str(place / (stem + _SIDES[0])), None, record, writing)
+
+
+def _listed(folder: Path, below: Sequence[str]) -> tuple[set[str], int]:
+    """The names of files of pairs in a folder, and how many other things are there but for folders called `below`."""
+    try:
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        files = {path.name for path in entries if path.name.endswith(_SIDES) and path.is_file()}
+        return files, len(entries) - len(files) - sum(path.name in below and path.is_dir() for path in entries)
+    except OSError as error:
+        place = error.filename or folder
+        raise UserError(f"cannot read {place}: {error.strerror}; name a folder that you may read") from None
 
 
 def _example(file: str, line: int | None, record: dict[str, Any], writing: Writing) -> Example:

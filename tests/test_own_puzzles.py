@@ -118,6 +118,21 @@ def test_a_folder_is_read_without_what_systems_leave_in_it(tmp_path, capsys):
     assert f"warning: {tmp_path}: 3 other files and folders are not read" in capsys.readouterr().err  # and `out`
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """And not the output, which can be written."""
+    (tmp_path / "pairs/train").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def iterdir(folder: Path):
+        if folder.name == "train":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match=r"^cannot read .*pairs/train: Permission denied"):
+        build(GridConfig(input_file=tmp_path / "pairs", output_dir=tmp_path / "out"))
+
+
 def test_columns_that_a_spreadsheet_leaves_empty_are_none(tmp_path, capsys):
     (tmp_path / "p.csv").write_text("input,output,,\nab,ba,,\nbb,aa,,\n")
     assert pairs_of(built(tmp_path / "p.csv", test_fraction=0)) == [(["ab"], ["ba"]), (["bb"], ["aa"])]
