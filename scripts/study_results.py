@@ -87,7 +87,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def family_table(config: "StudyConfig", task: str, found: dict, speed: dict) -> str:
-    minutes, teraflops = (config.budget * part for part in TASKS[task][1:])
+    minutes, teraflops = config.budget * TASKS[task].minutes, config.budget * TASKS[task].teraflops
     rows = []
     for model in ARCHITECTURES:
         curves = found.get((task, model), [])

@@ -27,6 +27,7 @@ from training.distributed import Ranks
 from training.prediction_examples import look_at
 from training.predictions import PredictionWriter
 from training.report import report
+from training.report_page import left_out
 
 
 @pytest.fixture
@@ -288,6 +289,21 @@ def test_predictions_give_reliability_halting_and_examples(run):
     text = evaluated(run)
     assert "More to see with evaluate.py: save_steps=true saves" in text and "halt=q lets" in text
     assert "When does it halt?" not in text and "cells revised" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([], ""),
+        ([1, 1, 1], ""),
+        ([1, 0, 0], "; 2 steps without a change left out"),
+        ([0], "; 1 step without a change left out"),
+        ([1] * 9, "; 4 steps left out"),
+    ],
+)
+def test_it_says_which_steps_are_left_out(changes, words):
+    answers = np.cumsum([0, *changes])[:, None] * np.ones((1, 16), int)
+    assert left_out(answers) == words
 
 
 def test_what_predictions_show_is_what_they_hold(run):

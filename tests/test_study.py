@@ -60,7 +60,7 @@ def test_a_run_uses_up_the_larger_budget_and_is_made_once(tmp_path, commands):
     train(config, run, speed)
     given = dict(arg.split("=", 1) for arg in commands[0][1:])
     steps = int(given["epochs"]) * study.GROUPS // 32
-    minutes, teraflops = TASKS["maze-9x9"][1:]
+    minutes, teraflops = TASKS["maze-9x9"].minutes, TASKS["maze-9x9"].teraflops
     need = max(minutes * 60 / 0.5, teraflops * 1e12 / 2e10)
     assert need <= steps < need * (1 + 2 / 8)
     assert int(given["epochs"]) % int(given["eval_interval"]) == 0

@@ -302,10 +302,10 @@ def example_boards(example: "Example", seen: "Seen") -> Iterator[str]:
     verdict = '<span class="right">right</span>' if example.right else '<span class="wrong">wrong</span>'
     name = f"{escape(example.name)}: " if example.name else ""
     revised = f", {counted(example.revised, 'cell')} revised" if example.every_step else ""
-    yield f"<p>{name}{verdict} in the end, {example.confidence:.1%} sure{revised}</p>"
-    kind, puzzle = seen.kind, example.puzzle
+    kind, puzzle, shown = seen.kind, example.puzzle, shown_steps(example.answers)
+    yield f"<p>{name}{verdict} in the end, {example.confidence:.1%} sure{revised}{left_out(example.answers)}</p>"
     boards = [("puzzle", board_image(kind, puzzle, puzzle, pixels=PIXELS))]
-    for number in shown_steps(example.answers):
+    for number in shown:
         before = puzzle if number == 0 else example.answers[number - 1]
         changed = None
         if example.every_step and not (number == 0 and kind.separate_answer):  # that has no board to differ from
@@ -326,13 +326,20 @@ def example_boards(example: "Example", seen: "Seen") -> Iterator[str]:
 PIXELS = 320  # of a board, shown at half the size: sharp on screens that have two pixels for one
 
 
-def shown_steps(answers: np.ndarray) -> list[int]:
-    """The first and the last step and, of those in which something changed, at most `BOARDS` in all; from 0."""
+def shown_steps(answers: np.ndarray, most: int = BOARDS) -> list[int]:
+    """The first step and, of those in which something changed, the last and at most `most` in all; from 0."""
     changed = [n for n in range(1, len(answers)) if (answers[n] != answers[n - 1]).any()]
     wanted = sorted({0, *changed})
-    if len(wanted) > BOARDS:
-        wanted = [wanted[place] for place in np.unique(np.linspace(0, len(wanted) - 1, BOARDS).round().astype(int))]
+    if len(wanted) > most:
+        wanted = [wanted[place] for place in np.unique(np.linspace(0, len(wanted) - 1, most).round().astype(int))]
     return wanted
+
+
+def left_out(answers: np.ndarray) -> str:
+    """What a reader is told of the steps that are not shown."""
+    shown, missing = shown_steps(answers), len(answers) - len(shown_steps(answers))
+    why = " without a change" if shown == shown_steps(answers, most=len(answers)) else ""
+    return f"; {counted(missing, 'step')}{why} left out" if missing else ""
 
 
 def png(image: Any) -> str:
