@@ -51,18 +51,22 @@ def measure_device(device: torch.device, dtype: torch.dtype) -> Device:
 
 def main() -> None:
     from benchmarks.baseline import as_the_original
-    from benchmarks.sizes import SIZES, build_head
+    from benchmarks.sizes import SIZES, build_head, config_of
 
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return
-    print(f"One step of `batch` sequences; the roofline of training is that of an {H100.source}\n")
-    print("| size | batch | parameters | TFLOP of training | as the original | roofline, ms | TFLOP of evaluation |")
-    print("| --- " * 7 + "|")
     with one_line_errors():
+        arch = config_of(SIZES["sudoku"], 1, *sys.argv[1:]).arch
+        dtype = ["arch.forward_dtype=bfloat16"] if hasattr(arch, "forward_dtype") else []
+        print(f"One step of `batch` sequences; the roofline of training is that of an {H100.source}\n")
+        print(
+            "| size | batch | parameters | TFLOP of training | as the original | roofline, ms | TFLOP of evaluation |"
+        )
+        print("| --- " * 7 + "|")
         for name in ("sudoku", "maze", "arc"):
             for batch in SIZES[name].batches:
-                head = build_head(SIZES[name], batch, META, "arch.forward_dtype=bfloat16", *sys.argv[1:])
+                head = build_head(SIZES[name], batch, META, *dtype, *sys.argv[1:])
                 kernels = step_kernels(head, batch)
                 training, evaluation = sum(k.flops for k in kernels), flops_per_step(head, batch, training=False)
                 original = flops_per_step(as_the_original(head), batch)

@@ -30,6 +30,8 @@ Data = dict[str, Tensor]  # `inputs` (B, S), `puzzle_identifiers` (B,), int32; f
 # Logits of Q(halt) and Q(continue), (B,) float32 each; None for an architecture without Q(continue)
 QValues = tuple[Tensor, Tensor | None]
 
+FORWARD_GIVES = "(state, logits, (q_halt, q_continue)), where q_continue may be None"
+
 
 class ACTConfig(BaseModel):
     """What a user chooses about any architecture. An architecture's `Config` adds keys of its own."""
@@ -92,7 +94,7 @@ class InnerNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, state: Any, data: Data) -> tuple[Any, Tensor, QValues]:
-        """One reasoning step: the next state, detached; logits (B, S, vocab); Q values.
+        """One reasoning step -> (state, logits, (q_halt, q_continue)): the next state, detached; logits (B, S, vocab).
 
         An architecture without Q(continue) gives None for it and is trained with `q_target=off`.
         """
@@ -204,8 +206,15 @@ class ACTModel(nn.Module):
 
         Raises `ValueError` for what is not as `InnerNetwork.forward` promises.
         """
-        state, logits, (q_halt, q_continue) = self.inner(state, data)
         name, (rows, cells) = type(self.inner).__name__, data["inputs"].shape
+        before, given = state, self.inner(state, data)
+        if not (
+            isinstance(given, tuple)
+            and [isinstance(part, tuple) for part in given[1:]] == [False, True]
+            and len(given[2]) == 2
+        ):
+            raise ValueError(f"{name}.forward gives {_described(given)}; it must be {FORWARD_GIVES}")
+        state, logits, (q_halt, q_continue) = given
         if q_continue is None:
             if self.config.q_target != "off" and self.config.halt_max_steps > 1:
                 raise ValueError(f"{name} has no Q(continue) that could have a target; set arch.q_target=off")
@@ -214,7 +223,23 @@ class ACTModel(nn.Module):
         for (what, shape), found in zip(expected.items(), (logits, q_halt, q_continue), strict=True):
             if found.shape != shape:
                 raise ValueError(f"{name} gives {what} of shape {tuple(found.shape)}, which must be {shape}")
+            if what != "logits" and found.dtype != torch.float32:
+                raise ValueError(f"{name} gives {what} in {found.dtype}, which must be float32")
+        self._check_state(before, state)
         return state, logits, q_halt, q_continue
+
+    def _check_state(self, before: Any, after: Any) -> None:
+        """A step may change the values of a state only: each row of a batch is at a step of its own."""
+        name, start, end = type(self.inner).__name__, dict(named_tensors(before)), dict(named_tensors(after))
+        if start.keys() != end.keys():
+            raise ValueError(f"{name} gives a state of {', '.join(end)}, but initial_state gives {', '.join(start)}")
+        for part, tensor in end.items():
+            kinds = [(tuple(state.shape), state.dtype) for state in (tensor, start[part])]
+            if kinds[0] != kinds[1]:
+                now, was = (f"{dtype} {shape}" for shape, dtype in kinds)
+                raise ValueError(f"{name} gives a state whose {part} is {now}, but initial_state gives {was}")
+            if tensor.requires_grad:
+                raise ValueError(f"{name} gives a state whose {part} carries gradient; give {part}.detach()")
 
     @property
     def halts_above(self) -> float | None:
@@ -244,6 +269,13 @@ class ACTModel(nn.Module):
         """
         next_halt, next_continue = self.inner.q_values(state, data)
         return torch.sigmoid(torch.where(last_step, next_halt, torch.maximum(next_halt, next_continue)))
+
+
+def _described(given: Any) -> str:
+    """What a network's step has given, by types."""
+    if not isinstance(given, tuple):
+        return f"a {type(given).__name__}"
+    return f"({', '.join(_described(part) if isinstance(part, tuple) else type(part).__name__ for part in given)})"
 
 
 def find_architecture(name: str) -> type[ACTModel]:

@@ -6,11 +6,17 @@ All that it needs is a folder on PYTHONPATH with `models/plain.py` and `config/a
 import json
 import os
 import re
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from models.act import ACTConfig, ACTModel, InnerNetwork
+from tests.in_memory import PUZZLES, SEQ_LEN, VOCAB, random_batches
 from tests.latin_squares import EXAMPLES
 from tests.launch import ROOT, error_line
 from tests.runs import PIPELINE, assert_lines_close, load, read_metrics
@@ -172,6 +178,105 @@ def test_what_an_architecture_lacks_is_said(tmp_path, code, message):
     done = run("pretrain.py", *arguments, check=False, PYTHONPATH=os.pathsep.join([WITH_PLAIN, str(tmp_path)]))
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_the_network_in_the_docs_is_whole(monkeypatch):
+    """Its levels all learn, in every segment, and it runs in bfloat16."""
+    page = (ROOT / "docs/extending.md").read_text()
+    block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class ThreeLevels" in text)
+    module = ModuleType("three_levels")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclass and pydantic look for names
+    exec(block, module.__dict__)
+    values = dict(hidden_size=16, num_heads=2, expansion=2, pos_encodings="rope", puzzle_emb_ndim=16, cycles=2)
+    values |= dict(halt_max_steps=4, halt_exploration_prob=0.1, batch_size=8, forward_dtype="bfloat16")
+    model = module.ThreeLevels(values | dict(seq_len=SEQ_LEN, vocab_size=VOCAB, num_puzzle_identifiers=PUZZLES))
+    carry = model.initial_carry(batch := next(random_batches(8)))
+    for _ in range(2):
+        model.zero_grad()
+        carry, outputs = model(carry, batch)
+        (outputs["logits"].sum() + outputs["q_halt_logits"].sum()).backward()
+        assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_its_operations_are_counted():
+    """Though it has no forward_dtype."""
+    printed = command("-m", "benchmarks.flops", "--config-dir", EXAMPLES / "config", "arch=plain")
+    rows = [line.split()[1] for line in printed.splitlines() if " M | " in line]
+    assert rows == ["sudoku", "sudoku", "maze", "arc"]
+
+
+@dataclass
+class Vector:
+    v: torch.Tensor
+
+
+@dataclass
+class Other:
+    w: torch.Tensor
+
+
+class Least(InnerNetwork):
+    """`gives` makes what a step gives from the state's tensor (2, 3), the logits (2, 4, 5) and Q(halt) (2,)."""
+
+    gives = None
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def initial_state(self, batch_size):
+        return Vector(torch.zeros(batch_size, 3))
+
+    def forward(self, state, data):
+        return type(self).gives(state.v * self.weight, torch.zeros(2, 4, 5) * self.weight, self.weight.expand(2))
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda v, y, q: (Vector(v.detach()), y, (q, None)), None),
+        (
+            lambda v, y, q: (Vector(v.detach()), y, q, None),
+            r"Own.forward gives \(Vector, Tensor, Tensor, NoneType\); it mu",
+        ),
+        (
+            lambda v, y, q: (Vector(v.detach()), y, q),
+            r"gives \(Vector, Tensor, Tensor\); it must be \(state, logits, \(q_ha",
+        ),
+        (
+            lambda v, y, q: (Vector(v.detach()), y, (q,)),
+            r"gives \(Vector, Tensor, \(Tensor\)\); it must be \(state, logits, ",
+        ),
+        (lambda v, y, q: y, r"Own.forward gives a Tensor; it must be \(state, logits, \(q_halt, q_continue\)\)"),
+        (
+            lambda v, y, q: (Vector(v.detach()), y, (q.double(), None)),
+            r"gives Q\(halt\) in torch.float64, which must be fl",
+        ),
+        (
+            lambda v, y, q: (Vector(v.detach()), y, (q[:, None], None)),
+            r"gives Q\(halt\) of shape \(2, 1\), which must be",
+        ),
+        (lambda v, y, q: (Vector(v), y, (q, None)), r"a state whose v carries gradient; give v.detach\(\)"),
+        (
+            lambda v, y, q: (Vector(v.detach().half()), y, (q, None)),
+            r"v is torch.float16 \(2, 3\), but initial_state gives torch.float32 \(2, 3\)",
+        ),
+        (
+            lambda v, y, q: (Vector(v.detach()[:, :2]), y, (q, None)),
+            r"v is torch.float32 \(2, 2\), but initial_state gives",
+        ),
+        (lambda v, y, q: (Other(v.detach()), y, (q, None)), "gives a state of w, but initial_state gives v"),
+    ],
+)
+def test_what_a_step_gives_is_compared_with_the_contract(gives, message):
+    """A state that changes its type would only show in a resumed run that differs."""
+    own = type("Own", (Least,), {"gives": staticmethod(gives)})
+    model = type("Model", (ACTModel,), {"Config": ACTConfig, "Inner": own})
+    shape = dict(batch_size=2, seq_len=4, vocab_size=5, num_puzzle_identifiers=1)
+    built = model(shape | dict(halt_max_steps=2, halt_exploration_prob=0, q_target="off"))
+    batch = {"inputs": torch.ones(2, 4, dtype=torch.int32), "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        built(built.initial_carry(batch), batch)
 
 
 def test_a_target_of_a_q_that_is_not_there_is_refused(tmp_path):

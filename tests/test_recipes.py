@@ -12,7 +12,9 @@ from errors import UserError
 from models.layers import trunc_normal, trunc_normal_init_
 from models.trm import TinyRecursiveModel
 from tests.in_memory import FAMILY, METADATA, build_head, composed, random_batches
+from tests.launch import ROOT
 from tests.runs import PIPELINE, family_overrides, here, load, pretrain_here
+from training.checkpoints import load_model
 from training.config import PretrainConfig, load_config
 from training.reasoning import Reasoner
 
@@ -126,34 +128,149 @@ def written(folder: Path, values: dict) -> Path:
     return path
 
 
+def trm_config(**changes) -> dict:
+    """As TRM's repository writes it. `arch=…` and `loss=…` change single keys of theirs."""
+    values = yaml.safe_load(TRM_CONFIG)
+    values["arch"] |= changes.pop("arch", {})
+    values["arch"]["loss"] |= changes.pop("loss", {})
+    return values | changes
+
+
+def hrm_config(**changes) -> dict:
+    """The original's."""
+    values = yaml.safe_load((ROOT / "tests/reference/published_all_config.yaml").read_text())
+    values["arch"] |= changes.pop("arch", {})
+    return values | changes
+
+
+HRMS_COPY = HRM_ARCH | dict(
+    name="recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", mlp_t=False, no_ACT_continue=False
+)
+
+
+def urm_config(**changes) -> dict:
+    arch = dict(name="urm.urm@URM", loops=16, num_layers=4, H_cycles=2, L_cycles=6, hidden_size=512, num_heads=8)
+    arch |= dict(expansion=4, puzzle_emb_ndim=512, pos_encodings="rope", forward_dtype="bfloat16", attn_dropout=0.0)
+    loss = trm_config()["arch"]["loss"]
+    values = {key: value for key, value in trm_config().items() if key != "data_paths"}
+    arch |= dict(halt_exploration_prob=0.1, mlp_dropout=0.0, loss=loss) | changes.pop("arch", {})
+    return values | dict(arch=arch, data_path="data/sudoku-extreme-1k-aug-1000") | changes
+
+
 def test_trms_config_is_the_recipe(tmp_path):
-    config = load_config(str(written(tmp_path, yaml.safe_load(TRM_CONFIG))))
+    config = load_config(str(written(tmp_path, trm_config())))
     recipe = composed(experiment="trm_sudoku_mlp")
     names = ("checkpoint_path", "project_name", "run_name")
     assert config.model_copy(update=dict.fromkeys(names)).model_dump(exclude={"arch"}) == recipe.model_dump(
         exclude={"arch"}
     )
-    assert config.arch.model_dump() == recipe.arch.model_dump() | {"forward_dtype": "bfloat16"}
+    assert config.arch.model_dump() == recipe.arch.model_dump()  # forward_dtype=auto too: on CUDA the same
 
 
-def test_hrms_config_of_trms_repository_loads(tmp_path):
-    values = yaml.safe_load(TRM_CONFIG)
-    values["arch"] |= HRM_ARCH | dict(
-        name="recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", mlp_t=False, no_ACT_continue=False
-    )
-    values["ema"] = False
+@pytest.mark.parametrize(
+    ("values", "experiment"),
+    [
+        (trm_config(arch=HRMS_COPY), "sudoku_extreme_1k"),
+        (hrm_config(), "sudoku_extreme_1k"),
+        (urm_config(), "urm_sudoku"),
+    ],
+    ids=["TRM's copy of HRM", "HRM", "URM"],
+)
+def test_the_architecture_of_another_repository_is_the_recipes(tmp_path, values, experiment):
     config = load_config(str(written(tmp_path, values)))
-    expected = composed().arch.model_dump() | {"forward_dtype": "bfloat16"}
-    assert (config.arch.model_dump(), config.ema_decay) == (expected, None)
-    values["arch"]["mlp_t"] = True
-    with pytest.raises(UserError, match=r"unknown config key 'arch\.mlp_t'"):
-        load_config(str(written(tmp_path, values)))
+    assert config.arch.model_dump() == composed(experiment=experiment).arch.model_dump()
 
 
-def test_other_keys_of_trms_config_are_refused(tmp_path):
-    values = yaml.safe_load(TRM_CONFIG) | {"ema_start": 3}
-    with pytest.raises(UserError, match="unknown config key 'ema_start'"):
+NULLS = dict.fromkeys(("eval_interval", "run_name", "project_name", "load_checkpoint", "checkpoint_path", "seed"))
+UNKNOWN = dict(ema_start=3, schedule={"kind": "cosine"}, wandb_tags=["a"])
+ALSO_HERE = dict(optimizer="sgd", device="cuda:0", compile="max", early_stop=True)  # other things under our names
+PLAIN = dict(data_path="data/sudoku-extreme-1k-aug-1000", ema_decay=0.999, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "warning"),
+    [
+        (trm_config(data_paths=["a", "b"]), {"data_path": "a"}, "trained on 2 datasets: 'a' is taken for its dataset"),
+        (trm_config(data_paths_test=["c"], evaluators=[{"name": "arc@ARC", "submission_K": 2}]), PLAIN, ""),
+        (trm_config(evaluators=None, eval_save_outputs=None, min_eval_interval=None, **NULLS), PLAIN, ""),
+        (trm_config(ema=False, ema_rate=None), {"ema_decay": None}, ""),
+        (trm_config(**UNKNOWN), PLAIN, "how the model was trained: 'ema_start', 'schedule', 'wandb_tags'"),
+        (trm_config(**ALSO_HERE), PLAIN | {"device": "auto", "optimizer": "adam_atan2"}, "'optimizer', 'device'"),
+        (trm_config(**{f"k{i}": 0 for i in range(30)}), PLAIN, "'k7' and 22 more"),
+        (trm_config(loss={"q_weight": 0.05}), PLAIN, "was trained: 'arch.loss.q_weight'"),
+        (trm_config(arch={"gated": None}), PLAIN, ""),
+        (trm_config(arch=HRMS_COPY, **UNKNOWN), PLAIN, "'ema_start', 'schedule', 'wandb_tags'"),
+        (urm_config(**UNKNOWN, **NULLS), PLAIN, "'ema_start', 'schedule', 'wandb_tags'"),
+        (hrm_config(**UNKNOWN, **NULLS), PLAIN | {"ema_decay": None}, "'ema_start', 'schedule', 'wandb_tags'"),
+    ],
+)
+def test_what_another_repository_says_of_its_training_does_not_keep_a_config_from_loading(
+    tmp_path, caplog, values, expected, warning
+):
+    path = tmp_path / "all_config.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    config = load_config(str(path))
+    assert {key: getattr(config, key) for key in expected} == expected
+    assert warning in caplog.text
+    assert bool(caplog.records) == bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (trm_config(arch={"gated": False, "k": 3}), "unknown config key 'arch.gated', 'arch.k': it may change what"),
+        (
+            trm_config(arch=HRMS_COPY | {"mlp_t": True}),
+            "unknown config key 'arch.mlp_t': it may change what the network",
+        ),
+        (urm_config(arch={"gated": 1}), "urm@UniversalReasoningModel has no such option; take it out of the file if"),
+        (hrm_config(arch={"gated": 1}), "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1 has no such option"),
+        (
+            trm_config(arch={"name": "recursive_reasoning.trm_hier6@Model"}),
+            "trm_hier6.py does not exist; it is <module>",
+        ),
+        (trm_config(arch={"name": [1]}), "arch: name=[1]: it must be <module>@<class> below models/"),
+        (trm_config(arch={"hidden_size": None}), "arch.hidden_size: Field required"),
+        (trm_config(loss={"loss_type": "focal"}), "arch.loss.loss_type: Input should be 'stablemax_cross_entropy' or"),
+        (trm_config(data_paths=[]), "data_path: Field required"),
+        (trm_config(arch={}) | {"arch": None}, "arch: Field required"),
+    ],
+)
+def test_what_another_repositorys_config_lacks_is_said(tmp_path, values, message):
+    with pytest.raises(UserError) as refused:
         load_config(str(written(tmp_path, values)))
+    assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "values"),
+    [
+        ("trm_sudoku_mlp", trm_config()),
+        ("trm_sudoku_mlp", trm_config(data_paths=["data/one", "data/two"])),
+        ("trm_arc_1", trm_config(arch=dict(mlp_t=False, pos_encodings="rope", L_cycles=4))),
+        ("sudoku_extreme_1k", hrm_config()),
+        ("urm_sudoku", urm_config()),
+    ],
+    ids=["TRM mlp", "two datasets", "TRM attention", "HRM", "URM"],
+)
+def test_full_size_weights_of_another_repository_load_beside_its_config(tmp_path, experiment, values):
+    """Under the published names. Of two datasets, the first one's puzzles come first in the table of embeddings."""
+    shape = METADATA.model_dump(include={"seq_len", "vocab_size", "num_puzzle_identifiers"})
+    expected = build_head(composed(experiment=experiment), "meta", **shape).state_dict()
+    weights = {}
+    for key, value in expected.items():
+        dtype = torch.bfloat16 if key.endswith(("_init", "init_hidden")) else torch.float32  # as they save them
+        weights[f"_orig_mod.{key}"] = torch.randn((), dtype=dtype).expand(value.shape)  # small on disk
+    puzzles = METADATA.num_puzzle_identifiers * len(values.get("data_paths", [0]))
+    weights["_orig_mod.model.inner.puzzle_emb.weights"] = torch.randn(puzzles, 512)
+    torch.save(weights, tmp_path / "step_9")
+    config = load_config(str(written(tmp_path, values)))
+    head = load_model(tmp_path / "step_9", config, METADATA, batch_size=2, device=torch.device("cpu"))
+    found = head.state_dict()
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert torch.equal(value, weights[f"_orig_mod.{key}"][: len(value)].to(value.dtype)), key
 
 
 def test_a_checkpoint_of_trms_repository_is_evaluated(tmp_path):

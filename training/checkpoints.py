@@ -258,9 +258,9 @@ def load_weights(
     """Load a checkpoint, the original's too, into a model on any device.
 
     `other_puzzles` says what to do if the puzzle-embedding table has another number of rows: `error` refuses it, `zero`
-    and `mean` fill the model's table with zeros or with the mean of the rows in use. `belongs_to` names the dataset
-    that the checkpoint was trained on, for messages. Raises `UserError` if the file is missing, damaged or does not
-    fit.
+    and `mean` fill the model's table with zeros or with the mean of the rows in use, and `first` takes the first rows
+    of a longer one. `belongs_to` names the dataset that the checkpoint was trained on, for messages. Raises `UserError`
+    if the file is missing, damaged or does not fit.
     """
     weights = read_weights(path)
     expected = head.state_dict()
@@ -276,7 +276,9 @@ def load_model(
     """Build the checkpoint's model for a dataset, on the device; `config` is that of its run (`load_config`)."""
     check_is_file(checkpoint, "name a step_<n> file")  # before a model is built for it
     head = config.arch.build_for(metadata, batch_size=batch_size, device=device)
-    load_weights(head, checkpoint, belongs_to=config.data_path)
+    # Of several datasets `data_path` is the first, whose puzzles have the first rows of the common table
+    other_puzzles = "first" if config.has_other_datasets else "error"
+    load_weights(head, checkpoint, belongs_to=config.data_path, other_puzzles=other_puzzles)
     return head
 
 
@@ -315,6 +317,8 @@ def _for_other_puzzles(theirs: torch.Tensor, ours: torch.Tensor, how: str) -> to
     """Turn a table (rows, dim) for other puzzles into one for the model's; one of the same size stays as it is."""
     if theirs.shape == ours.shape or theirs.shape[1] != ours.shape[1]:
         return theirs
+    if how == "first":
+        return theirs[: len(ours)]
     if how == "zero":
         return torch.zeros_like(ours, device="cpu")
     # Row 0 is the blank, and rows that were never trained are zero: neither says anything about puzzles.

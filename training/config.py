@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     Field,
+    PrivateAttr,
     SerializeAsAny,
     create_model,
     field_validator,
@@ -26,10 +27,10 @@ from files import read_yaml
 from models.act import ACTModel, find_architecture
 from models.losses import LOSSES, ACTLossHead
 from training.distributed import DEVICES
+from training.foreign_config import datasets_of, in_our_keys, is_foreign
 from training.memory import CheckedAllocations
 from training.optimizers import OPTIMIZERS
 from training.options import UNFIT, StrictModel, validate
-from training.trm_config import in_our_keys, is_of_trms_repository
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +222,14 @@ class PretrainConfig(StrictModel):
         default=None, min_length=1, description="the run folder; null: checkpoints/<project_name>/<run_name>"
     )
 
+    # Of a run of TRM's repository: a table of puzzle embeddings then has rows for the puzzles of all its datasets
+    _datasets: int = PrivateAttr(default=1)
+
+    @property
+    def has_other_datasets(self) -> bool:
+        """Whether the run was trained on others beside `data_path`, which only TRM's repository can."""
+        return self._datasets > 1
+
     @classmethod
     def retired(cls) -> tuple[str, ...]:
         return tuple(f"arch.{key}" for key in RETIRED_ARCH_KEYS)
@@ -279,7 +288,7 @@ def hydra_error(error: Exception) -> UserError:
 
 
 def load_config(path: str) -> PretrainConfig:
-    """Read an `all_config.yaml`, the original's, TRM's and those of earlier versions included.
+    """Read an `all_config.yaml`, the original's, TRM's, URM's and those of earlier versions included.
 
     It is data, perhaps somebody else's: a `${…}` in it is text like any other.
     """
@@ -290,11 +299,14 @@ def load_config(path: str) -> PretrainConfig:
         values = read_yaml(place, remedy)
         if not isinstance(values, dict):
             raise UserError("it is not a mapping")
-        if is_of_trms_repository(values):
-            values = in_our_keys(values)
         if isinstance(values.get("arch"), dict):
             values["arch"] = without_retired(values["arch"])
-        return validate(PretrainConfig, values)
+        datasets = 1
+        if is_foreign(values):
+            datasets, values = len(datasets_of(values)), in_our_keys(values, PretrainConfig.model_fields)
+        config = validate(PretrainConfig, values)
+        config._datasets = datasets
+        return config
     except UserError as error:
         reason = str(error).removeprefix(f"{path} ")
         raise UserError(f"{path} is not the config of a run: {reason}") from None
