@@ -287,6 +287,9 @@ def test_arc_tasks(tmp_path, monkeypatch):
     assert (found.grid.tolist(), found.answer, found.valid, found.right) == ([[2, 2]], "[[2, 2]]", None, False)
     dictate(monkeypatch, arc.on_canvas(np.array([[3]], np.uint8)))
     assert solver.solve_task(str(tmp_path / "mine.json"), query=2).right is None
+    for number in (-2, -1, 0, 3):
+        with pytest.raises(UserError, match=f"query={number}: mine has 2 test inputs$"):
+            solver.solve_task(str(tmp_path / "mine.json"), query=number)
 
 
 # Where models come from
