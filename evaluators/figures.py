@@ -67,7 +67,7 @@ class FigureConfig(StrictModel):
     examples: int | None = Field(
         default=None,
         ge=1,
-        description="size of a seeded subset of puzzles; default: 4, 128, 1000 and 1000 for the four",
+        description="size of a seeded subset of each set; default: 4, 128, 1000 and 1000 for the four",
     )
     max_steps: int | None = Field(
         default=None,
