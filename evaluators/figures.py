@@ -42,7 +42,7 @@ from torch import Tensor
 
 from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps, titled
-from files import check_writable, locked, write_atomically
+from files import PNG, check_output, check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
@@ -59,6 +59,7 @@ from training.predictions import MAX_STEPS
 from training.reasoning import Step, reasoning_steps
 
 BATCH_SIZE = 64  # puzzles at a time, at most
+JSON_BEGINS = b'{\n "figure": "'  # as `as_json` writes it
 
 
 class FigureConfig(StrictModel):
@@ -401,12 +402,15 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 
 def picture_path(config: FigureConfig) -> Path:
-    """Where the PNG goes; that it can be written is checked before the work."""
+    """Where the PNG goes. Checks before the work that it and its JSON can be written, and replace figures at most."""
     checkpoint = beside(find_checkpoint(config.checkpoint))
     path = Path(config.out) if config.out else checkpoint.parent
     if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"
     check_writable(path.parent, str(path), "set out=<folder or .png file>", create=True)
+    if path.parent.is_dir():
+        check_output(path, "out", ".png", PNG)
+        check_output(path.with_suffix(".json"), "out", ".json", JSON_BEGINS)
     return path
 
 
