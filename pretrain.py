@@ -145,7 +145,7 @@ def start(
     if found is not None:
         resume.load_state(saved, found.manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
-    passes = config.epochs // train_data.config.epochs_per_iter
+    passes = config.epochs // config.epochs_per_pass
     work = ranks.from_main(
         lambda: outlook.work_left(state, config, ranks, device, passes, eval_data, test_data),
     )

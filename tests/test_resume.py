@@ -379,6 +379,38 @@ def test_what_makes_a_state_meaningless_cannot_change(stopped_once, capsys, mess
     assert line.endswith("restore these, or start a new run with load_checkpoint")
 
 
+def without_passes_of_its_own(manifest: dict) -> None:
+    """As an earlier version wrote it: what was configured, not how long a pass was."""
+    manifest["fixed"]["eval_interval"] = None
+
+
+@pytest.mark.parametrize("version", ["earlier", "this"])
+def test_a_pass_that_is_as_long_as_the_run_cannot_become_longer(tmp_path, capsys, version):
+    """It would have other batches, and a finished one would count as the whole of a run that has more epochs."""
+    run, once = tmp_path / "run", {"epochs": 4, "eval_interval": "null", "resume": "true"}
+    pretrain(run, **once | {"max_minutes": 1e-5})
+    if version == "earlier":
+        edit_manifest(run / "state_1", without_passes_of_its_own)
+    for changes in ({"epochs": 8}, {"eval_interval": 2}):
+        line = refusal(capsys, run, **once | changes)
+        now = "2" if "eval_interval" in changes else "8: null means all epochs"
+        assert f"{run}/state_1 cannot be resumed with another eval_interval (was 4, is {now}); restore these" in line
+    whole = pretrain(run, **once)
+    if version == "earlier":
+        edit_manifest(run / "state_20", without_passes_of_its_own)
+    assert "eval_interval (was 4, is 8" in refusal(capsys, run, **once | {"epochs": 8})
+    assert pretrain(run, **once) == whole, "it was finished"
+    assert pretrain(run, **once | {"epochs": 8, "eval_interval": 4})[-1]["step"] == 40
+
+
+def test_a_pass_of_an_earlier_version_whose_config_is_gone_has_the_epochs_of_now(stopped, capsys):
+    edit_manifest(stopped / "state_1", without_passes_of_its_own)
+    (stopped / "all_config.yaml").unlink()
+    stop = CHANGES | {"max_minutes": 1e-5}
+    assert "eval_interval (was 12, is 4)" in refusal(capsys, stopped, **stop)
+    assert pretrain(stopped, **stop | {"eval_interval": "null"})[-1]["step"] == 2
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_split_that_was_rebuilt_cannot_be_gone_on_with(tmp_path, stopped_once, capsys, split):
     """The same number of puzzles of the same size: only their content tells."""
