@@ -185,9 +185,9 @@ def prepare_folder(
     run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": flops_per_step})
     if found is not None and saved.parent.resolve() == folder.resolve():
         resume.set_aside(found.passed_over)
-        if config.resume is not True:  # after a kill the same checkpoints come again
-            resume.set_aside(resume.later_checkpoints(folder, state.step))
-        if state.best is not None:  # the file may be that of states that are now aside
+        later = [] if config.resume is True else resume.later_checkpoints(folder, state.step)
+        resume.set_aside(later)  # after a kill the same ones come again
+        if state.best is not None or later:  # the file may be that of states that are now aside
             run_folder.write_best(folder, state.best)
     return folder
 

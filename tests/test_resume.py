@@ -304,6 +304,18 @@ def test_checkpoints_of_a_future_that_was_left_are_set_aside(tmp_path, uninterru
     assert sorted(path.name for path in run.glob("state_*")) == ["state_56", "state_57", "state_60.aside"]
 
 
+def test_the_best_of_a_future_that_was_left_is_no_longer_the_best(tmp_path):
+    """Else evaluate.py would look for a checkpoint that is not there."""
+    run = tmp_path / "run"
+    asked = {"epochs": 4, "eval_interval": 2, "checkpoint_interval": 5, "keep_last": 9}
+    pretrain(run, **asked)
+    assert json.loads((run / "best.json").read_text())["step"] in (10, 20)
+    pretrain(run, **asked | {"resume": run / "state_15", "max_minutes": 1e-5})
+    assert json.loads((run / "best.json").read_text())["checkpoint"] == "step_10"
+    pretrain(run, **asked | {"resume": run / "state_5", "max_minutes": 1e-5})
+    assert not list(run.glob("step_10")) and not (run / "best.json").exists()
+
+
 def test_states_on_another_disk_are_the_runs_own(two_states, uninterrupted):
     elsewhere = two_states.parent / "scratch"
     (two_states / "state_60").rename(elsewhere)
