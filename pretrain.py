@@ -141,7 +141,9 @@ def start(
         resume.check_same_run(saved, found.manifest, fixed, config)
     ranks.from_main(lambda: run_folder.check_free(config, saved))
     torch.manual_seed(config.seed + ranks.rank)
-    state = create_state(config, train_data.metadata, ranks, device)
+    # The state has weights of its own; the checkpoint that the run began with may be gone by now.
+    weights = {} if found is None else {"load_checkpoint": None}
+    state = create_state(config.model_copy(update=weights), train_data.metadata, ranks, device)
     if found is not None:
         resume.load_state(saved, found.manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)

@@ -316,6 +316,15 @@ def test_the_best_of_a_future_that_was_left_is_no_longer_the_best(tmp_path):
     assert not list(run.glob("step_10")) and not (run / "best.json").exists()
 
 
+def test_a_run_goes_on_without_the_run_that_its_weights_came_from(tmp_path, uninterrupted):
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    shutil.copy(CHANGES["load_checkpoint"], weights)
+    pretrain(run, **CHANGES | {"load_checkpoint": weights, "max_minutes": 1e-5})
+    weights.unlink()
+    pretrain(run, **CHANGES | {"load_checkpoint": weights})
+    assert_same_run(run, uninterrupted)
+
+
 def test_states_on_another_disk_are_the_runs_own(two_states, uninterrupted):
     elsewhere = two_states.parent / "scratch"
     (two_states / "state_60").rename(elsewhere)
