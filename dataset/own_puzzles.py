@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.format import BLANK_IDENTIFIER, SplitWriter, write_identifiers
-from dataset.pair_table import CHUNK_CELLS, INPUT, MAX_SYMBOLS, OUTPUT, UNSAID, PairTable
+from dataset.pair_table import CHUNK_CELLS, INPUT, MAX_SYMBOLS, OUTPUT, UNSAID, PairTable, labels_of
 from dataset.pairs import SPLITS, Example
 from dataset.puzzle_splits import hold_out, stands_in, warn
 from dataset.symbols_file import read_symbols
@@ -88,7 +88,9 @@ def describe(table: PairTable, options: Options) -> Grid:
     ends = bool((shapes[:, INPUT] != shapes[:, OUTPUT]).any())
     hole = options.hole
     if hole is None and holes.any():
-        hole = next(name for name in _HOLE_NAMES[int(words) :] if name not in symbols)
+        hole = next((name for name in _HOLE_NAMES[int(words) :] if name not in symbols), None)
+        if hole is None:
+            raise UserError(f"every sign for a hole is a symbol ({' '.join(_HOLE_NAMES)}); name one with --hole")
     reserved = 2 if ends else 1
     vocabulary = [*[""] * reserved, *symbols]
     if (holes == 2).any() or (ends and holes.any()):
@@ -208,12 +210,13 @@ def examine(table: PairTable, kind: Grid, options: Options) -> Facts:
     pairs, questions, families = (np.zeros(count, np.uint64) for _ in range(3))
     bar = tqdm(total=count, desc="checking", unit=" pairs", unit_scale=True, delay=0.5, leave=False)
     with bar:
-        for rows, inputs, labels in table.chunks(kind, np.arange(count)):
+        for rows, inputs, outputs in table.chunks(kind, np.arange(count)):
+            labels = labels_of(kind, outputs)
             uncounted = ~(labels != PAD).any(1)
             if uncounted.any():
                 raise UserError(f"{table.place(rows[uncounted.argmax()])}: no cell of the output counts (--ignore)")
             if options.valid is not None:
-                _check_rule(table, kind, rows, inputs, labels)
+                _check_rule(table, kind, rows, inputs, outputs)
             questions[rows], families[rows] = hash_rows(inputs), kind.keys(inputs)
             pairs[rows] = hash_rows(np.concatenate([inputs, labels], axis=1))
             bar.update(len(rows))
@@ -234,8 +237,8 @@ def examine(table: PairTable, kind: Grid, options: Options) -> Facts:
     return Facts(pairs, questions, _united(families, np.array(table.group_of)))
 
 
-def _check_rule(table: PairTable, kind: Grid, rows: np.ndarray, inputs: np.ndarray, labels: np.ndarray) -> None:
-    for row, question, answer in zip(rows, inputs, labels, strict=True):
+def _check_rule(table: PairTable, kind: Grid, rows: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> None:
+    for row, question, answer in zip(rows, inputs, outputs, strict=True):
         broken = broken_rules(kind.rule, kind.rows_of(question), kind.rows_of(answer))
         if broken:
             raise UserError(f"{table.place(row)}: the output does not pass --valid {kind.rule}: {broken[0]:.200}")
@@ -372,7 +375,7 @@ def _write_split(
     count = 0
     with tqdm(total=len(chosen), desc="writing", unit=" pairs", unit_scale=True, delay=0.5, leave=False) as bar:
         for batch, ends in _whole_groups(chosen, np.array(table.group_of), kind.seq_len * (1 + augmenter.num_aug)):
-            copies = [augmenter(inputs, labels) for _, inputs, labels in table.chunks(kind, batch)]
+            copies = [augmenter(inputs, labels_of(kind, outputs)) for _, inputs, outputs in table.chunks(kind, batch)]
             inputs, labels, made = (np.concatenate(parts) for parts in zip(*copies, strict=True))
             writer.append(
                 inputs,

@@ -103,7 +103,7 @@ class PairTable:
         return (np.cumsum(sizes) - sizes).reshape(-1, 2)
 
     def chunks(self, kind: Grid, examples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield some of the examples, their inputs and their labels, (n, cells) uint8 each."""
+        """Yield some of the examples, their inputs and their whole outputs, (n, cells) uint8 each."""
         tokens = np.full(256, PAD, np.uint8)
         tokens[HOLE] = kind.tokens[None]
         for symbol, code in self.codes.items():
@@ -112,14 +112,17 @@ class PairTable:
         step = max(1, CHUNK_CELLS // kind.seq_len)
         for first in range(0, len(examples), step):
             rows = examples[first : first + step]
-            boards = [
+            inputs, outputs = (
                 _canvases(kind, tokens, cells, shapes[rows, side], starts[rows, side]) for side in (INPUT, OUTPUT)
-            ]
-            inputs, labels = boards
+            )
             if kind.ends:
-                labels = kind.with_ends(labels, shapes[rows, OUTPUT])
-            labels[np.isin(labels, kind.ignored)] = PAD
-            yield rows, inputs, labels
+                outputs = kind.with_ends(outputs, shapes[rows, OUTPUT])
+            yield rows, inputs, outputs
+
+
+def labels_of(kind: Grid, outputs: np.ndarray) -> np.ndarray:
+    """What is trained on: cells of an output that do not count are PAD."""
+    return np.where(np.isin(outputs, kind.ignored), np.uint8(PAD), outputs)
 
 
 def _number(names: dict[str, int], name: str) -> int:

@@ -55,6 +55,7 @@ from training.distributed import DEVICES, select_device
 from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
 from training.options import StrictModel, from_cli
+from training.prediction_rows import exactly_right
 from training.predictions import MAX_STEPS
 from training.reasoning import Step, reasoning_steps
 
@@ -299,10 +300,8 @@ def compute_scaling(subject: Subject) -> dict[str, Any]:
     """Accuracy and mean steps for every limit, from a single run with the largest."""
     shape = (len(subject.examples), subject.max_steps)
     exact, wants_to_halt = np.zeros(shape, bool), np.zeros(shape, bool)
-    labelled = subject.labels != IGNORE_LABEL_ID
     for rows, number, step in subject.answers():
-        equal = (step.answer.cpu().numpy() == subject.labels[rows]) | ~labelled[rows]
-        exact[rows, number] = equal.all(1) & labelled[rows].any(1)
+        exact[rows, number] = exactly_right(step.answer.cpu().numpy(), subject.labels[rows])
         wants_to_halt[rows, number] = step.wants_to_halt.cpu().numpy()
     limits = doubling(subject.max_steps)
     return {
@@ -331,13 +330,12 @@ def halting_curves(exact: np.ndarray, wants_to_halt: np.ndarray, limits: Sequenc
 
 def compute_reliability(subject: Subject) -> dict[str, Any]:
     """How often the model is right when it is this sure, after its last step and where it wants to halt."""
-    labels = torch.from_numpy(subject.labels)
     bins = {rule: torch.zeros(3, BINS, dtype=torch.float64) for rule in ("halt_max", "halt_q")}
-    going_on = torch.ones(len(labels), dtype=torch.bool)
+    going_on = torch.ones(len(subject.labels), dtype=torch.bool)
     for rows, number, step in subject.answers():
-        here = labels[rows]
-        labelled = (here != IGNORE_LABEL_ID).any(1)
-        exact = ((step.answer.cpu() == here) | (here == IGNORE_LABEL_ID)).all(1) & labelled
+        here = subject.labels[rows]
+        labelled = torch.from_numpy((here != IGNORE_LABEL_ID).any(1))
+        exact = torch.from_numpy(exactly_right(step.answer.cpu().numpy(), here))
         last = torch.full_like(labelled, number == subject.max_steps - 1)
         stops = {"halt_max": last, "halt_q": going_on[rows] & (step.wants_to_halt.cpu() | last)}
         for rule, stopping in stops.items():

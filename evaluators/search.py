@@ -44,7 +44,7 @@ from evaluators.search_folder import CURVES, REPORT, Rows, prepare, read_rows, r
 from evaluators.search_rules import CHOOSE, RULES, Candidates, Choice, choose, settled
 from evaluators.trajectories import STARTS, Plan, Trajectories, state_bytes
 from files import file_digest, write_atomically
-from models.losses import IGNORE_LABEL_ID, ACTLossHead
+from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import Kind
 from training.checkpoints import beside, find_checkpoint, load_model
@@ -57,6 +57,7 @@ from training.flops import META, flops_per_step
 from training.memory import check_available
 from training.metrics import progress_bar, start_logging
 from training.options import StrictModel, from_cli
+from training.prediction_rows import exactly_right
 from training.predictions import MAX_STEPS
 
 log = logging.getLogger(__name__)
@@ -217,25 +218,18 @@ def record(
     choices, valid = choices_of(search, inputs, found)
     rows = np.zeros(len(inputs), row_type(tuple(RULES), len(search.heads)))
     rows["example"], rows["segments"] = examples, segments
-    rows["any_last_right"] = is_right(found.answers, labels).any(axis=1)
-    at_halt = is_right(found.halt_answers, labels) & (found.halt_segment > 0)
+    rows["any_last_right"] = exactly_right(found.answers, labels[:, None]).any(axis=1)
+    at_halt = exactly_right(found.halt_answers, labels[:, None]) & (found.halt_segment > 0)
     rows["any_right"] = rows["any_last_right"] | at_halt.any(axis=1)
     rows["valid_answers"] = 0 if valid is None else valid.sum(axis=1)
     rows["no_answer"] = (~found.has_answer).reshape(len(inputs), len(search.heads), -1).sum(axis=2)
     chosen = np.stack([choice.answers for choice in choices.values()], axis=1)
-    right, obeys = is_right(chosen, labels), search.valid(inputs, chosen)
+    right, obeys = exactly_right(chosen, labels[:, None]), search.valid(inputs, chosen)
     for column, (rule, choice) in enumerate(choices.items()):
         mine = rows["rules"][rule]
         mine["trajectory"], mine["score"], mine["right"] = choice.trajectory, choice.score, right[:, column]
         mine["valid"] = False if obeys is None else obeys[:, column]
     return rows
-
-
-def is_right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Answers (n, any, cells), labels (n, cells), ignored -100 -> (n, any): all labelled cells are right."""
-    labelled = labels != IGNORE_LABEL_ID
-    equal = (answers == labels[:, None]) | ~labelled[:, None]
-    return equal.all(axis=-1) & labelled.any(axis=-1)[:, None]
 
 
 def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:

@@ -26,8 +26,8 @@ from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI
 from evaluators.search import SearchConfig, run_search
 from evaluators.search_rules import RULES
-from files import read_json, write_atomically
-from scripts.study import ARCHITECTURES, TASKS, StudyConfig, StudyRun, last_checkpoint, planned_runs
+from files import write_atomically
+from scripts.study import ARCHITECTURES, TASKS, StudyConfig, StudyRun, known_speeds, last_checkpoint, planned_runs
 from scripts.study_results import COLOURS, percent, spread, table
 from training.distributed import Ranks
 from training.options import StrictModel, from_cli
@@ -52,6 +52,7 @@ RULE = "majority_valid"
 class SearchStudyConfig(StrictModel):
     study: str = Field(min_length=1, description="folder of the study whose models are searched")
     folder: str = Field(min_length=1, description="where searches and results go")
+    budget: float = Field(default=1, gt=0, le=100, description="the study's, if it had another")
     seeds: int = Field(default=3, ge=1, description="of the study's runs: 0, 1, …")
     tasks: list[Literal[tuple(TASKS)]] = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
     puzzles: int = Field(default=200, ge=1, description="held-out puzzles of each search, the same for all")
@@ -74,7 +75,9 @@ def planned_searches(config: SearchStudyConfig) -> Iterator[OneSearch]:
 
 
 def family(config: SearchStudyConfig) -> StudyConfig:
-    return StudyConfig(folder=config.study, seeds=config.seeds, tasks=config.tasks, parts=["family"])
+    return StudyConfig(
+        folder=config.study, seeds=config.seeds, tasks=config.tasks, parts=["family"], budget=config.budget
+    )
 
 
 def search(config: SearchStudyConfig, one: OneSearch, checkpoint: Path) -> None:
@@ -86,10 +89,11 @@ def search(config: SearchStudyConfig, one: OneSearch, checkpoint: Path) -> None:
 
 
 def search_study(config: SearchStudyConfig) -> None:
-    speed_file = Path(config.study) / "speed.json"
-    if not speed_file.is_file():
+    speed, searches = known_speeds(Path(config.study)), list(planned_searches(config))
+    if not speed:
         raise UserError(f"study={config.study} holds no study; make one with python -m scripts.study folder=…")
-    speed, searches = read_json(speed_file, "delete it to measure anew"), list(planned_searches(config))
+    if missing := [task for task in config.tasks if task not in speed]:
+        raise UserError(f"study={config.study} has no {missing[0]}; give tasks=[{','.join(speed)}]")
     for number, one in enumerate([] if config.results else searches, 1):
         checkpoint = last_checkpoint(family(config), one.run, speed)
         if checkpoint.exists():

@@ -72,6 +72,7 @@ VARIANTS = {
 }
 VARIANT_TASKS = ("sudoku-6x6", "sudoku-4x4")
 MOST_SEGMENTS = 64  # at inference
+SPEEDS = "speed.json"
 
 
 class StudyConfig(StrictModel):
@@ -147,13 +148,18 @@ def speeds(config: StudyConfig) -> dict[str, dict[str, dict[str, float]]]:
 
     Measured once, in turns, so that what else the machine does meets all alike.
     """
-    path = Path(config.folder) / "speed.json"
-    known = read_json(path, "delete it to measure anew") if path.exists() else {}
+    known = known_speeds(Path(config.folder))
     for task in config.tasks:
         if task not in known:
             known[task] = measure_speeds(config, task)
+            path = Path(config.folder) / SPEEDS
             write_atomically(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
     return known
+
+
+def known_speeds(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Those of the tasks that a study has; none where there is no study."""
+    return read_json(folder / SPEEDS, "delete it to measure anew") if (folder / SPEEDS).exists() else {}
 
 
 def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]]:
@@ -191,7 +197,7 @@ def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]
             start = time.process_time()
             train_step(state, batches[state.step % len(batches)], run)
             times[model].append(time.process_time() - start)
-    # The first steps set up what is used later. A median: what disturbs a step can only make it longer.
+    # The first steps set up what is used later; what disturbs a step can only make it longer: the third shortest.
     return {model: found[model] | {"seconds": sorted(times[model][2:])[2]} for model in found}
 
 
@@ -244,11 +250,14 @@ def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
 def study(config: StudyConfig) -> None:
     from scripts.study_results import write_results
 
-    if config.results and not (Path(config.folder) / "speed.json").is_file():
-        raise UserError(f"folder={config.folder} holds no study yet; start one without results=true")
-    if not config.results:
+    if config.results:
+        speed = known_speeds(Path(config.folder))
+        if not speed:
+            raise UserError(f"folder={config.folder} holds no study yet; start one without results=true")
+        config = config.model_copy(update={"tasks": [task for task in config.tasks if task in speed]})
+    else:
         build_datasets(config)
-    speed = speeds(config)
+        speed = speeds(config)
     runs = list(planned_runs(config))
     if not config.results:
 

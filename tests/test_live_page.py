@@ -353,6 +353,13 @@ def test_a_text_that_is_no_puzzle(live, page_4x4, text, says):
     assert says in live.text("#text-error") and live.board() == PUZZLE
 
 
+@pytest.mark.parametrize(("address", "says"), [("123", "That is 3 of 16"), ("%", "“%” is no cell"), ("", "")])
+def test_an_address_that_holds_no_puzzle(live, page_4x4, address, says):
+    live.open(page_4x4, address)
+    assert live.text("#text-error").startswith(says) and bool(says) == bool(live.text("#text-error"))
+    assert live.board() == live.js("return data.puzzles[0].text")
+
+
 def test_it_plays_until_it_halts_and_then_to_the_end(live, page_4x4):
     live.open(page_4x4, PUZZLE)
     live.js("state.steps.forEach((step, i) => step.halts = i === 1)")

@@ -374,6 +374,34 @@ def test_glyphs_and_colours_of_a_file(tmp_path):
 RULE = "def valid(puzzle, answer):\n    return answer == puzzle[::-1]\n"
 
 
+SAME_MARKS = """
+def valid(puzzle, answer):
+    return sum(row.count("?") for row in answer) == sum(row.count("?") for row in puzzle)
+"""
+
+
+@pytest.mark.parametrize("ignored", ["?", "?b"])
+@pytest.mark.parametrize(
+    ("question", "answer"), [(["ab?"], ["?ba"]), (["ab", "??"], ["ab", "??"]), (["ba", "a?", "bb"], ["?b", "ba"])]
+)
+def test_a_rule_sees_cells_that_do_not_count(tmp_path, monkeypatch, question, answer, ignored):
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/own_rule_c.py").write_text(SAME_MARKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "rules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "rules"))
+    source = jsonl(tmp_path / "p.jsonl", pair(question, answer))
+    dataset = built(source, valid="own_rule_c:valid", ignore=ignored, test_fraction=0)
+    labels = Arrays(dataset).labels[0]
+    counted = sum(cell not in ignored for row in answer for cell in row)
+    assert (labels >= kind_at(dataset).first_symbol).sum() == counted
+
+
+def test_signs_for_holes_can_run_out(tmp_path):
+    source = jsonl(tmp_path / "p.jsonl", {"input": [["__", None]], "output": [["_", "∅"], ["⌀", None]]})
+    with pytest.raises(UserError, match=r"every sign for a hole is a symbol .*; name one with --hole"):
+        built(source)
+
+
 def test_a_rule_checks_the_pairs(tmp_path, monkeypatch):
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules/own_rule_a.py").write_text(RULE)

@@ -59,6 +59,14 @@ def test_each_trained_model_is_searched_once(config, searched, capsys):
     assert len(searched) == 3 * (2 * len(SEARCHES) - 2)
 
 
+def test_a_study_of_another_budget_is_searched(config, searched, capsys):
+    of = StudyConfig(folder=config.study, tasks=["sudoku-4x4"], budget=2)
+    run = next(planned_runs(of))
+    last_checkpoint(of, run, SPEEDS).touch()
+    search_study.search_study(config.model_copy(update={"budget": 2, "seeds": 1}))
+    assert [asked.checkpoint[0] for asked in searched] == [str(last_checkpoint(of, run, SPEEDS))] * len(SEARCHES)
+
+
 def test_the_tables_have_medians_and_ranges(config, searched, capsys):
     search_study.search_study(config)
     capsys.readouterr()
@@ -85,6 +93,8 @@ def test_the_searches_of_one_group_cost_the_same():
 def test_a_folder_without_study_or_searches_is_refused(config, tmp_path):
     with pytest.raises(UserError, match="holds no study; make one"):
         search_study.search_study(config.model_copy(update={"study": str(tmp_path / "none")}))
+    with pytest.raises(UserError, match=r"has no maze-9x9; give tasks=\[sudoku-4x4\]"):
+        search_study.search_study(config.model_copy(update={"tasks": ["sudoku-4x4", "maze-9x9"]}))
     with pytest.raises(UserError, match="holds no search yet"):
         search_study.search_study(config.model_copy(update={"results": True}))
     assert len(list(planned_searches(config))) == 3 * (6 * len(SEARCHES) - 2)

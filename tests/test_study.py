@@ -110,6 +110,16 @@ def test_hrm_is_run_with_more_segments_than_trained(tmp_path, commands):
     assert "max_steps=64" in commands[1]
 
 
+def test_results_are_of_the_tasks_that_there_are(tmp_path, commands, monkeypatch, capsys):
+    monkeypatch.setattr(study, "measure_speeds", lambda *_: pytest.fail("results=true measures"))
+    speed = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)}
+    (tmp_path / "speed.json").write_text(json.dumps(speed))
+    write_metrics(study.run_folder(config_of(tmp_path), StudyRun("sudoku-4x4", "HRM", HRM, 0)), [0.5] * 3, [0.5] * 3)
+    study.study(config_of(tmp_path, results=True))
+    assert "| HRM |" in capsys.readouterr().out
+    assert not commands
+
+
 def test_results_of_no_study_are_refused(tmp_path, commands):
     with pytest.raises(UserError, match="holds no study yet"):
         study.study(config_of(tmp_path, results=True))

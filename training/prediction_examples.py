@@ -16,7 +16,7 @@ from models.losses import IGNORE_LABEL_ID
 from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from puzzles.kind import PAD, Kind
 from training.calibration import BINS, calibration_error, confidence_bins
-from training.prediction_rows import PredictionRows
+from training.prediction_rows import PredictionRows, exactly_right
 from training.predictions import Manifest, read_manifest, read_predictions
 
 EXAMPLES = 3  # of each sort
@@ -79,7 +79,7 @@ def add(seen: Seen, rows: PredictionRows, names: list[str]) -> None:
     """Count some predictions, and keep those that are more worth looking at than the ones before."""
     labelled = rows.labels != IGNORE_LABEL_ID
     some = labelled.any(1)
-    exact = ((rows.answers == rows.labels) | ~labelled).all(1) & some
+    exact = exactly_right(rows.answers, rows.labels)
     q_halt = torch.from_numpy(rows.q_halt_logits)
     seen.puzzles += int(some.sum())
     seen.right += int(exact.sum())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from dataset.format import IGNORE_LABEL_ID
 from errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,12 @@ class PredictionRows:
             return self
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return PredictionRows(**{name: part if part is None else part[numbers] for name, part in parts.items()})
+
+
+def exactly_right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Answers and labels (…, cells), ignored -100, broadcast -> (…): there are labelled cells, and all are right."""
+    labelled = labels != IGNORE_LABEL_ID
+    return ((answers == labels) | ~labelled).all(axis=-1) & labelled.any(axis=-1)
 
 
 def check_tokens(tokens: np.ndarray | Tensor, vocab_size: int, path: Path, field: str, lowest: int = 0) -> None:

@@ -391,10 +391,21 @@ function describeModel() {
     `after ${accuracy.steps} steps on average, and ${share(accuracy.rightAtEnd, accuracy.puzzles)} after all ${data.network.steps}.`;
 }
 
+// What stands behind # in the address.
+function addressed() {
+  const text = location.hash.slice(1);
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 buildBoard();
 buildControls();
 describeModel();
-const linked = rules.parse(decodeURIComponent(location.hash.slice(1)));
+const linked = rules.parse(addressed());
 if (linked.board) take(linked.board, { play: true });
 else if (data.puzzles.length) pick(0);
 else take(Array(cells).fill(0));
+if (addressed()) $("text-error").textContent = linked.error ?? "";
