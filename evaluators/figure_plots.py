@@ -1,4 +1,4 @@
-"""Draws the reports of evaluators/figures.py, and the votes for ARC tasks.
+"""Draws the reports of evaluators/figures.py, the curve of evaluators/search.py, and the votes for ARC tasks.
 
 Colours are those of Okabe and Ito (2008), safe for the colour-blind; boards look as elsewhere (puzzles/draw.py).
 """

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI, draw_participation, draw_reliability, draw_scaling, draw_steps, titled
-from files import check_writable, locked, write_atomically
+from files import PNG, check_output, check_writable, locked, write_atomically
 from models.act import ACTModel, named_tensors
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
@@ -60,6 +60,7 @@ from training.predictions import MAX_STEPS
 from training.reasoning import Step, reasoning_steps
 
 BATCH_SIZE = 64  # puzzles at a time, at most
+JSON_BEGINS = b'{\n "figure": "'  # as `as_json` writes it
 
 
 class FigureConfig(StrictModel):
@@ -68,7 +69,7 @@ class FigureConfig(StrictModel):
     examples: int | None = Field(
         default=None,
         ge=1,
-        description="size of a seeded subset of puzzles; default: 4, 128, 1000 and 1000 for the four",
+        description="size of a seeded subset of each set; default: 4, 128, 1000 and 1000 for the four",
     )
     max_steps: int | None = Field(
         default=None,
@@ -399,12 +400,15 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 
 def picture_path(config: FigureConfig) -> Path:
-    """Where the PNG goes; that it can be written is checked before the work."""
+    """Where the PNG goes. Checks before the work that it and its JSON can be written, and replace figures at most."""
     checkpoint = beside(find_checkpoint(config.checkpoint))
     path = Path(config.out) if config.out else checkpoint.parent
     if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"
     check_writable(path.parent, str(path), "set out=<folder or .png file>", create=True)
+    if path.parent.is_dir():
+        check_output(path, "out", ".png", PNG)
+        check_output(path.with_suffix(".json"), "out", ".json", JSON_BEGINS)
     return path
 
 

@@ -4,6 +4,8 @@ A folder says with its `dataset.json`, the description of the split that it was 
 are; nothing else is known of it here. `python -m training.hub pack` makes such a folder.
 """
 
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +28,26 @@ class Pretrained:
 
 
 def pretrained_models() -> list[Pretrained]:
-    """Those that are there, by name."""
-    places = sorted(FOLDER.glob(f"*/{SHARED}"))
-    described = [(place, description_in(place.parent)) for place in places]
-    return [Pretrained(place, found[1]) for place, found in described if found is not None and found[1] is not None]
+    """Those that are there, by name. Passes over a folder whose description is damaged, with a warning on stderr."""
+    models = []
+    for place in sorted(FOLDER.glob(f"*/{SHARED}")):
+        try:
+            _, kind = description_in(place.parent) or (None, None)
+        except UserError as error:
+            print(f"warning: passing over pretrained/{place.parent.name}: {error}", file=sys.stderr)
+            continue
+        if kind is not None:
+            models.append(Pretrained(place, kind))
+    return models
 
 
-def read_for_pretrained(puzzle: str | np.ndarray, source: str) -> Puzzle:
+def read_for_pretrained(puzzle: str | np.ndarray, source: str, models: Sequence[Pretrained]) -> Puzzle:
     """Read a puzzle as people write it, of the kind and size of one of the models.
 
     Raises a `UserError` if it is no puzzle, or one that no model was trained on.
     """
     if not isinstance(puzzle, str):
         check_cells(puzzle, source)
-    models = pretrained_models()
     for model in models:
         with suppress(UserError):
             found = read_typed(puzzle, source, model.kind)
@@ -53,7 +61,7 @@ def read_for_pretrained(puzzle: str | np.ndarray, source: str) -> Puzzle:
     raise no_model_of(with_article(read_puzzle(puzzle, source).title), models)
 
 
-def no_model_of(what: str, models: list[Pretrained]) -> UserError:
+def no_model_of(what: str, models: Sequence[Pretrained]) -> UserError:
     """The error for puzzles that none of the models was trained on."""
     there = ", ".join(f"{model.checkpoint.parent.name} for {model.kind.title}s" for model in models) or "none"
     return UserError(f"no model in pretrained/ was trained on {what} (it has {there}); {NAME_ONE}")

@@ -97,7 +97,7 @@ class SearchConfig(StrictModel):
     split: str = Field(default="test", description="split of the dataset")
     data_path: str | None = Field(default=None, description="a dataset other than the run's")
     max_examples: int | None = Field(
-        default=None, ge=1, description="size of a seeded subset of the puzzles, the same as in evaluate.py"
+        default=None, ge=1, description="size of a seeded subset of each set, the same as in evaluate.py"
     )
     global_batch_size: int | None = Field(
         default=None, ge=1, description="trajectories in a forward pass, of each rank; null: the run's, on CUDA more"

@@ -108,6 +108,7 @@ class Solver:
 
     def __init__(self, trained: Trained | None, device: torch.device):
         self._trained, self._device = trained, device
+        self._models = pretrained_models() if trained is None else []  # read once: a list may hold many puzzles
         self._pretrained: dict[Path, Trained] = {}
 
     @classmethod
@@ -152,14 +153,14 @@ class Solver:
     def read(self, puzzle: str | np.ndarray, source: str = "puzzle") -> Puzzle:
         """A puzzle as people write it, made ready for `answer`; `source` is what a message calls it."""
         if self._trained is None:
-            return self.trained_on(found := read_for_pretrained(puzzle, source)).prepare(found)
+            return self.trained_on(found := read_for_pretrained(puzzle, source, self._models)).prepare(found)
         return self._trained.prepare(read_typed(puzzle, source, self._trained.kind))
 
     def read_task(self, task: str, query: int = 1) -> Puzzle:
         """The same of a test input of an ARC task, whose embedding is found by its place in the dataset."""
         trained = self._trained
         if trained is None:
-            raise no_model_of("ARC tasks", pretrained_models())
+            raise no_model_of("ARC tasks", self._models)
         check_data(trained.checkpoint, trained.run, trained.named_path)
         return trained.prepare(read_query(task, query, trained.data_path, trained.kind))
 
@@ -167,7 +168,7 @@ class Solver:
         """The checkpoint that answers this puzzle."""
         if self._trained is not None:
             return self._trained
-        model = next(model for model in pretrained_models() if model.kind == puzzle.kind)
+        model = next(model for model in self._models if model.kind == puzzle.kind)
         if model.checkpoint not in self._pretrained:
             self._pretrained[model.checkpoint] = Trained.load(model.checkpoint, None, self._device)
         return self._pretrained[model.checkpoint]

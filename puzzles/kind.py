@@ -30,7 +30,7 @@ PAD = 0  # in every kind: not a cell of the puzzle
 
 # Modules of this package that hold no kind. They are not even imported in search of one: three of them load numba.
 _HELPERS = frozenset(
-    {"canvas", "cells", "compiled", "draw", "kind", "maze_generator", "rule", "sudoku_generator", "symmetry"}
+    {"canvas", "cells", "compiled", "draw", "gym", "kind", "maze_generator", "rule", "sudoku_generator", "symmetry"}
 )
 
 

@@ -18,9 +18,10 @@ sys.path.insert(0, str(ROOT))  # run as a script
 
 import numpy as np  # noqa: E402
 
-from errors import one_line_errors  # noqa: E402
+from errors import UserError, one_line_errors  # noqa: E402
 from evaluators.solution import Solution, dataset_at_hand  # noqa: E402
 from evaluators.solver import Solver  # noqa: E402
+from training.checkpoints import checkpoints_in  # noqa: E402
 from training.report import report  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
@@ -52,14 +53,19 @@ def most_revised(checkpoint: Path) -> str:
 
 def main(*overrides: str) -> None:
     """`overrides` go to pretrain.py."""
+    if {"-h", "--help"} & set(overrides):
+        print(f"{__doc__.strip()}\n\nOptions key=value go to pretrain.py, whose --help lists them.")
+        return
     shutil.rmtree(RUN, ignore_errors=True)  # a demo starts afresh, and deletes only its own folder
     command(*PUZZLES, "--output-dir", DATA)
     start = time.monotonic()
     command("pretrain.py", "+experiment=sudoku_4x4_demo", *overrides)
     minutes = (time.monotonic() - start) / 60
     # The last one: best.json was chosen by looking at these very puzzles.
-    steps = [int(path.name[5:-4]) for path in Path(RUN).glob("step_*_ema")]
-    checkpoint = Path(RUN) / f"step_{max(steps)}_ema"
+    checkpoints = checkpoints_in(Path(RUN)) if Path(RUN).is_dir() else []
+    if not checkpoints:
+        raise UserError(f"pretrain.py left no checkpoint in {RUN}; leave checkpoint_path and Hydra's own options out")
+    checkpoint = checkpoints[-1]
     command("evaluate.py", f"checkpoint={checkpoint}", "halt=q", "save_steps=true")
 
     print(f"\n$ python -m training.report {RUN}")

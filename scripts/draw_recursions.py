@@ -15,13 +15,12 @@ from pydantic import Field
 
 from errors import one_line_errors
 from evaluators.figure_plots import BLUE, DPI, GREEN, ORANGE
-from files import check_output, write_atomically
+from files import PNG, check_output, write_atomically
 from training.command_line import compose_run
 from training.config import ArchConfig, from_hydra
 from training.options import StrictModel, from_cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PNG = b"\x89PNG"
 PALE = 0.25  # opacity of an update without gradient
 
 

@@ -22,14 +22,15 @@ BATCH, PUZZLES = 32, 64
 
 
 class GrowthConfig(StrictModel):
-    steps: int = Field(ge=100, description="training steps")
+    steps: int = Field(ge=100, description="training steps, to the nearest multiple of 20")
 
 
 def command(folder: Path, steps: int) -> list[str]:
-    epochs = steps * BATCH // PUZZLES
+    interval = max(1, round(steps * BATCH / PUZZLES / 10))  # in epochs: ten evaluations in all
+    epochs = 10 * interval
     return [
         sys.executable, "pretrain.py", f"data_path={folder / 'data'}", f"checkpoint_path={folder / 'run'}",
-        f"global_batch_size={BATCH}", f"epochs={epochs}", f"eval_interval={epochs // 10}", "checkpoint_interval=50",
+        f"global_batch_size={BATCH}", f"epochs={epochs}", f"eval_interval={interval}", "checkpoint_interval=50",
         "ema_decay=0.99", "arch.hidden_size=32", "arch.num_heads=2", "compile=off", "device=cpu",
     ]  # fmt: skip
 

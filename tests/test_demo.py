@@ -7,9 +7,50 @@ import pytest
 import torch
 from PIL import Image
 
+from errors import UserError
 from evaluators.figures import FIGURES, FigureConfig, make_figure
+from scripts import demo
 from tests.launch import ROOT, run
 from tests.runs import read_metrics
+
+
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_its_help_deletes_nothing(tmp_path, monkeypatch, capsys, asked):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "command", lambda *args: pytest.fail(f"it runs {args}"))
+    trained = tmp_path / demo.RUN / "step_1"
+    trained.parent.mkdir(parents=True)
+    trained.touch()
+    demo.main("epochs=1", asked)
+    assert trained.exists()
+    assert "make demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("saved", "taken"),
+    [(["step_9", "step_10", "step_10_ema"], "step_10_ema"), (["step_9", "step_10"], "step_10"), ([], None)],
+)
+def test_it_goes_on_with_the_last_checkpoint(tmp_path, monkeypatch, saved, taken):
+    """Whatever the options to pretrain.py make of the run: no averaged weights, or another folder."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def command(*args):
+        seen.append(args)
+        if args[0] == "pretrain.py" and saved:
+            (tmp_path / demo.RUN).mkdir(parents=True)
+            for name in saved:
+                (tmp_path / demo.RUN / name).touch()
+
+    monkeypatch.setattr(demo, "command", command)
+    monkeypatch.setattr(demo, "report", lambda runs: None)
+    monkeypatch.setattr(demo, "most_revised", lambda checkpoint: "1234")
+    if taken is None:
+        with pytest.raises(UserError, match=r"no checkpoint in checkpoints/sudoku-4x4-demo.*leave checkpoint_path"):
+            demo.main()
+    else:
+        demo.main()
+        assert [args[1] for args in seen[-2:]] == [f"checkpoint={demo.RUN}/{taken}"] * 2
 
 
 @pytest.mark.slow

@@ -348,6 +348,41 @@ def test_the_command_as_a_user_starts_it(checkpoint, tmp_path):
     assert "figure: Input should be 'steps', 'participation', 'scaling' or 'reliability'" in line
 
 
+@pytest.mark.parametrize(
+    ("out", "taken"),
+    [
+        ("best.png", ("best.json", b'{"checkpoint": "step_7"}')),
+        ("checkpoints.png", ("checkpoints.json", b'{"step_7": {}}')),
+        ("list.png", ("list.json", b"[1]")),
+        ("cut.png", ("cut.json", b'{"figure": ')),
+        ("other.png", ("other.json", b'{"figure": "chart"}')),
+        ("photo.png", ("photo.png", b"GIF89a")),
+        (".", ("step_7_steps.json", b'{"mine": 1}')),
+        ("link.png", ("link.json", None)),
+    ],
+)
+def test_a_figure_replaces_nothing_but_a_figure(tmp_path, out, taken):
+    name, content = taken
+    (tmp_path / "step_7").touch()
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    config = figures.FigureConfig(figure="steps", checkpoint=str(tmp_path / "step_7"), out=str(tmp_path / out))
+    with pytest.raises(UserError, match=rf"{name} is there and (holds something else|is no file)"):
+        figures.picture_path(config)
+    assert content is None or (tmp_path / name).read_bytes() == content
+
+
+def test_a_figure_of_before_is_replaced(checkpoint, monkeypatch):
+    """Another one too, where the user names the file."""
+    out = checkpoint.with_name("mine.png")
+    for figure in ("reliability", "reliability", "steps"):
+        config = figures.FigureConfig(figure=figure, checkpoint=str(checkpoint), examples=1, max_steps=1, out=str(out))
+        assert figures.make_figure(config, torch.device("cpu")) == out
+    assert json.loads(out.with_suffix(".json").read_text())["figure"] == "steps"
+
+
 def test_where_figures_go(tmp_path):
     def path(**out):
         return figures.picture_path(figures.FigureConfig(figure="steps", checkpoint=str(tmp_path / "step_7"), **out))

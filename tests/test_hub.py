@@ -51,18 +51,24 @@ class FakeHub:
     def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
         assert commit_message
         place = self.root / repo_id
-        for name in filter_repo_objects([path.name for path in place.iterdir()], allow_patterns=delete_patterns):
+        for name in filter_repo_objects(self.list_repo_files(repo_id), allow_patterns=delete_patterns):
             (place / name).unlink()
         shutil.copytree(folder_path, place, dirs_exist_ok=True)
         self.uploads += 1
+
+    def list_repo_files(self, repo):
+        return [
+            path.relative_to(self.root / repo).as_posix() for path in (self.root / repo).rglob("*") if path.is_file()
+        ]
 
     def snapshot_download(self, repo, *, revision, allow_patterns, ignore_patterns):
         """Links to read-only files, as in the cache of the Hub's client."""
         snapshot = self.root / "cache" / repo / (revision or "main")
         shutil.rmtree(snapshot, ignore_errors=True)
         snapshot.mkdir(parents=True)
-        names = [str(path.relative_to(self.root / repo)) for path in (self.root / repo).rglob("*") if path.is_file()]
-        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+        for name in filter_repo_objects(
+            self.list_repo_files(repo), allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
             (self.root / repo / name).chmod(0o444)
             (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
             (snapshot / name).symlink_to(self.root / repo / name)
@@ -328,6 +334,34 @@ def test_a_pulled_run_is_pushed_and_pulled_again(fake, folder, tmp_path, fill):
     assert (fake.root / REPO / "metrics.jsonl").exists() != fill  # another run's would be misleading
     second = hub.pull(REPO, tmp_path / "second")
     assert_same_bits(load(second), load(PIPELINE / "final_checkpoint.pt"))
+
+
+def test_nothing_stays_of_an_earlier_push_of_another_run(fake, folder):
+    (folder / "environment.json").write_text(json.dumps([{"python": "3.12"}]))
+    hub.push(folder, REPO)
+    place = fake.root / REPO
+    (place / "another_architecture[v2].py").write_text("# the model of a run before")
+    (place / "notes.txt").write_text("the user's")
+    (place / "other").mkdir()
+    for name in ("model.py", "dataset.json"):
+        (place / "other" / name).write_text("of a run in a folder of its own")
+    assert names(place) >= {"environment.json", "dataset.json", "metrics.jsonl", "losses.py", "hrm_act_v1.py"}
+    for name in ("environment.json", "metrics.jsonl", "losses.py"):
+        (folder / name).unlink()
+    config = yaml.safe_load((folder / "all_config.yaml").read_text())
+    (folder / "all_config.yaml").write_text(yaml.safe_dump(config | {"data_path": "gone"}))
+    hub.push(folder, REPO)
+    uploaded = {"model.safetensors", "README.md", "all_config.yaml", "hrm_act_v1.py"}
+    assert names(place) == uploaded | {"notes.txt", "other"}
+    assert names(place / "other") == {"model.py", "dataset.json"}
+
+
+@pytest.mark.parametrize("name", ["push", "pack"])
+def test_the_help_says_which_checkpoint_is_taken(name, capsys):
+    with pytest.raises(SystemExit):
+        hub.main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "its file name; best: the one in best.json; null: the best, else the last" in text
 
 
 def test_which_checkpoint_is_pushed(fake, folder, tmp_path):

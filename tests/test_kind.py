@@ -10,9 +10,10 @@ import pytest
 
 from dataset.format import load_metadata
 from errors import UserError
+from extension import modules_below
 from puzzles.arc import Arc
 from puzzles.draw import PALETTE
-from puzzles.kind import Kind, Look, Transform, all_kinds, find_kind, kind_of, read_puzzle
+from puzzles.kind import _HELPERS, Kind, Look, Transform, all_kinds, find_kind, kind_of, read_puzzle
 from puzzles.maze import Maze
 from puzzles.sudoku import Sudoku
 from puzzles.sudoku_generator import all_4x4_grids
@@ -274,3 +275,7 @@ def test_a_kind_without_symmetries_has_one_copy(tmp_path):
         latin = find_kind("latin")
         assert (latin.copies(), Sudoku.copies(), Maze.copies()) == (8, 32, 16)
         assert type("Plain", (latin,), {"symmetries": Kind.symmetries}).copies() == 1
+
+
+def test_modules_without_a_kind_are_not_imported_in_search_of_one():
+    assert {name for name in modules_below("puzzles") if name not in _HELPERS} == {"arc", "grid", "maze", "sudoku"}

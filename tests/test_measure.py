@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scripts import measure_dataset, measure_predictions, measure_voting
+from scripts import measure_dataset, measure_growth, measure_predictions, measure_voting
 from scripts.measure_dataset import (
     first_batch,
     first_test_batch,
@@ -25,6 +25,15 @@ def test_time_and_memory_of_a_command():
     assert 0.3 <= measured["seconds"] < 10
     assert measured["cpu_seconds"] < measured["seconds"] + 0.1
     assert 200 <= measured["peak_mb"] < 300
+
+
+@pytest.mark.parametrize("steps", [100, 109, 119, 130, 3000])
+def test_the_run_that_may_grow_is_one_that_pretrain_accepts(tmp_path, steps):
+    values = dict(word.split("=", 1) for word in measure_growth.command(tmp_path, steps) if "=" in word)
+    epochs, interval = int(values["epochs"]), int(values["eval_interval"])
+    assert epochs == 10 * interval
+    made = epochs * measure_growth.PUZZLES // measure_growth.BATCH
+    assert steps * 9 // 10 <= made and abs(made - steps) <= 10  # the last measurement is made at 9/10
 
 
 def test_a_command_that_fails_is_an_error():

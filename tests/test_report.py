@@ -171,6 +171,10 @@ def test_a_run_may_have_any_name(folder, tmp_path, recwarn, name):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
+        ("taken.png", "taken.png is there and holds something else"),
+        ("taken.PDF", "taken.PDF is there and holds something else"),
+        ("taken.svg", "taken.svg is there and holds something else"),
+        ("new.html", "new.png is there and holds something else"),
         ("curves.xyz", r"curves.xyz must be a folder, or end in \.html, \.png, \.pdf, \.svg"),
         ("curves", r"curves must be a folder"),
         ("taken.html", "taken.html is there and holds something else"),
@@ -180,10 +184,15 @@ def test_a_run_may_have_any_name(folder, tmp_path, recwarn, name):
 )
 def test_where_no_picture_can_go_is_said_before_the_work(folder, monkeypatch, out, message):
     monkeypatch.setattr("training.report.read_run", lambda folder: pytest.fail("it was read"))
-    (folder / "taken.html").write_text("<p>mine</p>")
+    mine = ["new.png", "taken.PDF", "taken.html", "taken.png", "taken.svg"]
+    for name in mine:
+        (folder / name).write_text("<p>mine</p>")
     with pytest.raises(UserError, match=message):
         report([folder], folder / out)
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "taken.html"]
+    assert {path.name: path.read_text() for path in folder.iterdir() if path.name in mine} == dict.fromkeys(
+        mine, "<p>mine</p>"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["metrics.jsonl", *mine])
 
 
 def test_a_run_that_is_named_twice_is_refused(folder):
@@ -365,6 +374,7 @@ def test_several_runs_are_compared_and_keep_what_is_their_own(run, trained, tmp_
 
 @pytest.mark.parametrize(("out", "page", "picture"), [
     ("there.html", "there.html", "there.png"), (".", "report.html", "learning_curves.png"), ("a.svg", None, "a.svg"),
+    ("a.PDF", None, "a.PDF"), ("a.png", None, "a.png"),
 ])  # fmt: skip
 def test_where_the_report_goes(folder, tmp_path_factory, out, page, picture):
     place = tmp_path_factory.mktemp("place")

@@ -287,6 +287,9 @@ def test_arc_tasks(tmp_path, monkeypatch):
     assert (found.grid.tolist(), found.answer, found.valid, found.right) == ([[2, 2]], "[[2, 2]]", None, False)
     dictate(monkeypatch, arc.on_canvas(np.array([[3]], np.uint8)))
     assert solver.solve_task(str(tmp_path / "mine.json"), query=2).right is None
+    for number in (-2, -1, 0, 3):
+        with pytest.raises(UserError, match=f"query={number}: mine has 2 test inputs$"):
+            solver.solve_task(str(tmp_path / "mine.json"), query=number)
 
 
 # Where models come from
@@ -356,7 +359,33 @@ def test_where_no_pretrained_model_fits(models):
             ask()
     shutil.rmtree(models)
     with pytest.raises(UserError, match=r"\(it has none\)"):
+        Solver.load().solve("." * 81)
+
+
+def test_what_the_pretrained_models_solve_is_read_once(models, monkeypatch):
+    read = []
+    description_in = pretrained.description_in
+    monkeypatch.setattr(pretrained, "description_in", lambda folder: read.append(folder.name) or description_in(folder))
+    solver = Solver.load(device="cpu")
+    solver.solve([PUZZLES[0], "." * 36, PUZZLES[1]])
+    assert sorted(read) == ["a-larger-one", "small"]
+
+
+@pytest.mark.parametrize("content", ['{"vocab_size": ', "[]", '{"vocab_size": 6}', b"\xff", None])
+def test_a_damaged_pretrained_model_is_named_and_passed_over(models, capsys, content):
+    damaged = models / "a-larger-one/dataset.json"
+    if content is None:  # a kind that does not exist
+        damaged.write_text(json.dumps(json.loads(damaged.read_text()) | {"kind": "chess"}))
+    else:
+        damaged.write_bytes(content if isinstance(content, bytes) else content.encode())
+    solver = Solver.load(device="cpu")
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: passing over pretrained/a-larger-one: ") and warning.count("\n") == 1
+    assert "dataset.json" in warning or "chess" in warning
+    assert solver.solve(PUZZLES[0]).grid.shape == (4, 4)
+    with pytest.raises(UserError, match=r"9×9 Sudoku \(it has small for 4×4 Sudokus\)"):
         solver.solve("." * 81)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_code_in_the_docs():

@@ -189,7 +189,7 @@ class PretrainConfig(StrictModel):
         default=None, ge=1, le=MOST, description="for evaluation, over all ranks; null: global_batch_size, on CUDA more"
     )
     eval_max_examples: int | None = Field(
-        default=None, ge=1, le=MOST, description="evaluate only a seeded subset of this size during training"
+        default=None, ge=1, le=MOST, description="evaluate in training only a seeded subset of this size of each set"
     )
     load_checkpoint: str | None = Field(
         default=None, min_length=1, description="start from the weights of this checkpoint"

@@ -40,7 +40,6 @@ COLUMNS = {
     "eval/halt_q/exact_accuracy": "{:.1%}",
     "eval/exact_accuracy": "{:.1%}",
 }
-ALSO_KEPT = ("eval/ece", "eval/halt_q/ece")  # of an evaluation, beside the columns
 SMOOTHING_WINDOWS = 100  # a training curve is averaged over 1/100 of its length
 LONGEST_LINE = 1 << 20  # bytes
 OFF_THE_CHART = 1e30  # matplotlib cannot lay out axes for much larger numbers
@@ -54,12 +53,10 @@ class Run:
     evaluations: list[dict[str, float]] = field(default_factory=list)  # step, and those of COLUMNS that it has
     test: dict[str, float] = field(default_factory=dict)  # the same of the whole test split at the end, if it differs
     last_step: float = 0
-    last_lr: float | None = None
     torn: bool = False  # the last line is not whole: it is being written, or the run was killed meanwhile
 
     def add(self, line: dict[str, Any]) -> None:
         self.last_step = line["step"]
-        self.last_lr = number(line["train/lr"]) if "train/lr" in line else self.last_lr
         # Steps in which no sequence halted have no accuracy.
         halted = bool(line.get("train/count", 1))
         for metric, (steps, values) in self.curves.items():
@@ -68,7 +65,7 @@ class Run:
                 steps.append(line["step"])
                 values.append(number(line[metric]))
         if "eval/exact_accuracy" in line:
-            kept = ("step", *COLUMNS, *ALSO_KEPT)
+            kept = ("step", *COLUMNS)
             self.evaluations.append({key: number(line[key]) for key in kept if key in line})
         if "test/exact_accuracy" in line:
             tested = {key: key.replace("eval/", "test/", 1) for key in COLUMNS}

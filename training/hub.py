@@ -119,11 +119,19 @@ def push(run: Path, repo: str, checkpoint: str | None = None, private: bool = Fa
                 repo_id=repo,
                 folder_path=folder,
                 commit_message=f"{name} of {run.resolve().name}",
-                delete_patterns=["metrics.jsonl", DATASET],  # of another run, if this one has none
+                delete_patterns=of_another_run(api.list_repo_files(repo)),  # but for those that are uploaded anew
             )
     if left_out := strangers(run, config):
         print(f"left out, since no run writes it: {', '.join(left_out)}")
     return repo
+
+
+def of_another_run(names: list[str]) -> list[str]:
+    """Patterns for the files of a repository that a push made, but perhaps not the next push: records and sources.
+
+    What lies in a folder there is none of them; `*.py` alone would be the sources of a run in a folder, too.
+    """
+    return [glob.escape(name) for name in names if name in RECORDS or ("/" not in name and name.endswith(".py"))]
 
 
 def open_run(run: Path, checkpoint: str | None) -> tuple[PretrainConfig, str, Weights, str | None]:
@@ -383,10 +391,13 @@ def default_run(repo: str, subfolder: str | None = None) -> str:
     return str(Path("checkpoints", repo.split("/")[-1], subfolder or ""))
 
 
+WHICH = "its file name; best: the one in best.json; null: the best, else the last"
+
+
 class PushConfig(StrictModel):
     run: str = Field(min_length=1, description="run folder")
     repo: str = Field(description="user/name; made where it does not exist")
-    checkpoint: str | None = Field(default=None, description="its file name; null or best: the best, else the last")
+    checkpoint: str | None = Field(default=None, description=WHICH)
     private: bool = Field(default=False, description="make the repository private")
 
 
@@ -402,7 +413,7 @@ class PullConfig(StrictModel):
 class PackConfig(StrictModel):
     run: str = Field(min_length=1, description="run folder")
     folder: str = Field(min_length=1, description="folder to make")
-    checkpoint: str | None = Field(default=None, description="its file name; null or best: the best, else the last")
+    checkpoint: str | None = Field(default=None, description=WHICH)
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="null: as it is")
 
 

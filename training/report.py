@@ -21,11 +21,11 @@ from pathlib import Path
 from pydantic import Field
 
 from errors import UserError, one_line_errors
-from files import check_output, check_writable, read_json, write_atomically
+from files import PNG, check_output, check_writable, read_json, write_atomically
 from training.curves import COLUMNS, Run, check_history, draw, metrics_file, read_run
 from training.options import StrictModel, from_cli
 
-FORMATS = ("png", "pdf", "svg")
+FORMATS = {"png": PNG, "pdf": b"%PDF-", "svg": b"<?xml"}  # what a picture begins with
 PAGE_BEGINS = b"<!doctype html>"
 
 
@@ -55,7 +55,7 @@ def distinct_names(folders: list[Path]) -> list[str]:
 def places(folders: list[Path], out: Path | None) -> tuple[Path | None, Path]:
     """-> the page, None where only a picture is asked for, and the picture.
 
-    Raises `UserError`, before the work, if they cannot be written.
+    Raises `UserError`, before the work, if they cannot be written or would replace what is no page or picture.
     """
     names = ("report.html", "learning_curves.png") if len(folders) == 1 else ("comparison.html", "comparison.png")
     folder = folders[0] if out is None else out if out.is_dir() else None
@@ -73,6 +73,8 @@ def places(folders: list[Path], out: Path | None) -> tuple[Path | None, Path]:
             raise UserError(f"{path} is a folder, where a file would go; set out=<file or folder>")
     if page is not None:
         check_output(page, "out", ".html", PAGE_BEGINS)
+    kind = picture.suffix[1:].lower()
+    check_output(picture, "out", f".{kind}", FORMATS[kind])
     return page, picture
 
 
