@@ -141,26 +141,19 @@ def start(
         resume.check_same_run(saved, found.manifest, fixed, config)
     ranks.from_main(lambda: run_folder.check_free(config, saved))
     torch.manual_seed(config.seed + ranks.rank)
-    state = create_state(config, train_data.metadata, ranks, device)
+    # The state has weights of its own; the checkpoint that the run began with may be gone by now.
+    weights = {} if found is None else {"load_checkpoint": None}
+    state = create_state(config.model_copy(update=weights), train_data.metadata, ranks, device)
     if found is not None:
         resume.load_state(saved, found.manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
-    passes = config.epochs // train_data.config.epochs_per_iter
+    passes = config.epochs // config.epochs_per_pass
     work = ranks.from_main(
         lambda: outlook.work_left(state, config, ranks, device, passes, eval_data, test_data),
     )
     warning = ranks.from_main(lambda: outlook.check_pace(work, config.max_minutes))
-    folder = None
-    if ranks.is_main:  # only now: a mistake leaves nothing behind
-        folder = run_folder.create(config, saved, keep_bytes)
-        about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
-        run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": work.step})
-        if found is not None and saved.parent.resolve() == folder.resolve():
-            resume.set_aside(found.passed_over)
-            if config.resume is not True:  # after a kill the same checkpoints come again
-                resume.set_aside(resume.later_checkpoints(folder, state.step))
-            if state.best is not None:  # the file may be that of states that are now aside
-                run_folder.write_best(folder, state.best)
+    # Only now: a mistake leaves nothing behind.
+    folder = ranks.from_main(lambda: prepare_folder(config, found, state, ranks, device, work.step))
     metrics_log = MetricsLog(
         ranks, folder, config, count_parameters(state.head), keep_bytes=keep_bytes, wandb_id=state.wandb_id
     )
@@ -174,6 +167,31 @@ def start(
         config, ranks, device, state, metrics_log, bar, stop, resume.Schedule(config), passes, Unread(ranks),
         outlook.Pace(work), fixed,
     )  # fmt: skip
+
+
+def prepare_folder(
+    config: PretrainConfig,
+    found: resume.Found | None,
+    state: TrainState,
+    ranks: Ranks,
+    device: torch.device,
+    flops_per_step: float | None,
+) -> Path:
+    """Make the run folder, or leave in it what belongs to the state `found`, which `state` was loaded from.
+
+    Called on rank 0. Raises `UserError` if it cannot be written.
+    """
+    saved, keep_bytes = (None, 0) if found is None else (found.path, found.manifest.metrics_bytes)
+    folder = run_folder.create(config, saved, keep_bytes)
+    about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
+    run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": flops_per_step})
+    if found is not None and saved.parent.resolve() == folder.resolve():
+        resume.set_aside(found.passed_over)
+        later = [] if config.resume is True else resume.later_checkpoints(folder, state.step)
+        resume.set_aside(later)  # after a kill the same ones come again
+        if state.best is not None or later:  # the file may be that of states that are now aside
+            run_folder.write_best(folder, state.best)
+    return folder
 
 
 def train_pass(run: Run, train_data: PuzzleDataset) -> None:

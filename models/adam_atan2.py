@@ -129,10 +129,17 @@ def portable_state(optimizer: torch.optim.Optimizer) -> dict:
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Load a state dict of `AdamATan2` or of the extension into either, or one of PyTorch's own into its like.
 
+    The options stay those that the optimiser was made with, whose names are in its `defaults`; PyTorch's own loading
+    would take the saved ones. All else that a group holds is state.
+
     The extension reads its counts through their addresses on the device: they must be tensors there. PyTorch's own
     loading leaves them where they were.
     """
-    optimizer.load_state_dict(saved)
+    groups = [
+        then | {key: value for key, value in now.items() if key in optimizer.defaults}
+        for then, now in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(saved | {"param_groups": groups})
     if _is_torchs_own(optimizer):
         return
     for parameter, state in optimizer.state.items():

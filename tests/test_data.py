@@ -88,7 +88,7 @@ def write_sets(folder: Path, **sets: list[list[int]]) -> Path:
 
 
 def open_all(folder: Path, **changes):
-    options = dict(epochs=4, eval_interval=2, global_batch_size=16, eval_split="test", eval_max_examples=None, seed=0)
+    options = dict(epochs=4, epochs_per_pass=2, global_batch_size=16, eval_split="test", eval_max_examples=None, seed=0)
     return open_datasets(SimpleNamespace(data_path=str(folder), **options | changes), Ranks(0, 1, 0))
 
 

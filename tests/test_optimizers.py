@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from models.adam_atan2 import AdamATan2
+from models.adam_atan2 import AdamATan2, load_optimizer, portable_state
 from tests import warm
 from tests.in_memory import METADATA, TINY, composed, random_batches
 from tests.runs import assert_lines_close, edit_manifest, load, pretrain, read_metrics, reference_overrides, refusal
@@ -80,6 +80,25 @@ def test_a_run_goes_on_byte_for_byte(tmp_path, name):
     last = f"step_{whole[-1]['step']}"
     mine, theirs = load(tmp_path / "run" / last), load(tmp_path / "whole" / last)
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", marked(OPTIMIZERS))
+def test_what_the_command_says_is_not_taken_from_the_saved_state(name):
+    """Else a resume would ignore another weight decay. Moments and counts, also a group's own, are the saved ones."""
+    words = [*TINY, f"optimizer={name}", "beta2=0.9", "weight_decay=0.1", "puzzle_emb_weight_decay=0.1"]
+    others = ["beta1=0.8", "beta2=0.7", "weight_decay=0.3", "puzzle_emb_weight_decay=0.4"]
+    config = composed(*words)
+    trained = fresh_state(config)
+    train_step(trained, next(random_batches(8)), config)
+    for changes in ([], others):
+        for old, new in zip(trained.optimizers, fresh_state(composed(*words, *changes)).optimizers, strict=True):
+            saved = portable_state(old)
+            saved["param_groups"][0]["calls"] = 5  # as an optimiser may count in its group
+            asked = [{key: value for key, value in group.items() if key != "params"} for group in new.param_groups]
+            load_optimizer(new, saved)
+            assert [group | asked for group, asked in zip(new.param_groups, asked, strict=True)] == new.param_groups
+            assert new.param_groups[0]["calls"] == 5
+            torch.testing.assert_close(portable_state(new)["state"], saved["state"], rtol=0, atol=0)
 
 
 @pytest.mark.slow

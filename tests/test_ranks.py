@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from errors import UserError
 from tests import warm
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, start_torchrun, wait_for_step
 from tests.launch import run
-from tests.runs import read_metrics, reference_overrides
+from tests.runs import pretrain, read_metrics, reference_overrides, refusal
+from training import run_folder
+from training.distributed import Ranks
+from training.predictions import writing_predictions
 
 
 @pytest.mark.slow
@@ -48,6 +52,35 @@ def assert_stopped(folder: Path, earliest: int, why: str, output: str) -> None:
     assert earliest <= stopped < 60
     assert f"stopped ({why}) at step {stopped}; to go on" in output
     assert json.loads((folder / f"state_{stopped}/manifest.json").read_text())["world_size"] == 2
+
+
+def test_predictions_that_rank_0_may_not_write_end_the_others_quietly(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ranks, "broadcast_object", lambda ranks, value: (None, "another process writes them"))
+    with pytest.raises(SystemExit) as end, writing_predictions(tmp_path / "step_1", Ranks(1, 2, 1)):
+        pass
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize("step", ["create", "record_environment", "write_best"])
+def test_a_run_folder_that_rank_0_cannot_prepare_is_told_to_the_others(tmp_path, capsys, monkeypatch, step):
+    changes, told = {"epochs": 4, "eval_interval": 2, "resume": "true"}, []
+    if step == "write_best":
+        pretrain(tmp_path / "run", **changes)
+
+    def from_main(ranks, call):
+        try:
+            return call()
+        except UserError as error:
+            told.append(str(error))
+            raise
+
+    def fail(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(Ranks, "from_main", from_main)
+    monkeypatch.setattr(run_folder, step, fail)
+    assert refusal(capsys, tmp_path / "run", **changes) == "error: the disk is full"
+    assert told == ["the disk is full"]
 
 
 @pytest.mark.slow

@@ -304,6 +304,27 @@ def test_checkpoints_of_a_future_that_was_left_are_set_aside(tmp_path, uninterru
     assert sorted(path.name for path in run.glob("state_*")) == ["state_56", "state_57", "state_60.aside"]
 
 
+def test_the_best_of_a_future_that_was_left_is_no_longer_the_best(tmp_path):
+    """Else evaluate.py would look for a checkpoint that is not there."""
+    run = tmp_path / "run"
+    asked = {"epochs": 4, "eval_interval": 2, "checkpoint_interval": 5, "keep_last": 9}
+    pretrain(run, **asked)
+    assert json.loads((run / "best.json").read_text())["step"] in (10, 20)
+    pretrain(run, **asked | {"resume": run / "state_15", "max_minutes": 1e-5})
+    assert json.loads((run / "best.json").read_text())["checkpoint"] == "step_10"
+    pretrain(run, **asked | {"resume": run / "state_5", "max_minutes": 1e-5})
+    assert not list(run.glob("step_10")) and not (run / "best.json").exists()
+
+
+def test_a_run_goes_on_without_the_run_that_its_weights_came_from(tmp_path, uninterrupted):
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    shutil.copy(CHANGES["load_checkpoint"], weights)
+    pretrain(run, **CHANGES | {"load_checkpoint": weights, "max_minutes": 1e-5})
+    weights.unlink()
+    pretrain(run, **CHANGES | {"load_checkpoint": weights})
+    assert_same_run(run, uninterrupted)
+
+
 def test_states_on_another_disk_are_the_runs_own(two_states, uninterrupted):
     elsewhere = two_states.parent / "scratch"
     (two_states / "state_60").rename(elsewhere)
@@ -377,6 +398,38 @@ def test_what_makes_a_state_meaningless_cannot_change(stopped_once, capsys, mess
     line = refusal(capsys, stopped_once, **CHANGES | FIXED[message])
     assert f"{stopped_once}/state_1 cannot be resumed with another {message}" in line
     assert line.endswith("restore these, or start a new run with load_checkpoint")
+
+
+def without_passes_of_its_own(manifest: dict) -> None:
+    """As an earlier version wrote it: what was configured, not how long a pass was."""
+    manifest["fixed"]["eval_interval"] = None
+
+
+@pytest.mark.parametrize("version", ["earlier", "this"])
+def test_a_pass_that_is_as_long_as_the_run_cannot_become_longer(tmp_path, capsys, version):
+    """It would have other batches, and a finished one would count as the whole of a run that has more epochs."""
+    run, once = tmp_path / "run", {"epochs": 4, "eval_interval": "null", "resume": "true"}
+    pretrain(run, **once | {"max_minutes": 1e-5})
+    if version == "earlier":
+        edit_manifest(run / "state_1", without_passes_of_its_own)
+    for changes in ({"epochs": 8}, {"eval_interval": 2}):
+        line = refusal(capsys, run, **once | changes)
+        now = "2" if "eval_interval" in changes else "8: null means all epochs"
+        assert f"{run}/state_1 cannot be resumed with another eval_interval (was 4, is {now}); restore these" in line
+    whole = pretrain(run, **once)
+    if version == "earlier":
+        edit_manifest(run / "state_20", without_passes_of_its_own)
+    assert "eval_interval (was 4, is 8" in refusal(capsys, run, **once | {"epochs": 8})
+    assert pretrain(run, **once) == whole, "it was finished"
+    assert pretrain(run, **once | {"epochs": 8, "eval_interval": 4})[-1]["step"] == 40
+
+
+def test_a_pass_of_an_earlier_version_whose_config_is_gone_has_the_epochs_of_now(stopped, capsys):
+    edit_manifest(stopped / "state_1", without_passes_of_its_own)
+    (stopped / "all_config.yaml").unlink()
+    stop = CHANGES | {"max_minutes": 1e-5}
+    assert "eval_interval (was 12, is 4)" in refusal(capsys, stopped, **stop)
+    assert pretrain(stopped, **stop | {"eval_interval": "null"})[-1]["step"] == 2
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -230,6 +230,11 @@ class PretrainConfig(StrictModel):
         """Whether the run was trained on others beside `data_path`, which only TRM's repository can."""
         return self._datasets > 1
 
+    @property
+    def epochs_per_pass(self) -> int:
+        """How many epochs are drawn as one order of the training data, with an evaluation at its end."""
+        return self.eval_interval or self.epochs
+
     @classmethod
     def retired(cls) -> tuple[str, ...]:
         return tuple(f"arch.{key}" for key in RETIRED_ARCH_KEYS)

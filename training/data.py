@@ -29,7 +29,7 @@ def open_datasets(
     A dataset without a test split, or without an answer in it, is not tested and, if it has no split `val` either, not
     evaluated. Raises `UserError` if the splits do not fit together, or give a run without a step.
     """
-    epochs_per_pass = config.eval_interval or config.epochs
+    epochs_per_pass = config.epochs_per_pass
     train_data = open_split(config, "train", ranks, epochs_per_iter=epochs_per_pass)
     # Every epoch of a pass is a permutation of the groups, int32, and their concatenation.
     order, host = 8 * epochs_per_pass * train_data.metadata.total_groups, torch.device("cpu")

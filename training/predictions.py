@@ -224,13 +224,16 @@ class PredictionWriter:
 def writing_predictions(prefix: Path, ranks: Ranks) -> Iterator[None]:
     """What an evaluation that saves predictions runs in, so that no other one writes them to the same place.
 
-    Rank 0 holds the lock. Raises `UserError` if another process has it.
+    All ranks enter it together; rank 0 holds the lock. Raises `UserError` if another process has it.
     """
     with ExitStack() as stack:
-        if ranks.is_main:
+
+        def take_the_place() -> None:
             lock = prefix.with_name(f".{prefix.name}_preds.lock")
             stack.enter_context(locked(lock, f"is writing predictions of {prefix}"))
             remove_abandoned(prefix.parent)
+
+        ranks.from_main(take_the_place)
         yield
 
 

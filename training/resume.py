@@ -31,10 +31,11 @@ from errors import UserError, describe_validation_error, first_line, is_out_of_m
 from files import Written, durably, file_digest, put_in_place, read_json, temporary_folder
 from models.adam_atan2 import load_optimizer, portable_state
 from training.checkpoints import load_tensors
-from training.config import RETIRED_ARCH_KEYS, RETIRED_ARCH_VALUES, PretrainConfig
+from training.config import RETIRED_ARCH_KEYS, RETIRED_ARCH_VALUES, PretrainConfig, load_config
 from training.distributed import Ranks
 from training.generators import generator_states, set_generator_states
 from training.metrics import METRICS_FILE
+from training.run_folder import CONFIG_FILE
 from training.step import TrainState
 from training.stopping import WINDOW
 
@@ -52,12 +53,17 @@ FIXED_KEYS = (
 def fixed_values(config: PretrainConfig) -> dict:
     """What must not change on resuming: flat keys -> values.
 
-    `data` is a digest of the training split's description, `content.<split>` the identity of what a split holds.
+    `data` is a digest of the training split's description, `content.<split>` the identity of what a split holds, and
+    `eval_interval` how many epochs a pass has: with null, all.
     """
     data = Path(config.data_path)
     splits = {"train", *(split for split in (config.eval_split, "test") if (data / split).exists())}
     contents = {split: content_digest(data / split) for split in sorted(splits)}
-    values = config.model_dump() | {"data": description_digest(data / "train"), "content": contents}
+    values = config.model_dump() | {
+        "data": description_digest(data / "train"),
+        "content": contents,
+        "eval_interval": config.epochs_per_pass,
+    }
     flat = {}
     for key in FIXED_KEYS:
         value = values[key]
@@ -338,14 +344,17 @@ def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: Pretrain
     defaults = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()}
     then = {"optimizer": PretrainConfig.model_fields["optimizer"].default} | defaults | manifest.fixed
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
+    if then.get("eval_interval") is None:  # of an earlier version: a pass had all epochs, whose number it does not say
+        then["eval_interval"] = _epochs_of_last_start(path.parent, config)
     for key, value in RETIRED_ARCH_VALUES:
         if then.get(f"arch.{key}") == value:
             raise UserError(
                 f"{path} was trained with arch.{key}={value}, which no longer exists: it cannot be gone on with; "
                 f"start a new run from its weights: load_checkpoint=<its run>/step_<n>"
             )
+    by_default = {"eval_interval": ": null means all epochs"} if config.eval_interval is None else {}
     differing = [
-        f"{key} (was {then.get(key)}, is {fixed.get(key)})"
+        f"{key} (was {then.get(key)}, is {fixed.get(key)}{by_default.get(key, '')})"
         for key in sorted(fixed.keys() | then.keys())
         if fixed.get(key) != then.get(key) and not key.startswith("content.")
     ]
@@ -358,6 +367,15 @@ def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: Pretrain
             f"{path} cannot be resumed with another {', '.join(differing)}; "
             f"restore these, or start a new run with load_checkpoint"
         )
+
+
+def _epochs_of_last_start(run: Path, config: PretrainConfig) -> int:
+    """The epochs of the run that saved a state; where its config cannot be read, those of the run that goes on."""
+    try:
+        return load_config(str(run / CONFIG_FILE)).epochs
+    except UserError as error:
+        log.warning("%s; taking the epochs for unchanged", error)
+        return config.epochs
 
 
 def load_state(

@@ -176,6 +176,9 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def write_best(folder: Path, best: dict) -> None:
-    """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`."""
-    write_atomically(folder / "best.json", lambda file: file.write(json.dumps(best).encode()))
+def write_best(folder: Path, best: dict | None) -> None:
+    """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`; with None there is no such file."""
+    if best is None:
+        (folder / "best.json").unlink(missing_ok=True)
+    else:
+        write_atomically(folder / "best.json", lambda file: file.write(json.dumps(best).encode()))
