@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from evaluators import abstention, search_rules
-from evaluators.search import is_right
 from evaluators.search_rules import Candidates, choose
 from evaluators.trajectories import Segment
+from training.prediction_rows import exactly_right
 
 NAN = float("nan")
 
@@ -125,7 +125,7 @@ def test_scores_of_votes():
 def test_what_is_right_by_hand():
     answers = np.array([[[1, 2], [1, 3]], [[1, 2], [3, 2]], [[1, 2], [1, 2]]], np.uint8)
     labels = np.array([[1, 2], [-100, 2], [-100, -100]])  # nothing to be right about in the last
-    assert is_right(answers, labels).tolist() == [[True, False], [True, True], [False, False]]
+    assert exactly_right(answers, labels[:, None]).tolist() == [[True, False], [True, True], [False, False]]
 
 
 def test_abstention_is_the_brute_force():
