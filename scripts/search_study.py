@@ -1,4 +1,4 @@
-"""The table and the picture of docs/search.md: python -m scripts.search_study study=study folder=search [key=value …]
+"""Searches with the models of a study, compared: python -m scripts.search_study study=study folder=search [key=value …]
 
 Searches the held-out puzzles of a study (scripts/study.py) with the last weights of each of its models: deeper, in more
 views, from more starts, and until the model halts. Each is a normal search folder; a command that was stopped goes on

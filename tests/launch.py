@@ -35,7 +35,7 @@ def run(*args, ranks: int | None = None, check: bool = True, cwd=ROOT, **env) ->
         env=command_environment(**env),
         capture_output=True,
         text=True,
-        timeout=900,  # a paused machine has been seen to come back after 280 s
+        timeout=900,  # patient: what looked like a paused machine took 280 s
         check=False,
     )
     return check_exit(done, check)
