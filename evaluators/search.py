@@ -47,12 +47,12 @@ from files import file_digest, write_atomically
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import Kind
-from training.checkpoints import beside, find_checkpoint, load_model
+from training.checkpoints import beside, find_checkpoint, load_model, open_run
 from training.compilation import EVALUATION, compile_blocks
-from training.config import PretrainConfig, load_config
+from training.config import PretrainConfig
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
-from training.evaluation import check_data, rows_at_a_time
+from training.evaluation import rows_at_a_time
 from training.flops import META, flops_per_step
 from training.memory import check_available
 from training.metrics import progress_bar, start_logging
@@ -234,12 +234,9 @@ def record(
 
 def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     """Search a split; -> the report, as json=true prints it, on rank 0."""
-    checkpoints = [find_checkpoint(path) for path in config.checkpoint]
+    checkpoints, runs = zip(*(open_run(name, config.data_path) for name in config.checkpoint), strict=True)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise UserError("a checkpoint is named twice, and would have two votes; name each once")
-    runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
-    for path, run in zip(checkpoints, runs, strict=True):
-        check_data(path, run, config.data_path)
     search = open_search(config, checkpoints, runs, device)
     about: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -266,7 +263,7 @@ def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict
 
 
 def open_search(
-    config: SearchConfig, checkpoints: list[Path], runs: list[PretrainConfig], device: torch.device
+    config: SearchConfig, checkpoints: Sequence[Path], runs: Sequence[PretrainConfig], device: torch.device
 ) -> Search:
     """Open the split and load the models."""
     alone = Ranks(0, 1, 0)  # every rank opens all chunks and takes its own
@@ -298,14 +295,14 @@ def open_search(
     return Search(heads, depths, dataset, kind, plan, rule, config.patience, rows, groups)
 
 
-def common_dataset(runs: list[PretrainConfig]) -> str:
+def common_dataset(runs: Sequence[PretrainConfig]) -> str:
     paths = sorted({run.data_path for run in runs})
     if len(paths) > 1:
         raise UserError(f"the checkpoints are of different datasets ({', '.join(paths)}); name one with data_path=…")
     return paths[0]
 
 
-def settings(checkpoints: list[Path], search: Search) -> dict[str, Any]:
+def settings(checkpoints: Sequence[Path], search: Search) -> dict[str, Any]:
     """What determines the results."""
     data, plan = search.dataset.config, search.plan
     return {
@@ -416,7 +413,7 @@ def scores_of(folder: Path, dtype: np.dtype, rule: str) -> tuple[np.ndarray, np.
     return score, right
 
 
-def warn_of_no_numbers(checkpoints: list[Path], no_answer: list[int]) -> None:
+def warn_of_no_numbers(checkpoints: Sequence[Path], no_answer: list[int]) -> None:
     for path, times in zip(checkpoints, no_answer, strict=True):
         if times:
             log.warning("%d answers of %s are no numbers (NaN or infinite): they have no vote", times, path)

@@ -3,19 +3,15 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.format import content_digest, same_content
 from errors import UserError
 from models.losses import ACTLossHead, measure
 from puzzle_dataset import PuzzleDataset
 from training.calibration import calibration_error, confidence_bins
-from training.checkpoints import trained_on
-from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
 from training.metrics import eval_metrics, progress_bar, reduce_metrics
@@ -27,23 +23,6 @@ log = logging.getLogger(__name__)
 # In an evaluation batch on one GPU: a Sudoku takes 82 of them, a maze or an ARC grid 901. The bound is fixed, so that
 # all GPUs compute the same; at the published sizes a step then takes about 2 GB.
 TOKENS = 128 * 1024
-
-
-def check_data(checkpoint: Path, run: PretrainConfig, data_path: str | None) -> None:
-    """Raise `UserError` if the run's dataset was built anew since the checkpoint was trained on it.
-
-    A `data_path` that the user names is what they asked for. Without a train split, or for a checkpoint of an earlier
-    version or of the original, nobody can tell.
-    """
-    trained, split = trained_on(checkpoint), Path(run.data_path) / "train"
-    if data_path is not None or trained is None or not (split / "dataset.json").exists():
-        return
-    content = content_digest(split)
-    if not same_content(content, trained):
-        raise UserError(
-            f"{checkpoint} was trained on {run.data_path} of content {trained}, which is {content} now: it was built "
-            f"anew; give data_path=… to evaluate on it all the same"
-        )
 
 
 def choose_batch_size(
