@@ -306,22 +306,9 @@ def _read_compact(
     extras = [field for field in extras if field in manifest.fields]
     _check_dataset(folder, manifest, split_folder, metadata, other_data)
     sets = [load_set(split_folder, name, metadata) for name in metadata.sets]
-    total = sum(len(puzzles.inputs) for puzzles in sets)
-    examples = []
     for rank in range(manifest.world_size):
         _check_part(folder, manifest, rank, extras)
-        mine = np.array(_map_part(folder, manifest, "examples", rank))
-        if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
-            raise UserError(
-                f"{_part(folder, 'examples', rank)} does not ascend within 0..{total - 1}, the examples of "
-                f"{split_folder}; {AGAIN}"
-            )
-        examples.append(mine)
-    found = sum(map(len, examples))
-    if found != manifest.examples:
-        raise UserError(f"{folder} has {found} of {manifest.examples} examples; {AGAIN}")
-    if len(np.unique(np.concatenate(examples))) != found:
-        raise UserError(f"{folder} has predictions of two ranks for the same example; {AGAIN}")
+    examples = _examples(folder, manifest, split_folder, total=sum(len(puzzles.inputs) for puzzles in sets))
 
     def read() -> Iterator[PredictionRows]:
         for rank, mine in enumerate(examples):
@@ -363,6 +350,25 @@ def _check_dataset(
             f"{split_folder} has content {content}: it was built anew or is another; evaluate again, name the dataset "
             f"that was evaluated, or give other_data=true to use them all the same"
         )
+
+
+def _examples(folder: Path, manifest: Manifest, split_folder: Path, total: int) -> list[np.ndarray]:
+    """The examples of each rank. Raises `UserError` if they are not some of the split's `total`, each once."""
+    examples = []
+    for rank in range(manifest.world_size):
+        mine = np.array(_map_part(folder, manifest, "examples", rank))
+        if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
+            raise UserError(
+                f"{_part(folder, 'examples', rank)} does not ascend within 0..{total - 1}, the examples of "
+                f"{split_folder}; {AGAIN}"
+            )
+        examples.append(mine)
+    found = sum(map(len, examples))
+    if found != manifest.examples:
+        raise UserError(f"{folder} has {found} of {manifest.examples} examples; {AGAIN}")
+    if len(np.unique(np.concatenate(examples))) != found:
+        raise UserError(f"{folder} has predictions of two ranks for the same example; {AGAIN}")
+    return examples
 
 
 def _check_part(folder: Path, manifest: Manifest, rank: int, extras: Collection[str]) -> None:
