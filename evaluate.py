@@ -212,9 +212,8 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
-        ranks.connect(device)
-        evaluate_checkpoint(config, ranks, device)
-        ranks.close()
+        with ranks.connected(device):
+            evaluate_checkpoint(config, ranks, device)
 
 
 if __name__ == "__main__":

@@ -454,13 +454,12 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main, as_json=config.as_json)
-        ranks.connect(device)
-        report = run_search(config, ranks, device)
-        if report is not None:
-            print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
-            if not config.as_json:
-                print(f"report: {config.folder}")
-        ranks.close()
+        with ranks.connected(device):
+            report = run_search(config, ranks, device)
+            if report is not None:
+                print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
+                if not config.as_json:
+                    print(f"report: {config.folder}")
 
 
 if __name__ == "__main__":
