@@ -74,12 +74,12 @@ class Ranks:
         self.connect(device)
         try:
             yield
+            self.close()
         except RuntimeError as error:
             lost = re.search(r"Connection \w+ by peer( \[\S+\]:\d+)?", str(error))  # in gloo's words
             if self.world_size == 1 or lost is None:
                 raise
             raise UserError(f"another rank has ended, and its own output says why ({lost[0]})") from error
-        self.close()
 
     def barrier(self) -> None:
         if self.world_size > 1:
