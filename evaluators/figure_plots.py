@@ -68,7 +68,7 @@ def draw_steps(report: dict[str, Any]) -> Figure:
             first, last = (puzzle["steps"][number - 1] for number in span)
             before = question if span[0] == 1 else puzzle["steps"][span[0] - 2]["answer"]
             changed = kind.visible(first["answer"]) != kind.visible(before)
-            solved = first["equal_cells"] == puzzle["cells"]
+            solved = first["equal_cells"] == puzzle["cells"] > 0
             numbers = f"step {span[0]}" if first is last else f"steps {span[0]}–{span[1]}"
             title = f"{numbers}{' ✓' if solved else ''}"
             _show_board(axis, title, kind, first["answer"], question, changed=changed, solution=solution)
