@@ -19,7 +19,7 @@ puzzles, report.json and risk_coverage.png are left in <checkpoint>_search (eval
 """
 
 import training.launcher
-import training.threads  # noqa: F401, before torch loads
+import training.threads  # before torch loads
 
 # isort: split
 
@@ -495,7 +495,8 @@ def main() -> None:
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main, as_json=config.as_json)
         ranks.connect(device)
-        report = run_search(config, ranks, device)
+        with training.launcher.watched():  # else the ranks of a torchrun that is killed go on, and hold the folder
+            report = run_search(config, ranks, device)
         if report is not None:
             print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
             if not config.as_json:

@@ -156,7 +156,7 @@ def test_puzzles_without_an_answer_are_not_scored(checkpoint, monkeypatch):
     assert sum(report["halt_max"]["puzzles"]) == RIGHT + 3
     np.save(path, 0 * labels)
     for figure in ("scaling", "reliability"):
-        with pytest.raises(UserError, match="no example of .*data/test has an answer, so that nothing is scored"):
+        with pytest.raises(UserError, match=r"no example of .*data/test has an answer, so that nothing is scored"):
             figures.make_figure(figures.FigureConfig(figure=figure, checkpoint=str(checkpoint)), torch.device("cpu"))
     titles = []
     monkeypatch.setattr("evaluators.figure_plots._show_board", lambda axis, title, *_, **__: titles.append(title))
