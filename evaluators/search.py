@@ -261,6 +261,8 @@ def record(
 
 def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     """Search a split; -> the report, as json=true prints it, on rank 0."""
+    if config.start == "noise" and config.breadth == 1:
+        log.warning("of each view the first start is without noise, and breadth=1: nothing is drawn; raise breadth")
     checkpoints = [find_checkpoint(path) for path in config.checkpoint]
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise UserError("a checkpoint is named twice, and would have two votes; name each once")

@@ -403,6 +403,14 @@ def tiny(experiment: str):
     return build_head(composed(*FAMILY[experiment], experiment=experiment)).model
 
 
+def test_a_single_start_with_noise_has_none_and_says_so(checkpoint, caplog):
+    fixed = searched(checkpoint, depth=1)
+    assert not caplog.messages
+    assert searched(checkpoint, depth=1, start="noise")["right"] == fixed["right"]
+    (message,) = caplog.messages
+    assert message.endswith("and breadth=1: nothing is drawn; raise breadth")
+
+
 @pytest.mark.parametrize("start", ["random", "noise"])
 @pytest.mark.parametrize("experiment", ["sudoku_extreme_1k", "urm_sudoku"])
 def test_a_start_does_not_depend_on_the_batch(experiment, start, one_thread):
