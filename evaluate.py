@@ -5,7 +5,7 @@ of steps, and the puzzles per second over all ranks, timed after one warm-up ste
 """
 
 import training.launcher
-import training.threads  # noqa: F401, before torch loads
+import training.threads  # before torch loads
 
 # isort: split
 
@@ -215,7 +215,8 @@ def main() -> None:
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
         ranks.connect(device)
-        evaluate_checkpoint(config, ranks, device)
+        with training.launcher.watched():  # else the ranks of a torchrun that is killed go on
+            evaluate_checkpoint(config, ranks, device)
         ranks.close()
 
 
