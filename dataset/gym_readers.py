@@ -6,8 +6,8 @@ of `rotate_matrix` is a row of arrows, the rules of `string_manipulation` are a 
 task obey different rules that none of them states (`rearc`, `arc_1d`), `IDS` says to which one belongs.
 
 A task is here if its question and its answer are a grid or a short sequence, if the one decides on the other, and if
-the package says what the answer is, the same in every process. docs/own-puzzle.md has the table of what is drawn where;
-puzzles/gym.py reads the drawings back, where several answers are right.
+the package says what the answer is, the same in every process. docs/reasoning-gym.md has the table of what is drawn
+where; puzzles/gym.py reads the drawings back, where several answers are right.
 """
 
 import json

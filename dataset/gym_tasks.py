@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dataset.gym_readers import IDS, READERS, REFUSED, SIZES
+from dataset.pair_table import MAX_SYMBOLS
 from dataset.pairs import Example
 from errors import UserError, first_line
 from puzzles.cells import Rows
@@ -35,6 +36,7 @@ class GymTask:
     config: dict[str, Any]
     seed: int
     _seen: set = field(default_factory=set)  # inputs of all splits
+    _symbols: set = field(default_factory=set)
 
     def __post_init__(self) -> None:
         package = load_package()
@@ -76,6 +78,9 @@ class GymTask:
             key = (example.id, tuple(map(tuple, example.input)))
             if key not in self._seen:
                 self._seen.add(key)
+                self._symbols |= {cell for side in (example.input, example.output) for row in side for cell in row}
+                if len(self._symbols - {None}) > MAX_SYMBOLS:
+                    raise UserError(f"--task-config: {self.name} has more than {MAX_SYMBOLS} symbols; make it smaller")
                 found += 1
                 yield example
         if found < count:

@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_read_is_passed_over_by_name(refused, tmp_path, 
     closed = options | {"dataset_dirs": [str(tmp_path / "in/evaluation/closed")]}
     with pytest.raises(UserError, match=r"^cannot read .*/closed.*: Permission denied; .*, or .* --skip-invalid$"):
         build(ArcConfig(**closed))
-    with pytest.raises(UserError, match="^--skip-invalid leaves no task; correct what is invalid$"):
+    with pytest.raises(UserError, match=r"^--skip-invalid leaves no task; correct what is invalid$"):
         build(ArcConfig(**closed, skip_invalid=True))
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import puzzles.gym
-from dataset.gym_readers import NOTHING, READERS
+from dataset.gym_readers import NOTHING, READERS, REFUSED
 from dataset.gym_tasks import GymTask
 from puzzles.gym import find_scorer, load_package, scorer_of
 from tests import fake_gym
+from tests.launch import ROOT
 
 
 def entries(name: str, package: str) -> list[dict]:
@@ -373,6 +374,15 @@ def test_every_task_has_its_oracle():
     assert FOLLOWS.keys() | set(JUDGED) | ELSEWHERE | BY_EXAMPLES == READERS.keys()
 
 
+def test_the_page_lists_every_task_with_its_judge():
+    page = (ROOT / "docs/reasoning-gym.md").read_text(encoding="utf-8")
+    table = {}
+    for names, judge in re.findall(r"^\| (`.*?) \|.* (stated|scorer) \|$", page, re.MULTILINE):
+        table |= dict.fromkeys(re.findall(r"`(\w+)`", names), judge)
+    assert table == {task: "scorer" if task in JUDGED else "stated" for task in READERS}
+    assert all(f"`{task}`" in page.partition("## Tasks that are refused")[2] for task in REFUSED)
+
+
 @pytest.mark.parametrize("task", FOLLOWS)
 def test_an_answer_follows_from_the_drawing_alone(task, package):
     for entry in entries(task, package):
@@ -417,7 +427,8 @@ def is_right(task, entry, puzzle, answer):
 
 
 STRICT = [  # a puzzle, right answers, wrong ones: rows with ; between, of words where there are blanks
-    ("countdown", "1,2,3=6", ["1+2+3", "3*2*1", "3*2/1"], ["6", "3*2", "3+3", "1+2*3", "9**9**9**9", "1+2+", "3*2//1"]),
+    ("countdown", "1,2,3=6", ["1+2+3", "3*2*1", "3*2/1"],
+     ["6", "3*2", "3+3", "1+2*3", "9**9**9**9", "1+2+", "3*2//1", "1+2+3+len('')"]),
     ("puzzle24", "4,1,2,4", ["2*4*(4-1)", "4*(4+2)*1"], ["1*2*3*4", "2*3*4"]),
     ("palindrome_generation", "aab", ["aba"], ["aab", "bab", "abaa", "ab_", "aba;aba"]),
     ("graph_color", "12_;.#.;#.#;.#.", ["121", "212"], ["111", "122", "131", "12", "#21", "12_"]),

@@ -140,6 +140,15 @@ FAULTS = [
 ]
 
 
+def test_more_symbols_than_there_are_tokens_are_refused(fake_package, monkeypatch, tmp_path):
+    def make(self, rng):
+        return "", "", {"matrix": [[rng.randrange(10**6) for _ in range(2)]], "solution": [0]}
+
+    monkeypatch.setattr(fake_gym.Spiral, "make", make)
+    with pytest.raises(UserError, match=r"^--task-config: spiral_matrix has more than 250 symbols; make it smaller$"):
+        built(tmp_path, "spiral_matrix", train=200)
+
+
 @pytest.mark.parametrize(("options", "message"), FAULTS)
 def test_mistakes_are_one_line_and_leave_nothing(package, options, message, tmp_path):
     given = {"task": "n_queens", "num_train": 2, "num_test": 1} | options
