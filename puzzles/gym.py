@@ -173,13 +173,12 @@ def _press(button: dict, number: int, light: str) -> tuple[int, str]:
 
 def _rubiks_cube(puzzle: Rows, answer: Rows) -> float:
     """As the package's scorer does: turn the cube, and look. (That one makes the cube from what scrambled it.)"""
-    from magiccube import Cube  # comes with reasoning-gym
-
     size = len(puzzle) // 3
     strips = [[cell for cell in row if cell is not None] for row in puzzle]
     sides = strips[size : 2 * size]
     faces = [strips[:size], *([row[place : place + size] for row in sides] for place in range(0, 4 * size, size))]
-    cube = Cube(size, "".join(cell for face in [*faces, strips[2 * size :]] for row in face for cell in row))
+    maker = importlib.import_module(f"{PACKAGE}.cognition.rubiks_cube").Cube
+    cube = maker(size, "".join(cell for face in [*faces, strips[2 * size :]] for row in face for cell in row))
     cube.rotate(" ".join(_row(answer)))
     return float(cube.is_done())
 

@@ -174,7 +174,7 @@ class Recorded(Task):
 
 
 class Cube:
-    """Of magiccube, which comes with the package: it is done if a recorded one has the recorded answer."""
+    """The package's cube: it is done if it is a recorded one, turned as is recorded."""
 
     def __init__(self, size: int, state: str):
         self.state = state
@@ -238,7 +238,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     package.create_dataset = lambda name, **config: TASKS[name](**config)
     package.factory = SimpleNamespace(DATASETS=TASKS)
     monkeypatch.setitem(sys.modules, "reasoning_gym", package)
-    monkeypatch.setitem(sys.modules, "magiccube", SimpleNamespace(Cube=Cube))
+    monkeypatch.setitem(sys.modules, "reasoning_gym.cognition.rubiks_cube", SimpleNamespace(Cube=Cube))
 
 
 def record() -> None:
