@@ -1,11 +1,11 @@
-"""Errors that the user can put right, shown as one line."""
+"""Errors that the user can put right, and warnings, each shown as one line."""
 
 import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -87,6 +87,17 @@ def describe_validation_error(error: "ValidationError", option: Callable[[str], 
         message = detail["msg"].removeprefix("Value error, ")
         parts.append(f"{option(where)}: {message}" if where else message)
     return "; ".join(parts)
+
+
+def warn(message: str) -> None:
+    """A line on stderr about what a person should know before relying on the result; the command goes on."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def some_of(names: Sequence[object], most: int, more: str = "more") -> str:
+    """The first `most` names, and how many others there are: `a, b and 3 more`."""
+    others = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {others} {more}" if others > 0 else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -23,12 +23,12 @@ from errors import one_line_errors
 from files import check_writable, written_beside
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training.checkpoints import beside, find_checkpoint, load_model
+from training.checkpoints import beside, load_model, open_run
 from training.compilation import EVALUATION, compile_blocks
-from training.config import SAVABLE_OUTPUTS, PretrainConfig, load_config
+from training.config import SAVABLE_OUTPUTS, PretrainConfig
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
-from training.evaluation import check_data, choose_batch_size, evaluate_split, fitting
+from training.evaluation import choose_batch_size, evaluate_split, fitting
 from training.metrics import start_logging
 from training.options import StrictModel, from_cli
 from training.predictions import MAX_STEPS, PredictionWriter, writing_predictions
@@ -88,9 +88,8 @@ class EvalConfig(StrictModel):
 
 def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
     """-> `eval/…` metrics, on rank 0."""
-    checkpoint = find_checkpoint(config.checkpoint)
+    checkpoint, run = open_run(config.checkpoint, config.data_path)
     config = config.model_copy(update={"checkpoint": str(checkpoint)})
-    run = load_config(str(checkpoint.parent / "all_config.yaml"))
     run.arch.halt_max_steps = config.max_steps or run.arch.halt_max_steps
     dataset = open_split(
         run,
@@ -108,7 +107,6 @@ def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) 
         if config.save_format != "none":
             check_writable(prefix.parent, "predictions", "set output_dir, or save_format=none", create=True)
             stack.enter_context(writing_predictions(prefix, ranks))
-        check_data(checkpoint, run, config.data_path)
         torch.manual_seed(run.seed + ranks.rank)
         head = load_model(checkpoint, run, dataset.metadata, batch_size=dataset.local_batch_size, device=device)
         choose_batch_size(wanted, dataset, head, ranks, device)
@@ -214,10 +212,8 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
-        ranks.connect(device)
-        with training.launcher.watched():  # else the ranks of a torchrun that is killed go on
+        with ranks.connected(device), training.launcher.watched():  # else the ranks of a killed torchrun go on
             evaluate_checkpoint(config, ranks, device)
-        ranks.close()
 
 
 if __name__ == "__main__":

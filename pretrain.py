@@ -119,8 +119,8 @@ def train_and_evaluate(
         run.bar.close()  # an error gets a line of its own
     run.stop.done()
     run.metrics_log.close()
+    ranks.from_main(lambda: run_folder.record_end(run.folder, state.step))
     if ranks.is_main:
-        run_folder.record_end(run.folder, state.step)
         print(farewell, flush=True)
 
 
@@ -227,15 +227,15 @@ def look(run: Run) -> None:
     their way, so that the device does not wait for the host. Every look decides on early stopping without them, before
     any state is saved: a save by the clock must not change the decision.
     """
-    bad = read_metrics(run)
-    diverged, stopping, due, early = run.ranks.any(
-        bad is not None,
+    problem = read_metrics(run)
+    failed, stopping, due, early = run.ranks.any(
+        problem is not None,
         run.stop.reason is not None,
         run.schedule.due(run.state.step),
         run.state.early.reason() is not None,
     )
-    if diverged:
-        stop_diverged(run, bad)
+    if failed:
+        end_with(run, problem)
     if stopping or due or early:
         settle(run)
     run.state.early.ended_pass = early and run.state.early.holds()
@@ -249,43 +249,48 @@ def look(run: Run) -> None:
 
 def stop_between_looks(run: Run) -> NoReturn:
     """Stop where an uninterrupted run does not look; the resumed one will decide on early stopping as that does."""
-    bad = read_metrics(run)  # what that will know at its next look
+    problem = read_metrics(run)  # what that will know at its next look
     run.state.early.holding = True
-    stop_if_diverged(run, bad or read_metrics(run, complete=True))
+    end_with(run, problem or read_metrics(run, complete=True))
     raise run.stop.stopped()
 
 
 def settle(run: Run) -> None:
     """Wait for the metrics of every step."""
-    stop_if_diverged(run, read_metrics(run, complete=True))
+    end_with(run, read_metrics(run, complete=True))
     run.state.early.count_held()
 
 
-def stop_if_diverged(run: Run, bad: tuple[str, int] | None) -> None:
-    (diverged,) = run.ranks.any(bad is not None)
-    if diverged:
-        stop_diverged(run, bad)
+def end_with(run: Run, problem: UserError | None) -> None:
+    """End the run on all ranks if rank 0 has a problem; nothing since the last state is saved."""
+
+    def say() -> None:
+        if problem is not None:
+            raise problem
+
+    run.ranks.from_main(say)
 
 
-def stop_diverged(run: Run, bad: tuple[str, int] | None) -> NoReturn:
-    """End the run at once after a loss that is not finite; nothing since the last state is saved."""
+def diverged(run: Run, what: str, step: int) -> UserError:
     states = resume.saved_states(run.folder)
     kept = f"the last good state is {states[0]}" if states else "no state was saved before"
-    what, step = bad or ("a loss on rank 0 is not finite", run.state.step)
-    raise UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
+    return UserError(f"{what} at step {step}: the run has diverged; {kept}; lower lr")
 
 
-def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
-    """Record the metrics that have arrived (with `complete`, of every step); -> on rank 0, what is not finite and at
-    which step."""
+def read_metrics(run: Run, complete: bool = False) -> UserError | None:
+    """Record the metrics that have arrived (with `complete`, of every step); -> on rank 0, what the run has to end for:
+    a value that is not finite, or a line that cannot be written."""
     for step, values, lr in run.unread.take(complete):
         metrics = train_metrics(values, run.config.global_batch_size, lr)
         bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if bad and run.ranks.is_main:
             run.unread.clear()  # nothing after this is worth a line
-            return bad[0], step
+            return diverged(run, bad[0], step)
         run.state.early.note_step(values["count"], values["exact_accuracy"])
-        run.metrics_log.write(step, metrics)
+        try:
+            run.metrics_log.write(step, metrics)
+        except UserError as problem:
+            return problem
         if metrics["train/count"]:  # a step in which nothing halted has no accuracy
             loss, exact = metrics["train/lm_loss"], metrics["train/exact_accuracy"]
             run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
@@ -296,7 +301,8 @@ def read_metrics(run: Run, complete: bool = False) -> tuple[str, int] | None:
 
 
 def save_state(run: Run) -> None:
-    resume.save_state(run.state, run.config, run.ranks, run.metrics_log.sync(), run.fixed)
+    written = run.ranks.from_main(run.metrics_log.sync)
+    resume.save_state(run.state, run.config, run.ranks, written, run.fixed)
     run.schedule.saved()
 
 
@@ -310,7 +316,7 @@ def evaluate_pass(run: Run, eval_data: PuzzleDataset | None) -> None:
     outputs = {}
     if eval_data is not None:
         metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
-        run.metrics_log.write(state.step, metrics)
+        record(run, metrics)
         if run.ranks.is_main:
             run.bar.write(summary(state.step, metrics))
     if not state.early.holds():  # else the pass is not over: it would go on if early_stop is lifted
@@ -322,8 +328,7 @@ def evaluate_pass(run: Run, eval_data: PuzzleDataset | None) -> None:
         and state.note_best(metrics["eval/exact_accuracy"], run.evaluated_name)
     )
     if run.config.checkpoint_every_eval or improved or run.finished():
-        if run.ranks.is_main:
-            save_checkpoints(run, improved)
+        run.ranks.from_main(lambda: save_checkpoints(run, improved))
         if outputs:
             save_predictions(run.folder, run.evaluated_name, run.ranks.rank, outputs)
         save_state(run)
@@ -357,7 +362,11 @@ def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     metrics, _ = evaluate_weights(run, test_data, [])
     if run.ranks.is_main:
         run.bar.write("whole test split: " + summary(run.state.step, metrics))
-    run.metrics_log.write(run.state.step, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})
+    record(run, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})
+
+
+def record(run: Run, metrics: dict[str, float]) -> None:
+    run.ranks.from_main(lambda: run.metrics_log.write(run.state.step, metrics))
 
 
 def summary(step: int, metrics: dict[str, float]) -> str:
@@ -373,10 +382,9 @@ def launch(config: PretrainConfig) -> None:
     config.check_ranks(ranks.world_size)
     device = select_device(config.device, ranks.local_rank)
     start_logging(ranks.is_main)
-    ranks.connect(device)
-    config = ranks.broadcast_object(run_folder.name_run(config) if ranks.is_main else None)
-    train(config, ranks, device)
-    ranks.close()
+    with ranks.connected(device):
+        config = ranks.broadcast_object(run_folder.name_run(config) if ranks.is_main else None)
+        train(config, ranks, device)
 
 
 @elastic.record  # torchrun then ends its report with the traceback of the rank that failed first

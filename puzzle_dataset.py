@@ -65,6 +65,22 @@ class PuzzleDataset:
         check_totals(self.sets.values(), folder, self.metadata)
         self._passes_begun = 0  # how often `iter` was called
 
+    @classmethod
+    def alone(
+        cls, path: str | Path, split: str, batch_size: int = 1, *, epochs_per_iter: int | None = None, seed: int = 0
+    ) -> "PuzzleDataset":
+        """A split for one process: in order, or as in training if `epochs_per_iter` says how long a pass is."""
+        config = PuzzleDatasetConfig(
+            seed=seed,
+            dataset_path=str(path),
+            global_batch_size=batch_size,
+            test_set_mode=epochs_per_iter is None,
+            epochs_per_iter=epochs_per_iter or 1,
+            rank=0,
+            num_replicas=1,
+        )
+        return cls(config, split)
+
     @cached_property
     def kind(self) -> Kind:
         """What kind of puzzle this is. Raises `UserError` where no kind fits."""

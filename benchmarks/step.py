@@ -329,9 +329,8 @@ def main() -> None:
     with one_line_errors():
         ranks = Ranks.from_environment()
         device = select_device(args.device, ranks.local_rank)
-        ranks.connect(device)
-        publish(run(args, ranks, device), device, args.json)
-        ranks.close()
+        with ranks.connected(device):
+            publish(run(args, ranks, device), device, args.json)
 
 
 if __name__ == "__main__":

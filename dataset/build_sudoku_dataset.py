@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dataset.cli import run_builder
 from dataset.format import atomic_build
 from dataset.puzzle_csv import GeneratedPuzzles, PuzzleFile, check_one_source, open_source
-from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, warn, without_copies
+from dataset.puzzle_splits import DatasetWriter, Recipe, Selection, stands_in, without_copies
+from errors import warn
 from puzzles.kind import hash_rows
 from puzzles.sudoku import BOXES, Sudoku, SudokuSymmetries
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from dataset.format import BLANK_IDENTIFIER, SplitWriter, write_identifiers
 from dataset.pair_table import CHUNK_CELLS, INPUT, MAX_SYMBOLS, OUTPUT, UNSAID, PairTable, labels_of
 from dataset.pairs import SPLITS, Example
-from dataset.puzzle_splits import hold_out, stands_in, warn
+from dataset.puzzle_splits import hold_out, stands_in
 from dataset.symbols_file import read_symbols
-from errors import UserError
+from errors import UserError, warn
 from puzzles.cells import characters, split_symbols
 from puzzles.draw import missing_glyphs
 from puzzles.grid import Grid

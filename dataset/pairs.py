@@ -11,14 +11,13 @@ puzzles/cells.py says how a value is written. A file is read as CSV if it is cal
 
 import csv
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from errors import UserError
+from errors import UserError, warn
 from files import check_is_file, read_text
 from puzzles.cells import Rows, Writing, are_numbers, read_cells
 
@@ -140,7 +139,7 @@ def _from_folder(folder: Path, writing: Writing) -> Iterator[Example]:
         files, others = _listed(place, () if split else SPLITS)
         stems = sorted({name.removesuffix(side) for name in files for side in _SIDES if name.endswith(side)})
         if others:
-            print(f"warning: {place}: {others} other files and folders are not read", file=sys.stderr)
+            warn(f"{place}: {others} other files and folders are not read")
         for stem in stems:
             for side in _SIDES:
                 if stem + side not in files:
@@ -188,7 +187,7 @@ def _label(file: str, line: int | None, key: str, value: Any) -> str:
 
 def _warn_of_unread(path: Path, what: str, names: set[str]) -> None:
     if names:
-        print(f"warning: {path}: the {what} {', '.join(sorted(names)):.200} are not read", file=sys.stderr)
+        warn(f"{path}: the {what} {', '.join(sorted(names)):.200} are not read")
 
 
 def _fail(file: str | Path, line: int | None, problem: str) -> NoReturn:

@@ -4,7 +4,6 @@ They are written in the format of dataset/format.py. The source is streamed, twi
 that a split of any length takes the memory of a few chunks and some tens of bytes per row.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from dataset.format import SplitWriter, write_identifiers
 from dataset.puzzle_csv import PuzzleFile, PuzzleRows, check_rows
-from errors import UserError
+from errors import UserError, warn
 from puzzles.kind import Kind, hash_rows
 
 DROPPED, TRAIN, VAL = 0, 1, 2  # what becomes of a row of train
@@ -202,7 +201,3 @@ class DatasetWriter:
 def _progress(label: str, total: int | None = None) -> tqdm:
     # Shown only after a moment, so that a mistake in the first rows stays a single line.
     return tqdm(desc=label, total=total, unit=" puzzles", unit_scale=True, delay=0.5, leave=False)
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)

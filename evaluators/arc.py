@@ -36,7 +36,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from dataset.format import PuzzleSet, load_metadata, load_set, read_identifiers
-from errors import UserError, one_line_errors
+from errors import UserError, one_line_errors, some_of, warn
 from evaluators.arc_voting import (
     Tasks,
     TestPairs,
@@ -195,16 +195,8 @@ def _warn_of_missing(tasks: Tasks) -> None:
     empty = [task for task, tests in tasks.items() for test in tests if not test.candidates]
     if empty:
         total = sum(map(len, tasks.values()))
-        print(
-            f"warning: {len(empty)} of the {total} test inputs have no prediction and count as unsolved "
-            f"({_some(dict.fromkeys(empty))})",
-            file=sys.stderr,
-        )
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more tasks" if len(names) > limit else "")
+        tasks_of = some_of([*dict.fromkeys(empty)], 5, "more tasks")
+        warn(f"{len(empty)} of the {total} test inputs have no prediction and count as unsolved ({tasks_of})")
 
 
 def write_submission(path: Path, tasks: Tasks) -> None:

@@ -86,10 +86,7 @@ _CORNERS = [np.argwhere(inverse_dihedral_transform(_CORNER, tid))[0].tolist() fo
 
 
 def original_grids(tokens: np.ndarray, augmentations: Augmentations) -> list[Key]:
-    """The grids of (n, cells) sequences, cropped and with their n augmentations undone.
-
-    The same as `undo_augmentation` of one grid after another, but several times as fast.
-    """
+    """The grids of (n, cells) sequences, cropped and with their n augmentations undone."""
     tids, colour_maps = augmentations
     canvases = squares(tokens.astype(np.uint8))
     side = canvases.shape[-1]

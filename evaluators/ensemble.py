@@ -14,8 +14,7 @@ from typing import Any
 
 from errors import UserError, one_line_errors
 from evaluators.search import SearchConfig, common_dataset, run_search, table
-from training.checkpoints import find_checkpoint
-from training.config import load_config
+from training.checkpoints import open_run
 from training.data import open_split
 from training.distributed import Ranks, select_device
 from training.metrics import start_logging
@@ -32,7 +31,7 @@ def translated(word: str) -> str:
 
 def suggested_views(config: SearchConfig) -> int:
     """As many copies as the kind of puzzle suggests."""
-    runs = [load_config(str(find_checkpoint(path).parent / "all_config.yaml")) for path in config.checkpoint]
+    runs = [open_run(name, config.data_path)[1] for name in config.checkpoint]
     data_path = config.data_path or common_dataset(runs)
     return open_split(runs[0], config.split, Ranks(0, 1, 0), data_path=data_path).kind.copies()
 

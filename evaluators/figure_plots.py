@@ -20,6 +20,7 @@ from evaluators.arc_voting import Tasks, VotedInput
 from puzzles.arc import MAX_GRID_SIZE, Arc
 from puzzles.draw import PALETTE, board_image
 from puzzles.kind import Kind
+from training.curves import plain
 
 DPI = 150
 ARC = Arc(MAX_GRID_SIZE, MAX_GRID_SIZE)
@@ -220,9 +221,7 @@ def _limits_axis(axis: Axes, ticks: Sequence[int]) -> None:
 
 def _plain_axes(figure: Figure) -> None:
     for axis in figure.axes:
-        axis.grid(axis="y", alpha=0.3)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis, "y")
 
 
 # ARC: the votes of evaluators/arc.py

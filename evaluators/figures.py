@@ -48,11 +48,10 @@ from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
 from training.calibration import BINS, calibration_error, confidence_bins
-from training.checkpoints import beside, find_checkpoint, load_model
-from training.config import PretrainConfig, load_config
+from training.checkpoints import beside, find_checkpoint, load_model, open_run
+from training.config import PretrainConfig
 from training.data import open_to_answer
 from training.distributed import DEVICES, select_device
-from training.evaluation import check_data
 from training.metrics import progress_bar, start_logging
 from training.options import StrictModel, from_cli
 from training.prediction_rows import exactly_right
@@ -141,9 +140,7 @@ class Subject:
 
 def open_subject(config: FigureConfig, examples: int, step_factor: int, device: torch.device) -> Subject:
     """The defaults are `examples` puzzles, and `step_factor` times the steps of training."""
-    checkpoint = find_checkpoint(config.checkpoint)
-    run = load_config(str(checkpoint.parent / "all_config.yaml"))
-    check_data(checkpoint, run, config.data_path)
+    checkpoint, run = open_run(config.checkpoint, config.data_path)
     dataset = open_to_answer(
         run, config.split, data_path=config.data_path, batch_size=BATCH_SIZE, max_examples=config.examples or examples
     )

@@ -4,7 +4,6 @@ A folder says with its `dataset.json`, the description of the split that it was 
 are; nothing else is known of it here. `python -m training.hub pack` makes such a folder.
 """
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, warn
 from evaluators.solution import check_cells, description_in, read_typed
 from puzzles.kind import Kind, Puzzle, read_puzzle, with_article
 from training.checkpoints import SHARED
@@ -34,7 +33,7 @@ def pretrained_models() -> list[Pretrained]:
         try:
             _, kind = description_in(place.parent) or (None, None)
         except UserError as error:
-            print(f"warning: passing over pretrained/{place.parent.name}: {error}", file=sys.stderr)
+            warn(f"passing over pretrained/{place.parent.name}: {error}")
             continue
         if kind is not None:
             models.append(Pretrained(place, kind))

@@ -47,12 +47,12 @@ from files import file_digest, write_atomically
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from puzzles.kind import Kind
-from training.checkpoints import beside, find_checkpoint, load_model
+from training.checkpoints import beside, find_checkpoint, load_model, open_run
 from training.compilation import EVALUATION, compile_blocks
-from training.config import PretrainConfig, load_config
+from training.config import PretrainConfig
 from training.data import open_split
 from training.distributed import DEVICES, Ranks, select_device
-from training.evaluation import check_data, rows_at_a_time
+from training.evaluation import rows_at_a_time
 from training.flops import META, flops_per_step
 from training.memory import check_available
 from training.metrics import progress_bar, start_logging
@@ -263,12 +263,9 @@ def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict
     """Search a split; -> the report, as json=true prints it, on rank 0."""
     if config.start == "noise" and config.breadth == 1:
         log.warning("of each view the first start is without noise, and breadth=1: nothing is drawn; raise breadth")
-    checkpoints = [find_checkpoint(path) for path in config.checkpoint]
+    checkpoints, runs = zip(*(open_run(name, config.data_path) for name in config.checkpoint), strict=True)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise UserError("a checkpoint is named twice, and would have two votes; name each once")
-    runs = [load_config(str(path.parent / "all_config.yaml")) for path in checkpoints]
-    for path, run in zip(checkpoints, runs, strict=True):
-        check_data(path, run, config.data_path)
     search = open_search(config, checkpoints, runs, device)
     about: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -295,7 +292,7 @@ def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict
 
 
 def open_search(
-    config: SearchConfig, checkpoints: list[Path], runs: list[PretrainConfig], device: torch.device
+    config: SearchConfig, checkpoints: Sequence[Path], runs: Sequence[PretrainConfig], device: torch.device
 ) -> Search:
     """Open the split and load the models."""
     alone = Ranks(0, 1, 0)  # every rank opens all chunks and takes its own
@@ -329,14 +326,14 @@ def open_search(
     return Search(heads, depths, dataset, kind, plan, rule, config.patience, rows, groups)
 
 
-def common_dataset(runs: list[PretrainConfig]) -> str:
+def common_dataset(runs: Sequence[PretrainConfig]) -> str:
     paths = sorted({run.data_path for run in runs})
     if len(paths) > 1:
         raise UserError(f"the checkpoints are of different datasets ({', '.join(paths)}); name one with data_path=…")
     return paths[0]
 
 
-def settings(checkpoints: list[Path], search: Search) -> dict[str, Any]:
+def settings(checkpoints: Sequence[Path], search: Search) -> dict[str, Any]:
     """What determines the results."""
     data, plan = search.dataset.config, search.plan
     return {
@@ -450,7 +447,7 @@ def scores_of(folder: Path, dtype: np.dtype, rule: str, answered: np.ndarray) ->
     return score, right
 
 
-def warn_of_no_numbers(checkpoints: list[Path], no_answer: list[int]) -> None:
+def warn_of_no_numbers(checkpoints: Sequence[Path], no_answer: list[int]) -> None:
     for path, times in zip(checkpoints, no_answer, strict=True):
         if times:
             log.warning("%d answers of %s are no numbers (NaN or infinite): they have no vote", times, path)
@@ -496,14 +493,13 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main, as_json=config.as_json)
-        ranks.connect(device)
-        with training.launcher.watched():  # else the ranks of a torchrun that is killed go on, and hold the folder
-            report = run_search(config, ranks, device)
-        if report is not None:
-            print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
-            if not config.as_json:
-                print(f"report: {config.folder}")
-        ranks.close()
+        with ranks.connected(device):
+            with training.launcher.watched():  # else the ranks of a torchrun that is killed go on, and hold the folder
+                report = run_search(config, ranks, device)
+            if report is not None:
+                print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
+                if not config.as_json:
+                    print(f"report: {config.folder}")
 
 
 if __name__ == "__main__":

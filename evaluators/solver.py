@@ -23,10 +23,9 @@ from evaluators.pretrained import NAME_ONE, no_model_of, pretrained_models, read
 from evaluators.solution import Answer, Solution, dataset_at_hand, description_in, judge, read_typed, think
 from models.act import ACTModel
 from puzzles.kind import Kind, Puzzle, all_kinds, with_article
-from training.checkpoints import find_checkpoint, load_model_alone, step_of
+from training.checkpoints import check_data, find_checkpoint, load_model_alone, step_of
 from training.config import PretrainConfig, load_config
 from training.distributed import select_device
-from training.evaluation import check_data
 from training.predictions import MAX_STEPS
 from training.reasoning import HALTING
 

@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from errors import UserError
 from puzzles.canvas import corner_shapes, grids_alone
 from puzzles.kind import PAD, Encoded, Kind, Look, Puzzle, Transform
-from puzzles.symmetry import dihedral_transform, inverse_dihedral_transform
+from puzzles.symmetry import dihedral_transform
 
 MAX_GRID_SIZE = 30
 NUM_COLOURS = 10
@@ -216,16 +216,6 @@ def spellings(name: str) -> tuple[str, ...]:
     if match is None:
         return (name,)
     return tuple(mark.join((match["task"], f"t{match['tid']}", match["digits"])) for mark in ("_", "|||"))
-
-
-def apply_augmentation(grid: np.ndarray, tid: int, colour_map: np.ndarray) -> np.ndarray:
-    """Augment a grid of colours (or a stack of them, on the last two axes)."""
-    return dihedral_transform(colour_map[grid], tid)
-
-
-def undo_augmentation(grid: np.ndarray, tid: int, colour_map: np.ndarray) -> np.ndarray:
-    """The grid that `apply_augmentation` made this one from."""
-    return np.argsort(colour_map).astype(np.uint8)[inverse_dihedral_transform(grid, tid)]
 
 
 class Augmentations(NamedTuple):

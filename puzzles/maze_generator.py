@@ -54,6 +54,29 @@ class Hit(NamedTuple):
     only_path: bool  # no other shortest path
 
 
+class _Found:
+    """The different mazes that are accepted under the largest ratio met so far."""
+
+    def __init__(self, size: int, bound: float):
+        self.size, self.bound = size, bound
+        self.hits: dict[bytes, Hit] = {}  # by the canonical form of the maze, in the order of the candidates
+        self.copies = 0  # accepted candidates in a row that are mazes found before
+        self.draws_in_vain = 0  # candidates in the blocks since the last that brought a new maze
+
+    def add(self, block: int, largest: float, hits: list[Hit]) -> None:
+        """What came of a block of candidates; where its `largest` ratio raises the bound, earlier mazes are thinned."""
+        if largest > self.bound:
+            self.bound = largest
+            self.hits = {form: hit for form, hit in self.hits.items() if hit.threshold > self.bound}
+        before = len(self.hits)
+        for hit in hits:
+            if hit.threshold > self.bound:
+                known = len(self.hits)
+                self.hits.setdefault(_canonical(hit.question, self.size), hit)
+                self.copies = self.copies + 1 if len(self.hits) == known else 0
+        self.draws_in_vain = 0 if len(self.hits) > before else self.draws_in_vain + block
+
+
 def generate_mazes(
     count: int,
     size: int,
@@ -67,6 +90,33 @@ def generate_mazes(
 
     With `one_path` those of the procedure's mazes that have a single shortest path.
     """
+    most_free = _check_possible(count, size, min_path_length)
+    patience = min(GIVE_UP_AFTER, GIVE_UP_AFTER * 900 // size**2)
+    key = seed.generate_state(1, np.uint64)[0]
+    found = _Found(size, min(START_BOUND, 1 - min_path_length / (most_free - 1)))
+    blocks = _search_blocks(key, size, min_path_length, found.bound, threads or _cores())
+    with tqdm(total=count, desc=f"{size}×{size} mazes", unit=" mazes") as bar, closing(blocks):
+        while len(found.hits) < count:
+            block, largest, hits = next(blocks)
+            found.add(block, largest, [hit for hit in hits if hit.only_path or not one_path])
+            in_vain = found.draws_in_vain >= patience or found.copies >= GIVE_UP_AFTER_COPIES
+            if len(found.hits) < count and in_vain:
+                raise UserError(
+                    f"found {len(found.hits)} of {count} different mazes of {size}×{size} with a shortest path over "
+                    f"{min_path_length} steps, and none more in {found.draws_in_vain or block:,} draws; lower "
+                    f"--min-path-length or raise --size"
+                )
+            bar.update(min(len(found.hits), count) - bar.n)
+    kept = list(found.hits.values())[:count]
+    return (
+        np.stack([hit.question for hit in kept]),
+        np.stack([hit.answer for hit in kept]),
+        np.array([hit.steps for hit in kept], np.int64),
+    )
+
+
+def _check_possible(count: int, size: int, min_path_length: int) -> int:
+    """Raise `UserError` for mazes that do not exist; -> how many cells of one are free at most."""
     most_free = size * size - round(MIN_WALLS * size * size)
     if most_free < min_path_length + 2:
         raise UserError(
@@ -76,41 +126,7 @@ def generate_mazes(
         raise UserError(
             f"{count:,} mazes of {size}×{size}: there are no more than {most:,}; ask for fewer or raise --size"
         )
-    patience = min(GIVE_UP_AFTER, GIVE_UP_AFTER * 900 // size**2)
-    key = seed.generate_state(1, np.uint64)[0]
-    bound = min(START_BOUND, 1 - min_path_length / (most_free - 1))
-    hits: dict[bytes, Hit] = {}  # by the canonical form of the maze, in the order of the candidates
-    searched = searched_at_last_hit = copies = 0
-    blocks = _search_blocks(key, size, min_path_length, bound, threads or _cores())
-    with tqdm(total=count, desc=f"{size}×{size} mazes", unit=" mazes") as bar, closing(blocks):
-        while len(hits) < count:
-            block, largest, found = next(blocks)
-            searched += block
-            if largest > bound:
-                bound = largest
-                hits = {form: hit for form, hit in hits.items() if hit.threshold > bound}
-            before = len(hits)
-            for hit in found:
-                if hit.threshold > bound and (hit.only_path or not one_path):
-                    known = len(hits)
-                    hits.setdefault(_canonical(hit.question, size), hit)
-                    copies = copies + 1 if len(hits) == known else 0
-            if len(hits) > before:
-                searched_at_last_hit = searched
-            drawn = searched - searched_at_last_hit
-            if len(hits) < count and (drawn >= patience or copies >= GIVE_UP_AFTER_COPIES):
-                raise UserError(
-                    f"found {len(hits)} of {count} different mazes of {size}×{size} with a shortest path over "
-                    f"{min_path_length} steps, and none more in {drawn or block:,} draws; lower --min-path-length or "
-                    f"raise --size"
-                )
-            bar.update(min(len(hits), count) - bar.n)
-    kept = list(hits.values())[:count]
-    return (
-        np.stack([hit.question for hit in kept]),
-        np.stack([hit.answer for hit in kept]),
-        np.array([hit.steps for hit in kept], np.int64),
-    )
+    return most_free
 
 
 def _most_mazes(size: int) -> int:

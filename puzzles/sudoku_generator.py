@@ -117,21 +117,22 @@ def random_grids(box: tuple[int, int], count: int, rng: np.random.Generator) -> 
     """Full grids: (count, cells) uint8 digits from 1."""
     size = box[0] * box[1]
     orders = rng.permuted(np.tile(np.arange(size), (count, size * size, 1)), axis=2)
-    return _fill(*box, orders)
+    return _fill(_units(box), orders)
 
 
 def carve(box: tuple[int, int], grids: np.ndarray, extra_clues: int, rng: np.random.Generator) -> Puzzles:
     """One puzzle per full grid: questions (n, cells) uint8 with 0 for blanks, the grids, ratings (n,) int64."""
     orders = rng.permuted(np.tile(np.arange(grids.shape[1]), (len(grids), 1)), axis=1)
     extras = rng.integers(0, extra_clues + 1, len(grids))
-    questions, ratings = _carve(*box, grids, orders, extras)
+    questions, ratings = _carve(_units(box), grids, orders, extras)
     return questions, grids, ratings
 
 
-def count_solutions(box: tuple[int, int], puzzle: np.ndarray, limit: int) -> int:
-    """Solutions of one puzzle (cells,), blanks 0, up to `limit`."""
+def _units(box: tuple[int, int]) -> np.ndarray:
+    """(cells, 3) int64: the row, the column and the box of each cell, all numbered together."""
     size = box[0] * box[1]
-    return _search(*box, puzzle, limit, np.tile(np.arange(size), (size * size, 1)), np.zeros_like(puzzle))[0]
+    row, column = np.divmod(np.arange(size * size), size)
+    return np.stack([row, size + column, 2 * size + row // box[0] * box[0] + column // box[1]], axis=1)
 
 
 # The compiled part. A set of digits is a bit mask, digit d - 1 its bit.
@@ -141,23 +142,56 @@ BIT_COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.int64
 
 
 @compiled
-def _search(box_rows, box_columns, puzzle, limit, digit_orders, solution):
+def _put(digit, units, used):
+    """Note a digit in the three `units` of its cell."""
+    for unit in units:
+        used[unit] |= 1 << digit
+
+
+@compiled
+def _take_away(digit, units, used):
+    for unit in units:
+        used[unit] ^= 1 << digit
+
+
+@compiled
+def _taken(units, used):
+    """The digits that a cell of these `units` cannot have."""
+    return used[units[0]] | used[units[1]] | used[units[2]]
+
+
+@compiled
+def _fewest_first(blanks, first, units, used):
+    """Swap blank number `first` with the one from there on that has the fewest candidates left; -> how many it has."""
+    size = len(used) // 3
+    best, fewest = first, size + 1
+    for i in range(first, len(blanks)):
+        candidates = size - BIT_COUNTS[_taken(units[blanks[i]], used)]
+        if candidates < fewest:
+            best, fewest = i, candidates
+            if fewest <= 1:
+                break
+    blanks[first], blanks[best] = blanks[best], blanks[first]
+    return fewest
+
+
+@compiled
+def _next_digit(taken, order, tried):
+    """-> how many digits of `order` are tried with the next one that is not taken; one more than all without."""
+    while tried < len(order) and taken >> order[tried] & 1:
+        tried += 1
+    return tried + 1
+
+
+@compiled
+def _search(units, puzzle, limit, digit_orders, solution):
     """Depth-first search for up to `limit` solutions; the first is written to `solution`. Returns (found, guesses)."""
-    size = box_rows * box_columns
-    full = (1 << size) - 1
-    rows, columns, boxes = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.int64)
-    blanks = np.empty(size * size, np.int64)
-    depths = 0
-    for cell in range(size * size):
-        if puzzle[cell] == 0:
-            blanks[depths] = cell
-            depths += 1
-        else:
-            row, column = cell // size, cell % size
-            bit = 1 << (np.int64(puzzle[cell]) - 1)
-            rows[row] |= bit
-            columns[column] |= bit
-            boxes[row // box_rows * box_rows + column // box_columns] |= bit
+    size = digit_orders.shape[1]
+    used = np.zeros(3 * size, np.int64)  # the digits in each row, then in each column, then in each box
+    for cell in np.flatnonzero(puzzle):
+        _put(np.int64(puzzle[cell]) - 1, units[cell], used)
+    blanks = np.flatnonzero(puzzle == 0)  # first those that are filled, in that order
+    depths = len(blanks)
     tried = np.zeros(depths + 1, np.int64)  # how many digits of its order each depth has tried
     placed = np.full(depths + 1, -1, np.int64)  # the digit on each depth's cell
     found = guesses = depth = 0
@@ -174,42 +208,19 @@ def _search(box_rows, box_columns, puzzle, limit, digit_orders, solution):
             depth -= 1
             descending = False
             continue
-        if descending:  # choose the cell of this depth
-            best, fewest = depth, size + 1
-            for i in range(depth, depths):
-                row, column = blanks[i] // size, blanks[i] % size
-                taken = rows[row] | columns[column] | boxes[row // box_rows * box_rows + column // box_columns]
-                candidates = BIT_COUNTS[full & ~taken]
-                if candidates < fewest:
-                    best, fewest = i, candidates
-                    if fewest <= 1:
-                        break
-            blanks[depth], blanks[best] = blanks[best], blanks[depth]
-            tried[depth] = 0
-            if fewest > 1:
-                guesses += 1
-        cell = blanks[depth]
-        row, column = cell // size, cell % size
-        box = row // box_rows * box_rows + column // box_columns
-        if placed[depth] >= 0:  # back from below
-            bit = 1 << placed[depth]
-            rows[row] ^= bit
-            columns[column] ^= bit
-            boxes[box] ^= bit
-            placed[depth] = -1
-        taken = rows[row] | columns[column] | boxes[box]
-        while tried[depth] < size:
-            digit = digit_orders[cell, tried[depth]]
-            tried[depth] += 1
-            if not taken >> digit & 1:
-                placed[depth] = digit
-                break
-        descending = placed[depth] >= 0
         if descending:
-            bit = 1 << placed[depth]
-            rows[row] |= bit
-            columns[column] |= bit
-            boxes[box] |= bit
+            if _fewest_first(blanks, depth, units, used) > 1:
+                guesses += 1
+            tried[depth] = 0
+        cell = blanks[depth]
+        if placed[depth] >= 0:  # back from below
+            _take_away(placed[depth], units[cell], used)
+            placed[depth] = -1
+        tried[depth] = _next_digit(_taken(units[cell], used), digit_orders[cell], tried[depth])
+        descending = tried[depth] <= size
+        if descending:
+            placed[depth] = digit_orders[cell, tried[depth] - 1]
+            _put(placed[depth], units[cell], used)
             depth += 1
         else:
             depth -= 1
@@ -217,19 +228,19 @@ def _search(box_rows, box_columns, puzzle, limit, digit_orders, solution):
 
 
 @compiled
-def _fill(box_rows, box_columns, orders):
+def _fill(units, orders):
     """One full grid for each (cells, size) of `orders`, the order in which digits are tried."""
     empty = np.zeros(orders.shape[1], np.uint8)
     grids = np.zeros((len(orders), orders.shape[1]), np.uint8)
     for i in range(len(orders)):
-        _search(box_rows, box_columns, empty, ONE, orders[i], grids[i])
+        _search(units, empty, ONE, orders[i], grids[i])
     return grids
 
 
 @compiled
-def _carve(box_rows, box_columns, grids, orders, extras):
+def _carve(units, grids, orders, extras):
     """Remove, in each grid's order, the clues that uniqueness can spare; put the last `extras` back."""
-    cells, size = grids.shape[1], box_rows * box_columns
+    cells, size = grids.shape[1], units[-1, 0] + 1
     digit_orders = np.empty((cells, size), np.int64)
     digit_orders[:] = np.arange(size)
     puzzles, ratings = grids.copy(), np.zeros(len(grids), np.int64)
@@ -238,12 +249,12 @@ def _carve(box_rows, box_columns, grids, orders, extras):
         puzzle, gone = puzzles[i], 0
         for cell in orders[i]:
             puzzle[cell] = 0
-            if _search(box_rows, box_columns, puzzle, TWO, digit_orders, scratch)[0] == 1:
+            if _search(units, puzzle, TWO, digit_orders, scratch)[0] == 1:
                 removed[gone] = cell
                 gone += 1
             else:
                 puzzle[cell] = grids[i, cell]
         for j in range(max(0, gone - extras[i]), gone):
             puzzle[removed[j]] = grids[i, removed[j]]
-        ratings[i] = _search(box_rows, box_columns, puzzle, TWO, digit_orders, scratch)[1]
+        ratings[i] = _search(units, puzzle, TWO, digit_orders, scratch)[1]
     return puzzles, ratings

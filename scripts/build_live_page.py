@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from pydantic import Field  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from dataset.format import PuzzleDatasetMetadata  # noqa: E402
 from errors import UserError, one_line_errors  # noqa: E402
 from evaluators.solution import dataset_at_hand  # noqa: E402
 from files import check_output, write_atomically  # noqa: E402
@@ -41,10 +42,9 @@ from models.urm import ConvSwiGLU, UniversalReasoningModel  # noqa: E402
 from puzzle_dataset import PuzzleDataset  # noqa: E402
 from puzzles.draw import DARK, PALETTE  # noqa: E402
 from puzzles.sudoku import Sudoku  # noqa: E402
-from training.checkpoints import find_checkpoint, load_model  # noqa: E402
-from training.config import PretrainConfig, load_config  # noqa: E402
+from training.checkpoints import load_model, open_run  # noqa: E402
+from training.config import PretrainConfig  # noqa: E402
 from training.data import open_to_answer  # noqa: E402
-from training.evaluation import check_data  # noqa: E402
 from training.options import StrictModel, from_cli  # noqa: E402
 from training.reasoning import Reasoner  # noqa: E402
 
@@ -267,23 +267,22 @@ def chosen(tried: Tried, count: int, kind: Sudoku) -> list[dict[str, Any]]:
 # ---------- The page ----------
 
 
-def read_checkpoint(config: LiveConfig) -> tuple[PretrainConfig, ACTLossHead, Sudoku, Any]:
-    """-> the run, the model in float32, the kind of its puzzles, and what the dataset says of itself."""
-    checkpoint = find_checkpoint(config.checkpoint)
-    run = load_config(str(checkpoint.parent / "all_config.yaml"))
-    check_data(checkpoint, run, config.data_path)
-    data_path = Path(config.data_path or run.data_path)
+def read_model(
+    checkpoint: Path, run: PretrainConfig, data_path: Path
+) -> tuple[ACTLossHead, Sudoku, PuzzleDatasetMetadata]:
+    """-> the model in float32, the kind of its puzzles, and what the dataset says of itself."""
     metadata, kind = dataset_at_hand(data_path)
     if kind is None:
         raise UserError(f"the run's dataset is not in {data_path}; set data_path to it")
     if not isinstance(kind, Sudoku):
         raise UserError(f"{checkpoint} was trained on {kind.title}s; the page is for Sudokus")
     head = load_model(checkpoint, run, metadata, batch_size=BATCH_SIZE, device=torch.device("cpu"))
-    return run, head, kind, metadata
+    return head, kind, metadata
 
 
 def build(config: LiveConfig) -> bytes:
-    run, head, kind, metadata = read_checkpoint(config)
+    checkpoint, run = open_run(config.checkpoint, config.data_path)
+    head, kind, metadata = read_model(checkpoint, run, Path(config.data_path or run.data_path))
     round_weights(head)
     network, weights = network_of(head.model, run.arch.loss.loss_type)
     dataset = open_to_answer(
@@ -291,7 +290,6 @@ def build(config: LiveConfig) -> bytes:
     )
     tried = try_out(head, dataset, kind)
     boxes = kind.look.boxes
-    checkpoint = find_checkpoint(config.checkpoint)
     page = {
         "size": kind.size,
         "box": list(boxes),

@@ -22,7 +22,7 @@ import numpy as np
 from dataset.check import CheckConfig, check
 from dataset.format import SplitWriter, content_digest, load_metadata, read_identifiers, write_identifiers
 from errors import UserError, one_line_errors
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from puzzles.sudoku import Sudoku
 
 KIND, PUZZLES_A_GROUP = Sudoku(9, 9), 100
@@ -88,9 +88,8 @@ def write(folder: Path, puzzles: int, sets: int, identifiers: int) -> None:
     described.write(folder / "train")
 
 
-def opened(folder: Path, **options: object) -> PuzzleDataset:
-    common = dict(seed=0, dataset_path=str(folder), global_batch_size=768, rank=0, num_replicas=1, epochs_per_iter=20)
-    return PuzzleDataset(PuzzleDatasetConfig(**common | {"test_set_mode": False} | options), "train")
+def opened(folder: Path, epochs_per_iter: int | None = 20) -> PuzzleDataset:
+    return PuzzleDataset.alone(folder, "train", 768, epochs_per_iter=epochs_per_iter)
 
 
 def open_train(folder: Path) -> None:
@@ -107,7 +106,7 @@ def first_batch(folder: Path) -> None:
 
 def first_test_batch(folder: Path) -> None:
     """open, first batch in order"""
-    data = opened(folder, test_set_mode=True)
+    data = opened(folder, epochs_per_iter=None)
     assert data.num_examples() and data.num_test_batches()
     assert len(list(itertools.islice(data.test_batches(), 1))) == 1
 

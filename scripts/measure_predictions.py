@@ -18,7 +18,7 @@ from dataset.format import SplitWriter, write_identifiers
 from errors import UserError, one_line_errors
 from models.act import ACTConfig, ACTModel, Data, InnerNetwork, QValues
 from models.losses import ACTLossHead
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from scripts.measure import measure
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
@@ -57,9 +57,7 @@ def build(folder: Path, examples: int, seq_len: int) -> None:
 
 
 def save(folder: Path) -> None:
-    options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
-    config = PuzzleDatasetConfig(dataset_path=str(folder), global_batch_size=BATCH, **options)
-    dataset, ranks = PuzzleDataset(config, "test"), Ranks(0, 1, 0)
+    dataset, ranks = PuzzleDataset.alone(folder, "test", BATCH), Ranks(0, 1, 0)
     shape = dict(batch_size=BATCH, seq_len=dataset.metadata.seq_len, vocab_size=VOCAB, num_puzzle_identifiers=1)
     model = RandomModel(shape | dict(halt_max_steps=STEPS, halt_exploration_prob=0.0))
     head = ACTLossHead(model, "softmax_cross_entropy")

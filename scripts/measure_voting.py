@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from errors import UserError, one_line_errors
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from puzzles.arc import FIRST_COLOUR, VOCAB_SIZE
 from scripts.measure import measure
 from training.distributed import Ranks
@@ -79,13 +79,8 @@ def predictions(dataset: PuzzleDataset, wrong: float) -> Iterator[tuple[dict[str
         yield fields | {"examples": examples}, answers, rng.normal(size=count).astype(np.float32)
 
 
-def open_split(dataset: Path) -> PuzzleDataset:
-    options = dict(seed=0, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
-    return PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(dataset), global_batch_size=BATCH, **options), "test")
-
-
 def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:
-    split = open_split(dataset)
+    split = PuzzleDataset.alone(dataset, "test", BATCH)
     ranks = Ranks.from_environment()
     with PredictionWriter(prefix, split, ranks, checkpoint=str(prefix), halt="max", max_steps=16) as writer:
         for fields, answers, q_halt in predictions(split, wrong):
@@ -96,7 +91,7 @@ def write_compact(prefix: Path, dataset: Path, wrong: float) -> None:
 def write_torch(prefix: Path, dataset: Path, wrong: float) -> None:
     """Write `predictions` in place of `logits`, which would take 18 GB."""
     saved = {}
-    for fields, answers, q_halt in predictions(open_split(dataset), wrong):
+    for fields, answers, q_halt in predictions(PuzzleDataset.alone(dataset, "test", BATCH), wrong):
         del fields["examples"]
         for key, values in (fields | {"predictions": answers, "q_halt_logits": q_halt}).items():
             saved.setdefault(key, []).append(values)

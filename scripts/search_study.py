@@ -29,6 +29,7 @@ from evaluators.search_rules import RULES
 from files import write_atomically
 from scripts.study import ARCHITECTURES, TASKS, StudyConfig, StudyRun, known_speeds, last_checkpoint, planned_runs
 from scripts.study_results import COLOURS, percent, spread, table
+from training.curves import plain
 from training.distributed import Ranks
 from training.options import StrictModel, from_cli
 
@@ -183,8 +184,7 @@ def draw_searches(config: SearchStudyConfig, reports: Reports) -> Figure:
                 points.append((cost, right))
         draw_front(axis, points)
         axis.set(xscale="log", title=task, xlabel="operations per puzzle", ylim=(-2, 102))
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
     figure.axes[0].set_ylabel(f"puzzles right, %, by {RULE}")
     first = figure.axes[0]
     legend = [first.plot([], [], "o", color=colour, label=model)[0] for model, colour in COLOURS.items()]

@@ -15,7 +15,7 @@ from evaluators.arc_query import read_query
 from evaluators.figure_plots import draw_tasks
 from evaluators.solution import dataset_at_hand, read_typed
 from evaluators.solver import kinds_with
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from puzzles.arc import Arc
 from puzzles.draw import PALETTE
 from puzzles.kind import read_puzzle
@@ -150,8 +150,7 @@ def answers_for(dataset: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def save_compact(prefix: Path, dataset: Path) -> Path:
     rows, _ = answers_for(dataset)
-    options = dict(seed=0, global_batch_size=8, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
-    opened = PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(dataset), **options), "test")
+    opened = PuzzleDataset.alone(dataset, "test", 8)
     with PredictionWriter(prefix, opened, Ranks(0, 1, 0), checkpoint="x", halt="max", max_steps=1) as writer:
         fields = dict(answers=rows["predictions"], q_halt_logits=rows["q_halt_logits"])
         zeros, count = np.zeros(len(rows["inputs"])), len(rows["inputs"])

@@ -15,7 +15,7 @@ from errors import UserError
 from evaluators import arc
 from evaluators.arc import dataset_pairs, load_test_sets, vote
 from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, rank_candidates, scores
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from tests.arc_oracle import oracle_encode, write_tasks
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
 from tests.launch import run
@@ -376,13 +376,7 @@ def test_mistakes_are_refused_in_one_line(dataset, tmp_path, command, capsys):
 
 def test_a_dataset_of_another_content_must_be_insisted_on(dataset, tmp_path, command, capsys):
     rows, _ = predict(dataset, 9)
-    opened = PuzzleDataset(
-        PuzzleDatasetConfig(
-            seed=0, dataset_path=str(dataset), global_batch_size=8, test_set_mode=True, epochs_per_iter=1, rank=0,
-            num_replicas=1,
-        ),
-        "test",
-    )  # fmt: skip
+    opened = PuzzleDataset.alone(dataset, "test", 8)
     with PredictionWriter(
         tmp_path / "step_1", opened, Ranks(0, 1, 0), checkpoint="x", halt="max", max_steps=1
     ) as writer:

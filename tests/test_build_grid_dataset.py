@@ -11,7 +11,7 @@ import pytest
 from dataset.build_grid_dataset import GridConfig, build
 from dataset.format import load_metadata
 from errors import UserError
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from puzzles.draw import board_image, board_lines
 from puzzles.kind import kind_of
 from tests.latin_squares import all_latin_squares, latin_dropped_in, write_source
@@ -57,11 +57,7 @@ def test_a_dropped_in_kind_is_built_opened_and_drawn(latin, tmp_path):
     assert not set(texts(train.labels)) & set(texts(test.labels) + texts(val.labels))
     assert len(set(texts(train.labels))) > 100
 
-    opened = PuzzleDatasetConfig(
-        seed=0, dataset_path=str(tmp_path / "out"), global_batch_size=8, test_set_mode=True, epochs_per_iter=1, rank=0,
-        num_replicas=1,
-    )  # fmt: skip
-    dataset = PuzzleDataset(opened, "test")
+    dataset = PuzzleDataset.alone(tmp_path / "out", "test", 8)
     assert dataset.num_examples() == 30
     kind = kind_of(dataset.metadata.model_dump(), [one.inputs for one in dataset.sets.values()], "here")
     assert (kind.name, kind.rows, kind.columns) == ("latin", 4, 4)

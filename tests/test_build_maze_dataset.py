@@ -4,9 +4,6 @@ python -m pytest tests/test_build_maze_dataset.py
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +13,11 @@ from dataset import build_maze_dataset, puzzle_csv
 from dataset.build_maze_dataset import MazeConfig, build, usual_path_length
 from errors import UserError
 from puzzles.kind import find_kind
+from tests.csv_builders import Builder, contents, load
 
-ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "tests" / "reference" / "maze"
-FIELDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+BUILDER = Builder("maze")
+REFERENCE, rows_of = BUILDER.reference, BUILDER.rows_of
+write_source, run_script = BUILDER.write_source, BUILDER.run_script
 
 # The 8 symmetries of a square, by where the cell at (row, column) of the copy comes from; n is the last index.
 SOURCES = [
@@ -40,32 +38,8 @@ def transformed(grid: str, tid: int) -> str:
     return "".join(grid[r * size + c] for r, c in places)
 
 
-def load(folder: Path, split: str) -> dict[str, np.ndarray]:
-    return {field: np.load(folder / split / f"all__{field}.npy") for field in FIELDS}
-
-
 def texts(tokens: np.ndarray) -> list[str]:
     return ["".join("?# SGo"[token] for token in row) for row in tokens.tolist()]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def rows_of(split: str) -> list[list[str]]:
-    return [line.split(",") for line in (REFERENCE / f"{split}.csv").read_text().splitlines()]
-
-
-def write_source(folder: Path, train: list[list[str]] | None = None, test: list[list[str]] | None = None) -> Path:
-    folder.mkdir()
-    for split, rows in (("train", train or rows_of("train")), ("test", test or rows_of("test"))):
-        (folder / f"{split}.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
-    return folder
-
-
-def run_script(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "dataset" / "build_maze_dataset.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
 def test_reference_arrays(tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ python -m pytest tests/test_build_sudoku_dataset.py
 """
 
 import json
-import os
-import subprocess
-import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -18,39 +15,12 @@ from dataset.build_sudoku_dataset import SudokuAugmenter, SudokuConfig, build
 from errors import UserError
 from puzzles.kind import hash_rows
 from puzzles.sudoku import BOXES, Sudoku, SudokuSymmetries
+from tests.csv_builders import Builder, contents, load
 from tests.launch import run
 
-ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "tests" / "reference" / "sudoku"
-FIELDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
-
-
-def load(folder: Path, split: str) -> dict[str, np.ndarray]:
-    return {field: np.load(folder / split / f"all__{field}.npy") for field in FIELDS}
-
-
-def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "dataset" / "build_sudoku_dataset.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def rows_of(split: str) -> list[list[str]]:
-    return [line.split(",") for line in (REFERENCE / f"{split}.csv").read_text().splitlines()]
-
-
-def write_source(folder: Path, train: list[list[str]] | None = None, test: list[list[str]] | None = None) -> Path:
-    folder.mkdir()
-    for split, rows in (("train", train or rows_of("train")), ("test", test or rows_of("test"))):
-        (folder / f"{split}.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
-    return folder
+BUILDER = Builder("sudoku")
+REFERENCE, rows_of = BUILDER.reference, BUILDER.rows_of
+write_source, run_script = BUILDER.write_source, BUILDER.run_script
 
 
 def is_grid(digits: np.ndarray, size: int) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from dataset.format import SplitWriter
 from errors import UserError
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig, widen
+from puzzle_dataset import PuzzleDataset, widen
 from tests.runs import PIPELINE, refusal
 from tests.sample_datasets import describe_anew
 from training.data import BATCHES_AHEAD, open_datasets, read_ahead, train_batches_on
@@ -23,8 +23,7 @@ CPU = torch.device("cpu")
 
 
 def open_train() -> PuzzleDataset:
-    options = dict(seed=3, global_batch_size=12, test_set_mode=False, epochs_per_iter=10, rank=0, num_replicas=1)
-    return PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(PIPELINE / "dataset"), **options), "train")
+    return PuzzleDataset.alone(PIPELINE / "dataset", "train", 12, epochs_per_iter=10, seed=3)
 
 
 def test_batches_are_those_of_the_dataset_also_when_read_ahead():
@@ -119,10 +118,9 @@ def test_a_run_with_a_step_is_not_refused(tmp_path):
 def test_what_decides_are_the_draws_of_all_passes(tmp_path):
     """A group of nine small puzzles and one that fills a batch: most runs of two passes draw it, some late or never."""
     folder = write_sets(tmp_path / "data", a=[[1] * 9 + [99]])
-    options = dict(dataset_path=str(folder), global_batch_size=16, test_set_mode=False, rank=0, num_replicas=1)
     seen = set()
     for seed in range(40):
-        data = PuzzleDataset(PuzzleDatasetConfig(seed=seed, epochs_per_iter=2, **options), "train")
+        data = PuzzleDataset.alone(folder, "train", 16, epochs_per_iter=2, seed=seed)
         batches = [len(list(data.train_batches(number))) for number in range(2)]
         seen.add(tuple(np.minimum(batches, 1)))
         if any(batches):
@@ -202,6 +200,4 @@ def test_whether_there_is_an_answer(tmp_path, ignored):
     for answers in (0, 1):
         labels[-1, -answers:] = 2 if answers else labels[-1, 0]
         np.save(path, labels)
-        options = dict(dataset_path=str(folder), global_batch_size=8, test_set_mode=True, epochs_per_iter=1, seed=0)
-        found = PuzzleDataset(PuzzleDatasetConfig(rank=0, num_replicas=1, **options), "test")
-        assert found.has_answers() == bool(answers)
+        assert PuzzleDataset.alone(folder, "test").has_answers() == bool(answers)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from errors import UserError, one_line_errors
+from errors import UserError, one_line_errors, some_of
 from tests.launch import ROOT
 
 FAILURES = {
@@ -27,6 +27,11 @@ def test_a_failure_is_one_line_and_exit_code_2(name, capsys):
         raise error
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(line)
+
+
+def test_long_lists_are_cut_short():
+    assert [some_of(names, 2) for names in ([], "a", "ab", "abc")] == ["", "a", "a, b", "a, b and 1 more"]
+    assert some_of(range(9), 3, "more tasks") == "0, 1, 2 and 6 more tasks"
 
 
 @pytest.mark.parametrize("bug", [RuntimeError("shapes differ"), KeyError("q"), AssertionError()])

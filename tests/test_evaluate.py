@@ -19,9 +19,10 @@ from tests.launch import ROOT, error_line, run
 from tests.runs import PIPELINE, TRAJECTORY, load, of_the_original, printed_metrics
 from tests.tiny_model import in_two_sets, open_test_split
 from tests.waiting import wait_for
+from training.checkpoints import check_data
 from training.config import SAVABLE_OUTPUTS, load_config
 from training.distributed import Ranks
-from training.evaluation import check_data, evaluate_split, fitting
+from training.evaluation import evaluate_split, fitting
 from training.options import from_cli
 from training.predictions import read_predictions, writing_predictions
 from training.reasoning import Reasoner
@@ -251,7 +252,7 @@ def test_a_dataset_that_was_built_anew_must_be_named(checkpoint, tmp_path, monke
     shutil.copytree(PIPELINE / "dataset", data)
     run = load_config(str(checkpoint.with_name("all_config.yaml"))).model_copy(update={"data_path": str(data)})
     trained = content_digest(data / "train")
-    monkeypatch.setattr("training.evaluation.trained_on", lambda path: trained)
+    monkeypatch.setattr("training.checkpoints.trained_on", lambda path: trained)
     check_data(checkpoint, run, None)
     inputs = np.load(data / "train/all__inputs.npy")
     np.save(data / "train/all__inputs.npy", inputs[::-1])
@@ -261,7 +262,7 @@ def test_a_dataset_that_was_built_anew_must_be_named(checkpoint, tmp_path, monke
     check_data(checkpoint, run, str(data))
     shutil.rmtree(data / "train")
     check_data(checkpoint, run, None)
-    monkeypatch.setattr("training.evaluation.trained_on", lambda path: None)
+    monkeypatch.setattr("training.checkpoints.trained_on", lambda path: None)
     check_data(checkpoint, run, None)
 
 

@@ -1,18 +1,24 @@
 """Ranks that fail, are killed or stopped together: python -m pytest tests/test_ranks.py"""
 
+import errno
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from errors import UserError
 from tests import warm
+from tests.flattering import flattering_run
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, start_torchrun, wait_for_step
 from tests.launch import run
 from tests.runs import pretrain, read_metrics, reference_overrides, refusal
+from tests.waiting import wait_for
+from tests.warm import Started
 from training import run_folder
 from training.distributed import Ranks
 from training.predictions import writing_predictions
@@ -86,7 +92,7 @@ def test_a_run_folder_that_rank_0_cannot_prepare_is_told_to_the_others(tmp_path,
 @pytest.mark.slow
 def test_a_rank_that_raises_ends_the_job_with_its_own_traceback_last(tmp_path):
     start = time.monotonic()
-    done = run("-m", "tests.test_ranks", *reference_overrides(tmp_path / "run"), ranks=2, check=False)
+    done = run("-m", "tests.test_ranks", "train_step", *reference_overrides(tmp_path / "run"), ranks=2, check=False)
     assert time.monotonic() - start < 60  # starting up included; gloo alone would wait for 30 minutes
     assert done.returncode != 0
     report = done.stderr[done.stderr.rindex("Root Cause") :]
@@ -95,15 +101,66 @@ def test_a_rank_that_raises_ends_the_job_with_its_own_traceback_last(tmp_path):
     assert "in breaking_step" in report
 
 
-if __name__ == "__main__":  # pretrain.py, whose second rank breaks in the third step
-    import pretrain
+REFUSED, FULL = UserError("no room"), OSError(errno.ENOSPC, "no room")
+NO_PREDICTIONS = "cannot write predictions to {}/step_60_preds: no room; set output_dir"
+# What fails on rank 0 -> its error, and the line; the other rank has none, or one that leads to it
+FAULTS = {
+    "pretrain.save_weights": (REFUSED, "no room"),
+    "training.metrics.MetricsLog.write": (REFUSED, "no room"),
+    "training.metrics.MetricsLog.sync": (FULL, "no room"),
+    "training.run_folder.record_end": (REFUSED, "no room"),
+    "training.predictions.put_in_place": (FULL, NO_PREDICTIONS),
+    "dataset.arrays.NpyStream.append": (FULL, NO_PREDICTIONS),
+}
 
-    train_step = pretrain.train_step
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_one_rank_cannot_write_ends_all_of_them_in_a_line(tmp_path, fault):
+    _, line = FAULTS[fault]
+    if line == NO_PREDICTIONS:
+        checkpoint = flattering_run(tmp_path)
+        folder, words = checkpoint.parent, [f"checkpoint={checkpoint}"]
+    else:
+        folder, words = tmp_path, reference_overrides(tmp_path / "run", epochs=2, eval_interval=2)
+    ranks = Started("-m", "tests.test_ranks", fault, *words, ranks=2)
+    wait_for(lambda: ranks.poll() is not None, "the end of both ranks", pause=0.1)  # `communicate` would kill the other
+    err = ranks.communicate()[1]
+    assert (ranks.poll(), "Traceback" in err) == (2, False), err
+    lines = [one[one.index("error: ") :] for one in err.splitlines() if "error: " in one]
+    others = [one for one in lines if one.startswith("error: another rank has ended, ")]
+    assert [one for one in lines if one not in others] == [f"error: {line.format(folder)}"], err
+    assert len(others) == (fault == "dataset.arrays.NpyStream.append"), err
+
+
+def break_rank_0(fault: str) -> None:
+    def fail(*_, **__):
+        raise FAULTS[fault][0]
+
+    place, name = fault.rsplit(".", 1)
+    if os.environ["RANK"] == "0":
+        setattr(resolve_name(place), name, fail)
+
+
+def break_rank_1_in_the_third_step(command) -> None:
+    train_step = command.train_step
 
     def breaking_step(state, *args):
         if os.environ["RANK"] == "1" and state.step == 2:
             raise RuntimeError("this rank is broken")
         return train_step(state, *args)
 
-    pretrain.train_step = breaking_step
-    pretrain.main()
+    command.train_step = breaking_step
+
+
+if __name__ == "__main__":  # pretrain.py or evaluate.py, of which something fails on one rank
+    import evaluate
+    import pretrain as pretrain_command
+
+    fault = sys.argv.pop(1)
+    if fault in FAULTS:
+        break_rank_0(fault)
+    else:
+        break_rank_1_in_the_third_step(pretrain_command)
+    command = evaluate if sys.argv[1].startswith("checkpoint=") else pretrain_command
+    command.main()

@@ -18,7 +18,7 @@ from PIL import Image
 
 import evaluate
 from errors import UserError
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from tests.launch import ROOT
 from tests.runs import PIPELINE, here, pretrain
 from tests.sample_datasets import build_arc
@@ -440,8 +440,7 @@ def test_an_arc_run_shows_its_tasks(run, tmp_path):
     """Grids of different sizes, whose tasks have names; predictions made up."""
     dataset = build_arc(tmp_path, num_aug=2)
     names = json.loads((dataset / "identifiers.json").read_text())
-    shape = dict(seed=0, global_batch_size=64, test_set_mode=True, epochs_per_iter=1, rank=0, num_replicas=1)
-    data = PuzzleDataset(PuzzleDatasetConfig(dataset_path=str(dataset), **shape), "test")
+    data = PuzzleDataset.alone(dataset, "test", 64)
     made = {"checkpoint": "step_1", "halt": "q", "max_steps": 4, "answers_by_step": True}
     with PredictionWriter(run / "step_1", data, Ranks(0, 1, 0), **made) as writer:
         for _, batch, examples in data.test_batches():

@@ -293,7 +293,7 @@ def test_an_arc_task_by_id(arc, capsys, monkeypatch):
 def test_a_task_is_not_found_by_its_place_in_another_dataset(arc, monkeypatch, capsys):
     """One that was built anew since may count its puzzles otherwise."""
     path, _, folder = arc
-    monkeypatch.setattr("training.evaluation.trained_on", lambda checkpoint: "0" * 32)
+    monkeypatch.setattr("training.checkpoints.trained_on", lambda checkpoint: "0" * 32)
     with pytest.raises(UserError, match="it was built anew; give data_path"):
         solved(f"checkpoint={path}", "task=e1d2900e", "max_steps=1")
     solved(f"checkpoint={path}", "task=e1d2900e", "max_steps=1", f"data_path={folder / 'data'}")

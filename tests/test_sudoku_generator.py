@@ -9,7 +9,7 @@ from numba import njit
 
 from errors import UserError
 from puzzles.compiled import compiled, interruptible
-from puzzles.sudoku_generator import all_4x4_grids, carve, count_solutions, generate_sudokus, random_grids
+from puzzles.sudoku_generator import _search, _units, all_4x4_grids, carve, generate_sudokus, random_grids
 
 BOXES = [(2, 2), (2, 3), (3, 3)]
 
@@ -71,6 +71,12 @@ def test_all_4x4_grids() -> None:
     grids = all_4x4_grids().tolist()
     assert sorted(grids) == sorted(solutions_of((2, 2), [0] * 16, limit=1000))
     assert len(grids) == 288
+
+
+def count_solutions(box: tuple[int, int], puzzle: np.ndarray, limit: int) -> int:
+    """What the compiled search finds for one puzzle (cells,), blanks 0."""
+    size = box[0] * box[1]
+    return _search(_units(box), puzzle, limit, np.tile(np.arange(size), (size * size, 1)), np.zeros_like(puzzle))[0]
 
 
 def test_count_solutions_of_4x4_exhaustively() -> None:

@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dataset.format import PuzzleDatasetMetadata
+from dataset.format import PuzzleDatasetMetadata, content_digest, same_content
 from errors import UserError, describe_validation_error, first_line, is_out_of_memory
 from files import check_is_file, file_digest, read_json, write_atomically
 from models.losses import ACTLossHead
-from training.config import PretrainConfig
+from training.config import PretrainConfig, load_config
 
 RECORDS = "checkpoints.json"
 SAFETENSORS = ".safetensors"
@@ -98,6 +98,17 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def open_run(name: str | Path, data_path: str | None) -> tuple[Path, PretrainConfig]:
+    """The checkpoint that a person means, see `find_checkpoint`, and the config of its run, which lies beside it.
+
+    `data_path` is the dataset that the user names, see `check_data`.
+    """
+    checkpoint = find_checkpoint(name)
+    run = load_config(str(checkpoint.parent / "all_config.yaml"))
+    check_data(checkpoint, run, data_path)
+    return checkpoint, run
+
+
 def beside(checkpoint: Path) -> Path:
     """What the names of files begin with that are made from a checkpoint, such as its predictions."""
     return checkpoint.with_name(checkpoint.name.removesuffix(SAFETENSORS))
@@ -142,6 +153,23 @@ def trained_on(checkpoint: Path) -> str | None:
         return read_safetensors(checkpoint)[2]
     record = read_records(checkpoint.parent).get(checkpoint.name)
     return None if record is None else record.data
+
+
+def check_data(checkpoint: Path, run: PretrainConfig, data_path: str | None) -> None:
+    """Raise `UserError` if the run's dataset was built anew since the checkpoint was trained on it.
+
+    A `data_path` that the user names is what they asked for. Without a train split, or for a checkpoint of an earlier
+    version or of the original, nobody can tell.
+    """
+    trained, split = trained_on(checkpoint), Path(run.data_path) / "train"
+    if data_path is not None or trained is None or not (split / "dataset.json").exists():
+        return
+    content = content_digest(split)
+    if not same_content(content, trained):
+        raise UserError(
+            f"{checkpoint} was trained on {run.data_path} of content {trained}, which is {content} now: it was built "
+            f"anew; give data_path=… to evaluate on it all the same"
+        )
 
 
 def read_weights(path: str | Path) -> Weights:

@@ -205,13 +205,19 @@ def draw_panel(axis: "Axes", title: str, panel: Panel, runs: dict[str, Run]) -> 
 
     axis.set_xlabel("training step")
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     if title == "exact accuracy":
         axis.set_ylim(-0.03, 1.03)
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     else:
         axis.set_ylim(bottom=0 if axis.get_ylim()[0] > 0 else None)
+
+
+def plain(axis: "Axes", lines: str = "both") -> None:
+    """The look of all charts: faint lines, of x, y or both, behind what is drawn; no frame above and at the right."""
+    axis.grid(axis=lines, alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def label(name: str) -> str:

@@ -1,8 +1,10 @@
 """The one place that knows about ranks. One process is the same code with a world of size 1."""
 
 import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,19 @@ class Ranks:
             dist.barrier()
             dist.destroy_process_group()
 
+    @contextmanager
+    def connected(self, device: torch.device) -> Iterator[None]:
+        """What ranks work together in. One that finds that another has ended says so in a line."""
+        self.connect(device)
+        try:
+            yield
+        except RuntimeError as error:
+            lost = re.search(r"Connection \w+ by peer( \[\S+\]:\d+)?", str(error))  # in gloo's words
+            if self.world_size == 1 or lost is None:
+                raise
+            raise UserError(f"another rank has ended, and its own output says why ({lost[0]})") from error
+        self.close()
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -89,18 +104,19 @@ class Ranks:
     def from_main(self, call: Callable[[], Any]) -> Any:
         """Give every rank what rank 0's `call()` returns.
 
-        A `UserError` there ends all ranks: the others leave with its exit code, and the line is printed once.
+        A `UserError` there, or an error of the operating system, ends all ranks: the others leave with its exit code,
+        and the line is printed once.
         """
-        value, refusal = None, None
+        value, error = None, None
         if self.is_main:
             try:
                 value = call()
-            except UserError as error:
-                refusal = str(error)
-        value, refusal = self.broadcast_object((value, refusal))
-        if refusal is None:
+            except (UserError, OSError) as its:
+                error = its
+        value, failed = self.broadcast_object((value, error is not None))
+        if not failed:
             return value
-        raise UserError(refusal) if self.is_main else SystemExit(2)
+        raise SystemExit(2) if error is None else error
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Give every rank the values of all, in order."""

@@ -3,19 +3,15 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.format import content_digest, same_content
 from errors import UserError
 from models.losses import ACTLossHead, measure
 from puzzle_dataset import PuzzleDataset
 from training.calibration import calibration_error, confidence_bins
-from training.checkpoints import trained_on
-from training.config import PretrainConfig
 from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
 from training.metrics import eval_metrics, progress_bar, reduce_metrics
@@ -27,23 +23,6 @@ log = logging.getLogger(__name__)
 # In an evaluation batch on one GPU: a Sudoku takes 82 of them, a maze or an ARC grid 901. The bound is fixed, so that
 # all GPUs compute the same; at the published sizes a step then takes about 2 GB.
 TOKENS = 128 * 1024
-
-
-def check_data(checkpoint: Path, run: PretrainConfig, data_path: str | None) -> None:
-    """Raise `UserError` if the run's dataset was built anew since the checkpoint was trained on it.
-
-    A `data_path` that the user names is what they asked for. Without a train split, or for a checkpoint of an earlier
-    version or of the original, nobody can tell.
-    """
-    trained, split = trained_on(checkpoint), Path(run.data_path) / "train"
-    if data_path is not None or trained is None or not (split / "dataset.json").exists():
-        return
-    content = content_digest(split)
-    if not same_content(content, trained):
-        raise UserError(
-            f"{checkpoint} was trained on {run.data_path} of content {trained}, which is {content} now: it was built "
-            f"anew; give data_path=… to evaluate on it all the same"
-        )
 
 
 def choose_batch_size(
@@ -92,9 +71,7 @@ def evaluate_split(
     """
     if dataset.num_examples() == 0:
         raise UserError(f"{dataset.config.dataset_path}/{dataset.split} holds no examples to evaluate")
-    sums: dict[str, dict[str, Tensor]] = {}
-    bins: dict[tuple[str, str], Tensor] = {}  # of confidence, by set and rule
-    saved = defaultdict(list)
+    totals, saved = _Totals(), defaultdict(list)
     head.eval()
     batches = progress_bar(
         dataset.test_batches(),
@@ -111,27 +88,44 @@ def evaluate_split(
         for set_name, batch, examples in batches:
             batch = {name: field.to(device) for name, field in batch.items()}
             done = reasoner.run(batch, len(examples), by_step)
-            halted = torch.ones_like(done.steps, dtype=torch.bool)
-            _, metrics = head.score(done.outputs, done.data["labels"], done.steps, halted)
-            rules = {"": (done.outputs, done.steps)}
-            if done.at_halt is not None:
-                rules["halt_q/"] = (done.at_halt.outputs, done.at_halt.steps)
-            for rule, (outputs, steps) in rules.items():
-                measured, exact, labelled = measure(outputs, done.data["labels"], steps, halted)
-                metrics |= {f"{rule}{key}": value for key, value in measured.items() if rule and key != "count"}
-                counted = confidence_bins(outputs["q_halt_logits"], exact, labelled > 0)
-                bins[set_name, rule] = bins[set_name, rule] + counted if (set_name, rule) in bins else counted
-            before = sums.get(set_name)
-            sums[set_name] = {key: before[key] + value for key, value in metrics.items()} if before else metrics
+            totals.add(set_name, done, head)
             for key, value in (done.data | done.outputs).items():
                 if key in save_outputs:
                     saved[key].append(value.cpu())
             if writer is not None:
                 writer.append({"examples": examples} | compact_rows(done, len(examples), writer.row_types))
             after_batch()
-    reduced = {name: reduce_metrics(metrics, ranks) for name, metrics in sums.items()}
-    errors = {key: ranks.sum_to_main(counted).cpu() for key, counted in bins.items()}
-    return eval_metrics(reduced) | calibration_metrics(errors), {key: torch.cat(parts) for key, parts in saved.items()}
+    return totals.metrics(ranks), {key: torch.cat(parts) for key, parts in saved.items()}
+
+
+class _Totals:
+    """What is summed over the batches of a split, on the device."""
+
+    def __init__(self):
+        self._sums: dict[str, dict[str, Tensor]] = {}  # of metrics, by set
+        self._bins: dict[tuple[str, str], Tensor] = {}  # of confidence, by set and rule
+
+    def add(self, set_name: str, done: Finished, head: ACTLossHead) -> None:
+        """A batch of a set: its metrics and confidences, by either rule of halting that it was run for."""
+        halted = torch.ones_like(done.steps, dtype=torch.bool)
+        _, metrics = head.score(done.outputs, done.data["labels"], done.steps, halted)
+        rules = {"": (done.outputs, done.steps)}
+        if done.at_halt is not None:
+            rules["halt_q/"] = (done.at_halt.outputs, done.at_halt.steps)
+        for rule, (outputs, steps) in rules.items():
+            measured, exact, labelled = measure(outputs, done.data["labels"], steps, halted)
+            metrics |= {f"{rule}{key}": value for key, value in measured.items() if rule and key != "count"}
+            counted = confidence_bins(outputs["q_halt_logits"], exact, labelled > 0)
+            before = self._bins.get((set_name, rule))
+            self._bins[set_name, rule] = counted if before is None else before + counted
+        before = self._sums.get(set_name)
+        self._sums[set_name] = {key: before[key] + value for key, value in metrics.items()} if before else metrics
+
+    def metrics(self, ranks: Ranks) -> dict[str, float]:
+        """`eval/…` over all ranks, on rank 0 only. All ranks call it."""
+        reduced = {name: reduce_metrics(metrics, ranks) for name, metrics in self._sums.items()}
+        errors = {key: ranks.sum_to_main(counted).cpu() for key, counted in self._bins.items()}
+        return eval_metrics(reduced) | calibration_metrics(errors)
 
 
 def calibration_metrics(bins: dict[tuple[str, str], Tensor]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from errors import UserError
+from errors import UserError, some_of
 from models.act import find_architecture
 
 log = logging.getLogger(__name__)
@@ -106,5 +106,4 @@ def _arch_in_our_keys(arch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(keys: list) -> str:
-    more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
-    return ", ".join(f"{key!a:.60}" for key in keys[:MOST_NAMED]) + more
+    return some_of([f"{key!a:.60}" for key in keys], MOST_NAMED)

@@ -128,8 +128,7 @@ class MetricsLog:
     ):
         """A resumed run keeps its W&B run and the first `keep_bytes` of metrics.jsonl: the lines up to its state."""
         self._file, self._digest, self._size = None, hashlib.sha256(), 0
-        if ranks.is_main:
-            self._open(folder / METRICS_FILE, keep_bytes)
+        ranks.from_main(lambda: self._open(folder / METRICS_FILE, keep_bytes))
         self._wandb = _start_wandb(folder, config, num_params, wandb_id) if ranks.is_main else None
         self.wandb_id = wandb_id if self._wandb is None else self._wandb.id
 

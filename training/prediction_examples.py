@@ -13,7 +13,7 @@ import torch
 
 from dataset.format import read_identifiers
 from models.losses import IGNORE_LABEL_ID
-from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from puzzle_dataset import PuzzleDataset
 from puzzles.kind import PAD, Kind
 from training.calibration import BINS, calibration_error, confidence_bins
 from training.prediction_rows import PredictionRows, exactly_right
@@ -61,18 +61,13 @@ def look_at(prefix: Path, data_path: Path) -> Seen:
     manifest = read_manifest(prefix)
     parts = read_predictions(prefix, data_path, manifest.split, rows=1024, extras=("steps", "answers_by_step"))
     names = read_identifiers(data_path) if (data_path / "identifiers.json").exists() else []
-    seen = Seen(manifest, kind_at(data_path, manifest.split), "answers_by_step" in manifest.fields)
+    kind = PuzzleDataset.alone(data_path, manifest.split).kind
+    seen = Seen(manifest, kind, "answers_by_step" in manifest.fields)
     if manifest.halt == "q":
         seen.halted = np.zeros(manifest.max_steps + 1, np.int64)
     for rows in parts:
         add(seen, rows, names)
     return seen
-
-
-def kind_at(data_path: Path, split: str) -> Kind:
-    one_by_one = dict(seed=0, global_batch_size=1, epochs_per_iter=1, rank=0, num_replicas=1)
-    config = PuzzleDatasetConfig(dataset_path=str(data_path), test_set_mode=True, **one_by_one)
-    return PuzzleDataset(config, split).kind
 
 
 def add(seen: Seen, rows: PredictionRows, names: list[str]) -> None:

@@ -148,14 +148,15 @@ class PredictionWriter:
 
     def __enter__(self) -> "PredictionWriter":
         with self._or_discard():
-            if self.ranks.is_main:
-                self.place.parent.mkdir(parents=True, exist_ok=True)
-                self._folder = self._stack.enter_context(temporary_folder(self.place))
-            name = self.ranks.broadcast_object(self._folder.name if self.ranks.is_main else None)
-            self._folder = self.place.with_name(name)
+            self._folder = self.place.with_name(self.ranks.from_main(self._make_folder))
             for field, (shape, dtype) in self.row_types.items():
                 self._streams[field] = NpyStream(_part(self._folder, field, self.ranks.rank), shape, dtype)
         return self
+
+    def _make_folder(self) -> str:
+        """On rank 0; -> its name."""
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        return self._stack.enter_context(temporary_folder(self.place)).name
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
         """Add rows: every field of `row_types`, equally long."""
@@ -176,13 +177,7 @@ class PredictionWriter:
                 stream.close()
             self._sync_parts()
             self.ranks.barrier()
-            if self.ranks.is_main:
-                self._manifest.digests = self._collect_digests()
-                with durably(self._folder / "manifest.json") as file:
-                    file.write(self._manifest.model_dump_json(indent=1).encode())
-                put_in_place(self._folder, self.place)
-                self._stack.close()
-            self.ranks.barrier()
+            self.ranks.from_main(self._finish)
 
     def _sync_parts(self) -> None:
         """Put this rank's files on disk, and leave their digests for rank 0."""
@@ -193,6 +188,14 @@ class PredictionWriter:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         (self._folder / f"digests.{self.ranks.rank}.json").write_text(json.dumps(digests))
+
+    def _finish(self) -> None:
+        """On rank 0, when the files of all ranks are on disk."""
+        self._manifest.digests = self._collect_digests()
+        with durably(self._folder / "manifest.json") as file:
+            file.write(self._manifest.model_dump_json(indent=1).encode())
+        put_in_place(self._folder, self.place)
+        self._stack.close()
 
     def _collect_digests(self) -> dict[str, str]:
         digests = {}
@@ -306,22 +309,9 @@ def _read_compact(
     extras = [field for field in extras if field in manifest.fields]
     _check_dataset(folder, manifest, split_folder, metadata, other_data)
     sets = [load_set(split_folder, name, metadata) for name in metadata.sets]
-    total = sum(len(puzzles.inputs) for puzzles in sets)
-    examples = []
     for rank in range(manifest.world_size):
         _check_part(folder, manifest, rank, extras)
-        mine = np.array(_map_part(folder, manifest, "examples", rank))
-        if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
-            raise UserError(
-                f"{_part(folder, 'examples', rank)} does not ascend within 0..{total - 1}, the examples of "
-                f"{split_folder}; {AGAIN}"
-            )
-        examples.append(mine)
-    found = sum(map(len, examples))
-    if found != manifest.examples:
-        raise UserError(f"{folder} has {found} of {manifest.examples} examples; {AGAIN}")
-    if len(np.unique(np.concatenate(examples))) != found:
-        raise UserError(f"{folder} has predictions of two ranks for the same example; {AGAIN}")
+    examples = _examples(folder, manifest, split_folder, total=sum(len(puzzles.inputs) for puzzles in sets))
 
     def read() -> Iterator[PredictionRows]:
         for rank, mine in enumerate(examples):
@@ -363,6 +353,25 @@ def _check_dataset(
             f"{split_folder} has content {content}: it was built anew or is another; evaluate again, name the dataset "
             f"that was evaluated, or give other_data=true to use them all the same"
         )
+
+
+def _examples(folder: Path, manifest: Manifest, split_folder: Path, total: int) -> list[np.ndarray]:
+    """The examples of each rank. Raises `UserError` if they are not some of the split's `total`, each once."""
+    examples = []
+    for rank in range(manifest.world_size):
+        mine = np.array(_map_part(folder, manifest, "examples", rank))
+        if len(mine) and (mine[0] < 0 or mine[-1] >= total or (np.diff(mine) <= 0).any()):
+            raise UserError(
+                f"{_part(folder, 'examples', rank)} does not ascend within 0..{total - 1}, the examples of "
+                f"{split_folder}; {AGAIN}"
+            )
+        examples.append(mine)
+    found = sum(map(len, examples))
+    if found != manifest.examples:
+        raise UserError(f"{folder} has {found} of {manifest.examples} examples; {AGAIN}")
+    if len(np.unique(np.concatenate(examples))) != found:
+        raise UserError(f"{folder} has predictions of two ranks for the same example; {AGAIN}")
+    return examples
 
 
 def _check_part(folder: Path, manifest: Manifest, rank: int, extras: Collection[str]) -> None:

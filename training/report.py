@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from errors import UserError, one_line_errors
+from errors import UserError, one_line_errors, warn
 from files import PNG, check_output, check_writable, read_json, write_atomically
 from training.curves import COLUMNS, Run, check_history, draw, metrics_file, read_run
 from training.options import StrictModel, from_cli
@@ -91,9 +91,9 @@ def report(folders: list[Path], out: Path | None = None) -> Path:
         try:
             check_history(folder, "restore it if you did not mean to change it")
         except UserError as changed:
-            print(f"warning: {changed}", file=sys.stderr)
+            warn(str(changed))
         if run.torn:
-            print(f"warning: the last line of {folder / 'metrics.jsonl'} is not whole: left out", file=sys.stderr)
+            warn(f"the last line of {folder / 'metrics.jsonl'} is not whole: left out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font lacks a character of a name
         figure, content = draw(runs), page_of(folders, runs) if page is not None else b""

@@ -17,7 +17,7 @@ import numpy as np
 from errors import UserError
 from files import read_json
 from puzzles.draw import DARK, PALETTE, board_image
-from training.curves import draw_panel, shown_panels
+from training.curves import draw_panel, plain, shown_panels
 from training.run_facts import Facts, command_of, differences, said
 from training.wording import counted, duration, operations
 
@@ -229,7 +229,7 @@ def reliability_chart(seen: "Seen") -> "Figure":
     axis.plot(100 * sure, 100 * exact, color=COLOURS[0], lw=1.2)
     axis.scatter(100 * sure, 100 * exact, s=15 + 250 * puzzles[some] / puzzles.max(), color=COLOURS[0], alpha=0.7, lw=0)
     axis.set(xlabel="how sure the model is, %", ylabel="puzzles right, %", xlim=(-3, 103), ylim=(-5, 105))
-    _plain(axis)
+    plain(axis, "y")
     return figure
 
 
@@ -239,14 +239,8 @@ def halting_chart(halted: np.ndarray) -> "Figure":
     axis.bar(steps, halted[1:], width=0.85, color=COLOURS[0])
     axis.set(xlabel="reasoning steps taken", ylabel="puzzles", xlim=(0.3, len(halted) - 0.3))
     axis.locator_params(axis="x", integer=True)
-    _plain(axis)
+    plain(axis, "y")
     return figure
-
-
-def _plain(axis: Any) -> None:
-    axis.grid(axis="y", alpha=0.3)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 # Predictions

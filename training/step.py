@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.format import PuzzleDatasetMetadata
-from errors import UserError
+from errors import UserError, some_of
 from models.act import Carry
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseSignSGD
@@ -189,8 +189,9 @@ def check_gradients(state: TrainState) -> None:
     not sum what only some have."""
     missing = [name for name, p in state.head.named_parameters() if p.requires_grad and p.grad is None]
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(f"the loss does not depend on {shown}; use or remove these parameters of the architecture")
+        raise UserError(
+            f"the loss does not depend on {some_of(missing, 3)}; use or remove these parameters of the architecture"
+        )
 
 
 def set_learning_rates(state: TrainState, config: PretrainConfig) -> float:

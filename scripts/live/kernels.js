@@ -84,27 +84,36 @@ function plainGate(f, gate, up, out, count) {
 // ---------- The module ----------
 
 // The bytes of a WebAssembly module with `matmul` and `gate`, of the arguments above with strides and addresses in
-// bytes. It is written as trees in the order of evaluation: an operand is a local's number or nested code.
+// bytes.
 function assembleKernels(relaxed) {
-  const leb = value => {  // unsigned
-    const bytes = [];
-    do { bytes.push((value & 127) | (value > 127 ? 128 : 0)); value >>>= 7; } while (value);
-    return bytes;
-  };
-  const signed = value => {
-    const bytes = [];
-    for (;;) {
-      const byte = value & 127;
-      value >>= 7;
-      if ((value === 0 && !(byte & 64)) || (value === -1 && byte & 64)) return [...bytes, byte];
-      bytes.push(byte | 128);
-    }
-  };
+  const code = createInstructions(relaxed);
+  return moduleBytes({ matmul: matmulCode(code), gate: gateCode(code) });
+}
+
+// Numbers as WebAssembly writes them, without a sign and with one.
+function leb(value) {
+  const bytes = [];
+  do { bytes.push((value & 127) | (value > 127 ? 128 : 0)); value >>>= 7; } while (value);
+  return bytes;
+}
+
+function signedLeb(value) {
+  const bytes = [];
+  for (;;) {
+    const byte = value & 127;
+    value >>= 7;
+    if ((value === 0 && !(byte & 64)) || (value === -1 && byte & 64)) return [...bytes, byte];
+    bytes.push(byte | 128);
+  }
+}
+
+// What code is written with: trees in the order of evaluation, in which an operand is a local's number or nested code.
+function createInstructions(relaxed) {
   const simd = code => [0xfd, ...leb(code)];
   const code = operand => typeof operand === "number" ? [0x20, ...leb(operand)] : operand;  // local.get
   const apply = (operation, ...operands) => [...operands.flatMap(code), ...operation];
   const set = (local, value) => [...code(value), 0x21, ...leb(local)];
-  const int = value => [0x41, ...signed(value)];
+  const int = value => [0x41, ...signedLeb(value)];
   const plus = (a, b) => apply([0x6a], a, b), minus = (a, b) => apply([0x6b], a, b), times = (a, b) => apply([0x6c], a, b);
   const vector = value => {  // four times the same float
     const bytes = new Uint8Array(new Float32Array([value, value, value, value]).buffer);
@@ -119,66 +128,70 @@ function assembleKernels(relaxed) {
   // Run `body`, then count the local down; until it is 0.
   const countdown = (local, by, body) =>
     [0x03, 0x40, ...body.flat(), ...minus(local, int(by)), 0x22, ...leb(local), 0x0d, 0, 0x0b];
+  return { simd, apply, set, int, plus, minus, times, vector, load, splat, store, add, sub, mul, div, fma, countdown };
+}
 
-  const matmul = () => {
-    const [a, b, c, rows, columns, depth, aRow, bPanel, bRow, cRow] = Array(10).keys();
-    const [row, k, from, to] = [10, 11, 12, 13], at = [14, 15, 16, 17];  // i32
-    const b0 = 18, b1 = 19, one = 20, sums = Array.from({ length: 8 }, (_, i) => 21 + i);  // v128
-    const step = [
-      set(b0, load(from)), set(b1, load(from, 16)),
-      ...at.flatMap((address, i) => [
-        set(one, splat(address)), set(sums[2 * i], fma(one, b0, sums[2 * i])),
-        set(sums[2 * i + 1], fma(one, b1, sums[2 * i + 1])), set(address, plus(address, int(4))),
-      ]),
-      set(from, plus(from, bRow)),
-    ];
-    const fourRows = [
-      ...sums.map(sum => set(sum, vector(0))),
-      ...at.slice(1).map((address, i) => set(address, plus(at[i], aRow))),
-      set(from, b), set(k, depth), countdown(k, 1, step),  // this leaves at[0] behind the row
-      ...[0, 1, 2, 3].flatMap(i => [
-        store(to, 0, sums[2 * i]), store(to, 16, sums[2 * i + 1]), set(to, plus(to, cRow)),
-      ]),
-      set(at[0], plus(minus(at[0], times(depth, int(4))), times(aRow, int(4)))),
-    ];
-    const panel = [
-      set(at[0], a), set(to, c), set(row, rows), countdown(row, 4, fourRows),
-      set(b, plus(b, bPanel)), set(c, plus(c, int(32))),
-    ];
-    return { parameters: 10, ints: 8, vectors: 11, body: countdown(columns, 8, [...panel]) };
+function matmulCode({ countdown, fma, int, load, minus, plus, set, splat, store, times, vector }) {
+  const [a, b, c, rows, columns, depth, aRow, bPanel, bRow, cRow] = Array(10).keys();
+  const [row, k, from, to] = [10, 11, 12, 13], at = [14, 15, 16, 17];  // i32
+  const b0 = 18, b1 = 19, one = 20, sums = Array.from({ length: 8 }, (_, i) => 21 + i);  // v128
+  const step = [
+    set(b0, load(from)), set(b1, load(from, 16)),
+    ...at.flatMap((address, i) => [
+      set(one, splat(address)), set(sums[2 * i], fma(one, b0, sums[2 * i])),
+      set(sums[2 * i + 1], fma(one, b1, sums[2 * i + 1])), set(address, plus(address, int(4))),
+    ]),
+    set(from, plus(from, bRow)),
+  ];
+  const fourRows = [
+    ...sums.map(sum => set(sum, vector(0))),
+    ...at.slice(1).map((address, i) => set(address, plus(at[i], aRow))),
+    set(from, b), set(k, depth), countdown(k, 1, step),  // this leaves at[0] behind the row
+    ...[0, 1, 2, 3].flatMap(i => [
+      store(to, 0, sums[2 * i]), store(to, 16, sums[2 * i + 1]), set(to, plus(to, cRow)),
+    ]),
+    set(at[0], plus(minus(at[0], times(depth, int(4))), times(aRow, int(4)))),
+  ];
+  const panel = [
+    set(at[0], a), set(to, c), set(row, rows), countdown(row, 4, fourRows),
+    set(b, plus(b, bPanel)), set(c, plus(c, int(32))),
+  ];
+  return { parameters: 10, ints: 8, vectors: 11, body: countdown(columns, 8, [...panel]) };
+}
+
+// e^x = 2^n · e^r with n the nearest integer to x / ln 2, and e^r by Cephes' polynomial: 1e-7 off at most.
+function gateCode({ add, apply, countdown, div, fma, int, load, mul, plus, set, simd, store, sub, vector }) {
+  const [gate_, up, out, count] = Array(4).keys(), [g, x, n, r] = [4, 5, 6, 7];
+  const polynomial = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5]
+    .map(vector).reduce((sum, next) => fma(sum, r, next));
+  const power = apply(simd(0xab), apply(simd(0xae), apply(simd(0xf8), n), [...int(127), ...simd(0x11)]), int(23));
+  return {
+    parameters: 4, ints: 0, vectors: 4,
+    body: countdown(count, 4, [
+      set(g, load(gate_)),
+      set(x, apply(simd(0xe8), apply(simd(0xe9), sub(vector(0), g), vector(-87)), vector(88))),  // min(max(-g, …), …)
+      set(n, apply(simd(0x6a), mul(x, vector(1.44269504088896341)))),
+      set(r, fma(n, vector(2.12194440e-4), fma(n, vector(-0.693359375), x))),
+      set(r, add(fma(polynomial, mul(r, r), r), vector(1))),
+      store(out, 0, mul(div(g, add(vector(1), mul(r, power))), load(up))),
+      ...[gate_, up, out].map(address => set(address, plus(address, int(16)))),
+    ]),
   };
+}
 
-  // e^x = 2^n · e^r with n the nearest integer to x / ln 2, and e^r by Cephes' polynomial: 1e-7 off at most.
-  const gate = () => {
-    const [gate_, up, out, count] = Array(4).keys(), [g, x, n, r] = [4, 5, 6, 7];
-    const polynomial = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5]
-      .map(vector).reduce((sum, next) => fma(sum, r, next));
-    const power = apply(simd(0xab), apply(simd(0xae), apply(simd(0xf8), n), [...int(127), ...simd(0x11)]), int(23));
-    return {
-      parameters: 4, ints: 0, vectors: 4,
-      body: countdown(count, 4, [
-        set(g, load(gate_)),
-        set(x, apply(simd(0xe8), apply(simd(0xe9), sub(vector(0), g), vector(-87)), vector(88))),  // min(max(-g, …), …)
-        set(n, apply(simd(0x6a), mul(x, vector(1.44269504088896341)))),
-        set(r, fma(n, vector(2.12194440e-4), fma(n, vector(-0.693359375), x))),
-        set(r, add(fma(polynomial, mul(r, r), r), vector(1))),
-        store(out, 0, mul(div(g, add(vector(1), mul(r, power))), load(up))),
-        ...[gate_, up, out].map(address => set(address, plus(address, int(16)))),
-      ]),
-    };
-  };
-
-  const functions = [["matmul", matmul()], ["gate", gate()]];
+// A module of these functions, whose arguments are all i32, on the memory `heap.memory`.
+function moduleBytes(functions) {
+  const names = Object.keys(functions), codes = Object.values(functions);
   const text = name => [...leb(name.length), ...[...name].map(letter => letter.charCodeAt(0))];
   const list = entries => [...leb(entries.length), ...entries.flat()];
   const section = (id, content) => [id, ...leb(content.length), ...content];
   return new Uint8Array([
     0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
-    ...section(1, list(functions.map(([, { parameters }]) => [0x60, ...list(Array(parameters).fill([0x7f])), 0]))),
+    ...section(1, list(codes.map(({ parameters }) => [0x60, ...list(Array(parameters).fill([0x7f])), 0]))),
     ...section(2, list([[...text("heap"), ...text("memory"), 2, 0, 1]])),
-    ...section(3, list(functions.map((_, i) => [i]))),
-    ...section(7, list(functions.map(([name], i) => [...text(name), 0, i]))),
-    ...section(10, list(functions.map(([, { ints, vectors, body }]) => {
+    ...section(3, list(codes.map((_, i) => [i]))),
+    ...section(7, list(names.map((name, i) => [...text(name), 0, i]))),
+    ...section(10, list(codes.map(({ ints, vectors, body }) => {
       const locals = list([[...leb(ints), 0x7f], [...leb(vectors), 0x7b]].filter(([many]) => many));
       const all = [...locals, ...body, 0x0b];
       return [...leb(all.length), ...all];
