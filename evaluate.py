@@ -5,7 +5,7 @@ of steps, and the puzzles per second over all ranks, timed after one warm-up ste
 """
 
 import training.launcher
-import training.threads  # noqa: F401, before torch loads
+import training.threads  # before torch loads
 
 # isort: split
 
@@ -212,7 +212,7 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
-        with ranks.connected(device):
+        with ranks.connected(device), training.launcher.watched():  # else the ranks of a killed torchrun go on
             evaluate_checkpoint(config, ranks, device)
 
 

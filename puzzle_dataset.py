@@ -145,11 +145,18 @@ class PuzzleDataset:
 
     def has_answers(self) -> bool:
         """Whether any label counts."""
+        return any(part.any() for part in self._answered_parts())
+
+    def answered(self) -> np.ndarray:
+        """Of every example of the split, its sets one after another: whether any label counts, (n,) bool."""
+        return np.concatenate(list(self._answered_parts()))
+
+    def _answered_parts(self) -> Iterator[np.ndarray]:
         stated = self.metadata.ignore_label_id
         ignored = [IGNORE_LABEL_ID, *([] if stated is None else [stated])]
         labels = (puzzles.labels for puzzles in self.sets.values())
         parts = (rows[start : start + 4096] for rows in labels for start in range(0, len(rows), 4096))
-        return not all(np.isin(part, ignored).all() for part in parts)
+        return (~np.isin(part, ignored).all(axis=1) for part in parts)
 
     def num_own_examples(self) -> int:
         """How many of them this rank evaluates."""

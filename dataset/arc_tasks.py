@@ -60,14 +60,15 @@ class _Combined(NamedTuple):
 def read_folders(places: Sequence[Path], invalid: list[str] | None = None) -> list[Task]:
     """The tasks of all folders and files, in their order, then by the names of folders and files.
 
-    With `invalid`, what is wrong with a task or file is added to it and the others are read; else it is a `UserError`.
+    With `invalid`, what is wrong with a task, file or folder is added to it and the others are read; else it is a
+    `UserError`.
     """
     _refuse_missing(places)
     within = {place if place.is_dir() else place.parent for place in places}
     found: list[Task | _Combined] = []
     solutions: dict[Path, dict[str, Any]] = {}
     strange: list[Path] = []
-    for file, sets in (entry for place in places for entry in _json_files(place)):
+    for file, sets in (entry for place in places for entry in _json_files(place, invalid)):
         with _noting(invalid):
             content = read_json(file, "fetch it again", LARGEST_FILE)
             what, held_out = _recognise(content), not HELD_OUT.isdisjoint(sets)
@@ -113,17 +114,20 @@ def _refuse_missing(places: Sequence[Path]) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    return not folder.is_dir() or not any(folder.iterdir())
+    try:
+        return not folder.is_dir() or not any(folder.iterdir())
+    except OSError:  # which `_walk` reports
+        return False
 
 
-def _json_files(place: Path) -> list[tuple[Path, tuple[str, ...]]]:
+def _json_files(place: Path, invalid: list[str] | None) -> list[tuple[Path, tuple[str, ...]]]:
     """The JSON files of a folder, or the file itself with the solutions beside it; and the sets that each is in."""
     if place.is_file():
         beside = _solutions_of(place)
         files = [place, *([beside] if beside != place and beside.is_file() else [])]
         return [(file, (place.resolve().parent.name.lower(),)) for file in files]
-    files = list(_walk(place, frozenset()))
-    if not files:
+    files = list(_walk(place, frozenset(), invalid))
+    if not files and not invalid:
         raise UserError(
             f"--dataset-dirs {place} holds no .json file; name a folder of ARC tasks, or a JSON file of them"
         )
@@ -131,16 +135,30 @@ def _json_files(place: Path) -> list[tuple[Path, tuple[str, ...]]]:
     return [(file, tuple(map(str.lower, file.relative_to(place).parent.parts or own))) for file in files]
 
 
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[Path], invalid: list[str] | None) -> Iterator[Path]:
     # Sorted, since the order in a directory differs between file systems. Hidden entries are the system's.
     here = folder.resolve()
     if here in above:  # a link back up
         return
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    entries, folders = [], []
+    with _listing(folder, invalid):
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     yield from (path for path in entries if path.suffix.lower() == ".json")
     for path in entries:
-        if path.suffix.lower() != ".json" and path.is_dir():
-            yield from _walk(path, above | {here})
+        if path.suffix.lower() != ".json":
+            with _listing(path, invalid):
+                folders += [path] * path.is_dir()
+    for below in folders:
+        yield from _walk(below, above | {here}, invalid)
+
+
+@contextmanager
+def _listing(place: Path, invalid: list[str] | None) -> Iterator[None]:
+    with _noting(invalid):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot read {place}: {error.strerror}; allow it to be read") from None
 
 
 def _recognise(content: Any) -> str | None:

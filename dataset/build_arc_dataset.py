@@ -92,8 +92,8 @@ class ArcConfig(BaseModel):
     )
     skip_invalid: bool = Field(
         False,
-        description="pass over tasks with a mistake, such as a grid over 30x30, and over files that cannot be "
-        "read; each is named. Otherwise the first ends the build",
+        description="pass over tasks with a mistake, such as a grid over 30x30, and over files and folders that "
+        "cannot be read; each is named. Otherwise the first ends the build",
     )
     drop_leaked: bool = Field(
         False, description="leave out of train every pair that is also a test (or val) pair of any task"
@@ -115,7 +115,7 @@ def read_tasks(config: ArcConfig) -> list[Task]:
     for message in invalid:
         warn(f"passed over (--skip-invalid): {message}")
     if invalid:
-        warn(f"{len(invalid)} invalid tasks or files were passed over, {len(tasks)} tasks were read")
+        warn(f"{len(invalid)} invalid tasks, files or folders were passed over, {len(tasks)} tasks were read")
     if not tasks:
         raise UserError("--skip-invalid leaves no task; correct what is invalid")
     tasks, several = unite_versions(tasks)

@@ -1,14 +1,13 @@
-"""Tasks of reasoning-gym (PyPI) as pairs of grids: their examples, made by the package, one by one.
+"""Tasks of reasoning-gym (PyPI) as pairs of grids: their examples, made by the package one by one, all different.
 
-Arrays come from an example's metadata where it has them, else out of its question and answer. What a question says
-beside its grid is drawn into the input, for it decides on the answer: the turn of `rotate_matrix` is a row of arrows
-above the matrix, the inequalities of `futoshiki` stand between the cells. Where examples belong to different tasks
-(`rearc`, `arc_1d`), the id says to which.
+dataset/gym_readers.py says which tasks fit, and how they are drawn.
 """
 
+import io
 import json
-import re
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from dataset.gym_readers import IDS, READERS, REFUSED, SIZES
+from dataset.pair_table import MAX_SYMBOLS
 from dataset.pairs import Example
 from errors import UserError, first_line
 from puzzles.cells import Rows
@@ -27,79 +28,6 @@ _TASK_SIZE = 1 << 30  # examples that a task pretends to have
 _OURS = {"seed": "--seed", "size": "--num-train and --num-test"}
 
 
-# Entries of tasks -> input and output, rows of cells each, None in a hole
-
-
-def _boards(entry: dict) -> tuple[list, list]:
-    """Number puzzles, whose empty cells are 0."""
-    puzzle, solution = entry["metadata"]["puzzle"], entry["metadata"]["solution"]
-    return [[cell or "." for cell in row] for row in puzzle], solution
-
-
-def _queens(entry: dict) -> tuple[list, list]:
-    return entry["metadata"]["puzzle"], [row.split() for row in entry["answer"].split("\n")]
-
-
-def _futoshiki(entry: dict) -> tuple[list, list]:
-    """Cells with their inequalities between them, and holes where there is none."""
-    drawn = []
-    for board in _boards(entry):
-        size = 2 * len(board) - 1
-        rows: list[list] = [[None] * size for _ in range(size)]
-        for r, row in enumerate(board):
-            rows[2 * r][::2] = row
-        for r1, c1, r2, c2, sign in entry["metadata"]["constraints"]:
-            rows[r1 + r2][c1 + c2] = sign if r1 == r2 else {"<": "∧", ">": "∨"}[sign]
-        drawn.append(rows)
-    return drawn[0], drawn[1]
-
-
-def _matrix(entry: dict) -> tuple[list, list]:
-    return entry["metadata"]["matrix"], entry["metadata"]["solution"]
-
-
-def _rotation(entry: dict) -> tuple[list, list]:
-    """Above the matrix stands, in every column, an arrow to where its top goes."""
-    matrix, solution = _matrix(entry)
-    arrow = "↑→↓←"[entry["metadata"]["num_rotations"] % 4]
-    return [[arrow] * len(matrix[0]), *matrix], solution
-
-
-def _spiral(entry: dict) -> tuple[list, list]:
-    matrix, sequence = _matrix(entry)
-    return matrix, [sequence]
-
-
-def _arrays(entry: dict) -> tuple[list, list]:
-    """The last array of the question, and the answer, both in JSON."""
-    question = re.search(r".*(\[\s*\[.*\]\s*\])", entry["question"], re.DOTALL)[1]
-    return json.loads(question), json.loads(entry["answer"])
-
-
-def _pair(entry: dict) -> tuple[list, list]:
-    return entry["metadata"]["input"], entry["metadata"]["output"]
-
-
-def _sequences(entry: dict) -> tuple[list, list]:
-    pair = entry["metadata"]["test_example"]
-    return [pair["input"]], [pair["output"]]
-
-
-_READERS: dict[str, Callable[[dict], tuple[list, list]]] = {
-    "arc_1d": _sequences,
-    "binary_matrix": _matrix,
-    "futoshiki": _futoshiki,
-    "game_of_life": _arrays,
-    "mini_sudoku": _boards,
-    "n_queens": _queens,
-    "rearc": _pair,
-    "rotate_matrix": _rotation,
-    "spiral_matrix": _spiral,
-    "sudoku": _boards,
-}
-_IDS = {"arc_1d": "task_name", "rearc": "task_id"}  # where the metadata says to which task an example belongs
-
-
 @dataclass
 class GymTask:
     """A task with its configuration. Raises `UserError` for one that does not fit, or that the package refuses."""
@@ -108,25 +36,28 @@ class GymTask:
     config: dict[str, Any]
     seed: int
     _seen: set = field(default_factory=set)  # inputs of all splits
+    _symbols: set = field(default_factory=set)
 
     def __post_init__(self) -> None:
         package = load_package()
-        if self.name not in _READERS:
+        if self.name not in READERS:
             known = self.name in package.factory.DATASETS
-            reason = "its answers are not grids that can be read" if known else "reasoning-gym has no such task"
-            raise UserError(f"--task {self.name}: {reason}; those that fit are {', '.join(_READERS)}")
+            unfit = REFUSED.get(self.name, "its question and answer are not grids or short sequences")
+            reason = unfit if known else "reasoning-gym has no such task"
+            raise UserError(f"--task {self.name}: {reason}; those that fit are {', '.join(READERS)}")
         for key in _OURS.keys() & self.config.keys():
             raise UserError(f"--task-config {key}: say it by {_OURS[key]}")
         try:
-            start = int(np.random.SeedSequence(self.seed).generate_state(1)[0]) >> 1
-            self._entries = package.create_dataset(self.name, seed=start, size=_TASK_SIZE, **self.config)
+            self._start = int(np.random.SeedSequence(self.seed).generate_state(1)[0]) >> 1
+            self._size = SIZES.get(self.name, _TASK_SIZE)
+            self._entries = package.create_dataset(self.name, seed=self._start, size=self._size, **self.config)
         except Exception as error:  # asserts, and whatever a wrong type leads to
             reason = first_line(error).partition("__init__() ")[2] or first_line(error)
             raise UserError(f"--task-config: {self.name} refuses it: {reason:.200}") from None
 
     @property
     def has_ids(self) -> bool:
-        return self.name in _IDS
+        return self.name in IDS
 
     @property
     def rule(self) -> str | None:
@@ -137,35 +68,48 @@ class GymTask:
 
         An entry's own seed is the task's plus its index: train has the even indices, test the odd ones.
         """
-        found = 0
-        for tried in range(TRIES_PER_EXAMPLE * count):
+        found, tries = 0, min(TRIES_PER_EXAMPLE * count, self._size // 2)
+        for tried in range(tries):
             if found == count:
                 return
             example = self._example(2 * tried + (split != "train"), split)
+            if example is None:
+                continue
             key = (example.id, tuple(map(tuple, example.input)))
             if key not in self._seen:
                 self._seen.add(key)
+                self._symbols |= {cell for side in (example.input, example.output) for row in side for cell in row}
+                if len(self._symbols - {None}) > MAX_SYMBOLS:
+                    raise UserError(f"--task-config: {self.name} has more than {MAX_SYMBOLS} symbols; make it smaller")
                 found += 1
                 yield example
         if found < count:
             raise UserError(
-                f"--num-{split} {count}: {self.name} made only {found} more different examples in "
-                f"{TRIES_PER_EXAMPLE * count:,} tries; ask for fewer, or widen --task-config"
+                f"--num-{split} {count}: {self.name} made only {found} more different examples in {tries:,} tries; "
+                f"ask for fewer, or widen --task-config"
             )
 
-    def _example(self, index: int, split: str) -> Example:
+    def _example(self, index: int, split: str) -> Example | None:
         try:
-            entry = self._entries[index]
-            read = _READERS[self.name](entry)
+            entry = self.entry(index)
+            read = READERS[self.name](entry)
+            if read is None:
+                return None
             sides = [_rows(side) for side in read]
             numbers = all(type(cell) is int for side in read for row in side for cell in row)
-            name = str(entry["metadata"][_IDS[self.name]]) if self.has_ids else None
+            name = str(entry["metadata"][IDS[self.name]]) if self.has_ids else None
         except Exception as error:
             raise UserError(
                 f"reasoning-gym's {self.name}, example {index}: {type(error).__name__}: {first_line(error):.200}; try "
                 f"another --seed or --task-config, or the release that requirements-gym.txt names"
             ) from error
         return Example(f"{self.name}[{index}]", None, *sides, numbers=numbers, id=name, split=split)
+
+    def entry(self, index: int) -> dict:
+        """What the package makes, the same for every index whatever was made before."""
+        random.seed(self._start + index)  # `list_functions` draws from Python's own generator too
+        with redirect_stdout(io.StringIO()):  # the compiler of `bf` prints dots
+            return self._entries[index]
 
     def describe(self, folder: Path) -> None:
         """Write to the dataset what it was made of."""

@@ -29,8 +29,12 @@ def covered(score: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.concatenate([[0], np.cumsum(answered)]), np.concatenate([[0], np.cumsum(good)])
 
 
-def accuracy_at(score: np.ndarray, right: np.ndarray, coverages: tuple[float, ...] = COVERAGES) -> list[float]:
-    """The accuracy if only the surest share of the puzzles, rounded up, is answered."""
+def accuracy_at(
+    score: np.ndarray, right: np.ndarray, coverages: tuple[float, ...] = COVERAGES
+) -> list[float] | list[None]:
+    """The accuracy if only the surest share of the puzzles, rounded up, is answered; None without puzzles."""
+    if not len(score):
+        return [None] * len(coverages)
     wanted = [int(np.ceil(share * len(score))) for share in coverages]
     answered, good = covered(score, right)
     return (np.interp(wanted, answered, good) / wanted).tolist()
@@ -39,6 +43,8 @@ def accuracy_at(score: np.ndarray, right: np.ndarray, coverages: tuple[float, ..
 def risk_coverage(score: np.ndarray, right: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """-> (coverage, share of wrong answers there), at `points` coverages or at every one if there are fewer puzzles."""
     n = len(score)
+    if not n:
+        return np.zeros(0), np.zeros(0)
     wanted = np.unique(np.ceil(np.linspace(1 / n, 1, min(n, points)) * n))
     answered, good = covered(score, right)
     return wanted / n, 1 - np.interp(wanted, answered, good) / wanted

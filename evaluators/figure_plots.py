@@ -69,7 +69,7 @@ def draw_steps(report: dict[str, Any]) -> Figure:
             first, last = (puzzle["steps"][number - 1] for number in span)
             before = question if span[0] == 1 else puzzle["steps"][span[0] - 2]["answer"]
             changed = kind.visible(first["answer"]) != kind.visible(before)
-            solved = first["equal_cells"] == puzzle["cells"]
+            solved = first["equal_cells"] == puzzle["cells"] > 0
             numbers = f"step {span[0]}" if first is last else f"steps {span[0]}–{span[1]}"
             title = f"{numbers}{' ✓' if solved else ''}"
             _show_board(axis, title, kind, first["answer"], question, changed=changed, solution=solution)
@@ -162,7 +162,7 @@ def draw_scaling(report: dict[str, Any]) -> Figure:
 
 def draw_risk_coverage(report: dict[str, Any], curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Of every rule of a search: the share of wrong answers against the share of puzzles that are answered."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for number, (rule, (coverage, risk)) in enumerate(curves.items()):
         style = dict(
@@ -173,7 +173,7 @@ def draw_risk_coverage(report: dict[str, Any], curves: dict[str, tuple[np.ndarra
         axis.plot(100 * coverage, 100 * risk, label=f"{rule}{known}", **style)
     axis.set(xlabel="puzzles answered, the surest first, %", ylabel="wrong answers among them, %", xlim=(0, 100))
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     _plain_axes(figure)
     return figure
 

@@ -100,6 +100,18 @@ class Subject:
     puzzle_identifiers: Tensor  # (N,)
     max_steps: int
 
+    @property
+    def scored(self) -> np.ndarray:
+        """(N,) bool: which puzzles have an answer, as in evaluate.py. Raises `UserError` if none has."""
+        scored = (self.labels != IGNORE_LABEL_ID).any(1)
+        if not scored.any():
+            dataset = self.dataset
+            raise UserError(
+                f"no example of {dataset.config.dataset_path}/{dataset.split} has an answer, so that nothing is "
+                f"scored; name another split"
+            )
+        return scored
+
     def bar(self, passes: int):
         return progress_bar(total=passes * self.max_steps, desc="run", unit="step", enabled=True, leave=False)
 
@@ -167,7 +179,7 @@ def compute_steps(subject: Subject) -> dict[str, Any]:
     for rows, number, step in subject.answers():
         given = subject.inputs[rows].cpu().numpy()
         answers = subject.dataset.kind.counted(given, step.answer.cpu().numpy().astype(np.uint8))
-        equal = ((answers == subject.labels[rows]) & labelled[rows]).sum(1)
+        equal = ((step.answer.cpu().numpy() == subject.labels[rows]) & labelled[rows]).sum(1)
         for puzzle, answer, sure, right in zip(puzzles[rows], answers, step.confidence.tolist(), equal, strict=True):
             puzzle["steps"].append(
                 {"step": number + 1, "answer": answer, "confidence": sure, "equal_cells": int(right)}
@@ -297,7 +309,7 @@ def doubling(largest: int) -> list[int]:
 def compute_scaling(subject: Subject) -> dict[str, Any]:
     """Accuracy and mean steps for every limit, from a single run with the largest."""
     shape = (len(subject.examples), subject.max_steps)
-    exact, wants_to_halt = np.zeros(shape, bool), np.zeros(shape, bool)
+    exact, wants_to_halt, scored = np.zeros(shape, bool), np.zeros(shape, bool), subject.scored
     for rows, number, step in subject.answers():
         exact[rows, number] = exactly_right(step.answer.cpu().numpy(), subject.labels[rows])
         wants_to_halt[rows, number] = step.wants_to_halt.cpu().numpy()
@@ -305,7 +317,7 @@ def compute_scaling(subject: Subject) -> dict[str, Any]:
     return {
         "trained_steps": subject.run.arch.halt_max_steps,
         "limits": limits,
-        **halting_curves(exact, wants_to_halt, limits),
+        **halting_curves(exact[scored], wants_to_halt[scored], limits),
     }
 
 
@@ -330,10 +342,10 @@ def compute_reliability(subject: Subject) -> dict[str, Any]:
     """How often the model is right when it is this sure, after its last step and where it wants to halt."""
     bins = {rule: torch.zeros(3, BINS, dtype=torch.float64) for rule in ("halt_max", "halt_q")}
     going_on = torch.ones(len(subject.labels), dtype=torch.bool)
+    scored = torch.from_numpy(subject.scored)
     for rows, number, step in subject.answers():
-        here = subject.labels[rows]
-        labelled = torch.from_numpy((here != IGNORE_LABEL_ID).any(1))
-        exact = torch.from_numpy(exactly_right(step.answer.cpu().numpy(), here))
+        labelled = scored[rows]
+        exact = torch.from_numpy(exactly_right(step.answer.cpu().numpy(), subject.labels[rows]))
         last = torch.full_like(labelled, number == subject.max_steps - 1)
         stops = {"halt_max": last, "halt_q": going_on[rows] & (step.wants_to_halt.cpu() | last)}
         for rule, stopping in stops.items():

@@ -19,7 +19,7 @@ puzzles, report.json and risk_coverage.png are left in <checkpoint>_search (eval
 """
 
 import training.launcher
-import training.threads  # noqa: F401, before torch loads
+import training.threads  # before torch loads
 
 # isort: split
 
@@ -28,7 +28,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ from errors import UserError, first_line, one_line_errors
 from evaluators.abstention import COVERAGES, accuracy_at, auroc, risk_coverage
 from evaluators.figure_plots import DPI, draw_risk_coverage
 from evaluators.search_folder import CURVES, REPORT, Rows, prepare, read_rows, row_type, searching
-from evaluators.search_rules import CHOOSE, RULES, Candidates, Choice, choose, settled
+from evaluators.search_rules import CHOOSE, RULES, Candidates, Choice, answers_of, choose, settled
 from evaluators.trajectories import STARTS, Plan, Trajectories, state_bytes
 from files import file_digest, write_atomically
 from models.losses import ACTLossHead
@@ -160,13 +160,32 @@ class Search:
 def think(
     search: Search, inputs: np.ndarray, identifiers: np.ndarray, examples: np.ndarray
 ) -> tuple[Candidates, np.ndarray]:
-    """Run the trajectories of n puzzles (n, cells), numbers `examples` in the split, all in lockstep.
+    """Run the trajectories of n puzzles (n, cells), numbers `examples` in the split.
 
-    Answers that differ only in cells that do not count are one answer.
+    With `patience` they all advance in lockstep, so that a puzzle that has settled leaves with all of them. Without it
+    as many as fit a forward pass go from their start to their end, then the next: memory does not grow with breadth.
     -> what they found, and after how many segments each puzzle was left (n,).
     """
     n, width = len(inputs), search.plan.trajectories
     found = Candidates.empty(n, search.trajectories, inputs.shape[1])
+    if search.patience is not None:
+        return found, _in_lockstep(search, found, inputs, identifiers, examples)
+    at_once = max(1, search.rows // n)
+    for model, (group, depth) in enumerate(zip(search.groups, search.depths, strict=True)):
+        for start in range(0, width, at_once):
+            part = range(start, min(start + at_once, width))
+            group.begin(inputs, identifiers, examples, part)
+            mine = slice(model * width + part.start, model * width + part.stop)
+            for number in range(1, depth + 1):
+                found.add(np.arange(n), mine, number, group.advance())
+    return found, np.full(n, max(search.depths))
+
+
+def _in_lockstep(
+    search: Search, found: Candidates, inputs: np.ndarray, identifiers: np.ndarray, examples: np.ndarray
+) -> np.ndarray:
+    """Fill `found`, and leave puzzles that have settled; -> after how many segments each was left (n,)."""
+    n, width = len(inputs), search.plan.trajectories
     segments, live = np.zeros(n, np.int64), np.arange(n)
     before, unchanged = None, np.zeros(n, np.int64)
     for group in search.groups:
@@ -174,12 +193,8 @@ def think(
     for number in range(1, max(search.depths) + 1):
         for model, (group, depth) in enumerate(zip(search.groups, search.depths, strict=True)):
             if number <= depth:
-                said = group.advance()
-                said.answers = search.kind.counted(inputs[live][:, None], said.answers)
-                found.add(live, slice(model * width, (model + 1) * width), number, said)
+                found.add(live, slice(model * width, (model + 1) * width), number, group.advance())
         segments[live] = number
-        if search.patience is None:
-            continue
         so_far = found.of(live)
         now = choice_of(search, inputs[live], so_far)
         unchanged = settled(search.rule, so_far, now, before, unchanged)
@@ -191,17 +206,25 @@ def think(
             live = live[stay]
             for group in search.groups:
                 group.keep(stay)
-    return found, segments
+    return segments
+
+
+def comparable(search: Search, inputs: np.ndarray, found: Candidates) -> Candidates:
+    """The same, in which answers that differ only in cells that do not count are equal."""
+    answers, at_halt = (search.kind.counted(inputs[:, None], a) for a in (found.answers, found.halt_answers))
+    return replace(found, answers=answers, halt_answers=at_halt)
 
 
 def choice_of(search: Search, inputs: np.ndarray, found: Candidates) -> Choice:
     """What the rule that was asked for chooses."""
+    found = comparable(search, inputs, found)
     valid = search.valid(inputs, found.answers) if search.rule == "majority_valid" else None
     return choose(search.rule, found, valid)
 
 
 def choices_of(search: Search, inputs: np.ndarray, found: Candidates) -> tuple[dict[str, Choice], np.ndarray | None]:
     """What every rule chooses, and which of the last answers are valid, (n, K)."""
+    found = comparable(search, inputs, found)
     valid = search.valid(inputs, found.answers)
     return {rule: choose(rule, found, valid) for rule in RULES}, valid
 
@@ -214,7 +237,10 @@ def record(
     segments: np.ndarray,
     labels: np.ndarray,
 ) -> np.ndarray:
-    """Choose by every rule, and only then compare with the labels (n, cells); -> a `row_type` for each puzzle."""
+    """Choose by every rule, and only then compare with the labels (n, cells); -> a `row_type` for each puzzle.
+
+    An answer is right if all labelled cells are, as in evaluate.py, also those that the rules pass over.
+    """
     choices, valid = choices_of(search, inputs, found)
     rows = np.zeros(len(inputs), row_type(tuple(RULES), len(search.heads)))
     rows["example"], rows["segments"] = examples, segments
@@ -223,8 +249,9 @@ def record(
     rows["any_right"] = rows["any_last_right"] | at_halt.any(axis=1)
     rows["valid_answers"] = 0 if valid is None else valid.sum(axis=1)
     rows["no_answer"] = (~found.has_answer).reshape(len(inputs), len(search.heads), -1).sum(axis=2)
-    chosen = np.stack([choice.answers for choice in choices.values()], axis=1)
-    right, obeys = exactly_right(chosen, labels[:, None]), search.valid(inputs, chosen)
+    taken = np.stack([answers_of(rule, found, choice.trajectory) for rule, choice in choices.items()], axis=1)
+    compared = np.stack([choice.answers for choice in choices.values()], axis=1)
+    right, obeys = exactly_right(taken, labels[:, None]), search.valid(inputs, compared)
     for column, (rule, choice) in enumerate(choices.items()):
         mine = rows["rules"][rule]
         mine["trajectory"], mine["score"], mine["right"] = choice.trajectory, choice.score, right[:, column]
@@ -234,6 +261,8 @@ def record(
 
 def run_search(config: SearchConfig, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     """Search a split; -> the report, as json=true prints it, on rank 0."""
+    if config.start == "noise" and config.breadth == 1:
+        log.warning("of each view the first start is without noise, and breadth=1: nothing is drawn; raise breadth")
     checkpoints, runs = zip(*(open_run(name, config.data_path) for name in config.checkpoint), strict=True)
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise UserError("a checkpoint is named twice, and would have two votes; name each once")
@@ -282,9 +311,11 @@ def open_search(
     chunk = min(max(1, rows // plan.trajectories), dataset.num_examples())
     rows = min(rows, chunk * plan.trajectories)
     dataset.set_batch_size(chunk)
-    states = 2 * chunk * plan.trajectories * sum(state_bytes(head.model.inner) for head in heads)
-    what = f"the states of {chunk * plan.trajectories} trajectories of {len(heads)} models"
-    check_available(states, what, device, "lower breadth, views or global_batch_size")
+    together = rows if config.patience is None else chunk * plan.trajectories
+    states = 2 * together * sum(state_bytes(head.model.inner) for head in heads)
+    what = f"the states of {together} trajectories of {len(heads)} models"
+    remedy = "lower global_batch_size" if config.patience is None else "lower breadth or views, or drop patience"
+    check_available(states, what, device, remedy)
     depths = [config.depth or run.arch.halt_max_steps for run in runs]
     groups = []
     for number, (head, depth) in enumerate(zip(heads, depths, strict=True)):
@@ -364,20 +395,22 @@ def summary(search: Search, folder: Path, flops: list[float] | None) -> tuple[di
     sums = totals(search, folder, dtype)
     puzzles, oracle = sums["puzzles"], sums["any_right"]
     assert puzzles == search.dataset.num_examples(), "every rank has finished"
+    answered = search.dataset.answered()
     right, abstaining, curves = {}, {}, {}
     for rule, about in RULES.items():
-        score, good = scores_of(folder, dtype, rule)
+        score, good = scores_of(folder, dtype, rule, answered)
         at = dict(zip(map(str, COVERAGES), accuracy_at(score, good), strict=True))
         abstaining[rule] = {"score": about.score, "auroc": auroc(score, good), "accuracy_at_coverage": at}
         right[rule], curves[rule] = int(good.sum()), risk_coverage(score, good)
-    trajectories = search.plan.trajectories
+    trajectories, scored = search.plan.trajectories, len(score)
     report = {
         "trajectories": search.trajectories,
+        "scored": scored,
         "right": right,
         "valid": dict(zip(RULES, sums["valid"].tolist(), strict=True)) if has_rules else None,
         "oracle_right": oracle,  # looks at the labels: an upper bound
         "oracle_right_at_last": sums["any_last_right"],
-        "selection_gap": {rule: (oracle - count) / puzzles for rule, count in right.items()},
+        "selection_gap": {rule: (oracle - count) / scored if scored else None for rule, count in right.items()},
         "valid_answers": sums["valid_answers"] / (puzzles * search.trajectories) if has_rules else None,
         "no_answer": sums["no_answer"].tolist(),
         "mean_steps": sums["segments"] / puzzles,
@@ -404,11 +437,12 @@ def _column(rows: np.ndarray, key: str) -> np.ndarray:
     return np.ones(len(rows), np.int64) if key == "puzzles" else rows[key].astype(np.int64)
 
 
-def scores_of(folder: Path, dtype: np.dtype, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of every puzzle, (n,) float64 and (n,) bool."""
-    parts = [
-        (rows["rules"][rule]["score"].copy(), rows["rules"][rule]["right"].copy()) for rows in read_rows(folder, dtype)
-    ]
+def scores_of(folder: Path, dtype: np.dtype, rule: str, answered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every puzzle whose answer is known, as `answered` says by example: (n,) float64 and (n,) bool."""
+    parts = []
+    for rows in read_rows(folder, dtype):
+        mine = rows["rules"][rule][answered[rows["example"]]]
+        parts.append((mine["score"].copy(), mine["right"].copy()))
     score, right = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return score, right
 
@@ -420,32 +454,37 @@ def warn_of_no_numbers(checkpoints: Sequence[Path], no_answer: list[int]) -> Non
 
 
 def table(report: dict[str, Any]) -> str:
-    puzzles, chosen, k = report["puzzles"], report["choose"], report["trajectories"]
+    puzzles, scored, chosen, k = (report[key] for key in ("puzzles", "scored", "choose", "trajectories"))
     factors = {"models": len(report["checkpoints"]), "views": report["views"], "starts": report["breadth"]}
     of = "".join(f" × {count} {what}" for what, count in factors.items() if count > 1)
     depth, valid = "/".join(map(str, dict.fromkeys(report["depth"]))), report["valid"]
-    lines = [
-        f"{report['dataset']}: {puzzles} puzzles{of}, start={report['start']}, at most {depth} segments",
-        f"{'':<28}{'right':>8}{'':>9}{'valid' if valid else '':>8}{'AUROC':>8}{'surest half':>13}",
-    ]
+    lines = [f"{report['dataset']}: {puzzles} puzzles{of}, start={report['start']}, at most {depth} segments"]
+    if scored < puzzles:
+        lines.append(f"{puzzles - scored} puzzles have no answer and are not scored")
+    lines.append(f"{'':<28}{'right':>8}{'':>9}{'valid' if valid else '':>8}{'AUROC':>8}{'surest half':>13}")
     for rule, about in RULES.items():
         right, score = report["right"][rule], report["abstention"][rule]
         obeys = f"{valid[rule] / puzzles:.1%}" if valid else ""
         area = "–" if score["auroc"] is None else f"{score['auroc']:.3f}"
-        half = score["accuracy_at_coverage"]["0.5"]
+        half = share(score["accuracy_at_coverage"]["0.5"])
         mark = f"   <- choose={chosen}" if rule == chosen else ""
-        lines.append(f"{about.name:<28}{right:>8}{right / puzzles:>9.1%}{obeys:>8}{area:>8}{half:>13.1%}{mark}")
+        of_scored = share(right / scored if scored else None)
+        lines.append(f"{about.name:<28}{right:>8}{of_scored:>9}{obeys:>8}{area:>8}{half:>13}{mark}")
     oracle = report["oracle_right"]
-    lines.append(
-        f"{f'pass@{k}: any answer right':<28}{oracle:>8}{oracle / puzzles:>9.1%}   (upper bound: uses the labels)"
-    )
-    lines.append(f"{RULES[chosen].name} is {report['selection_gap'][chosen]:.1%} below that bound (selection gap)")
+    of_scored = share(oracle / scored if scored else None)
+    lines.append(f"{f'pass@{k}: any answer right':<28}{oracle:>8}{of_scored:>9}   (upper bound: uses the labels)")
+    gap = share(report["selection_gap"][chosen])
+    lines.append(f"{RULES[chosen].name} is {gap} below that bound (selection gap)")
     flops = report["flops_per_puzzle"]
     cost = report["flops_note"] if flops is None else f"{flops:.3g} operations a puzzle"
     lines.append(f"{report['mean_steps']:.2f} segments of {k} trajectories on average; {cost}")
     if valid:
         lines.append(f"{report['valid_answers']:.1%} of all trajectories' last answers are valid")
     return "\n".join(lines)
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def main() -> None:
@@ -455,7 +494,8 @@ def main() -> None:
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main, as_json=config.as_json)
         with ranks.connected(device):
-            report = run_search(config, ranks, device)
+            with training.launcher.watched():  # else the ranks of a torchrun that is killed go on, and hold the folder
+                report = run_search(config, ranks, device)
             if report is not None:
                 print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
                 if not config.as_json:

@@ -85,12 +85,17 @@ class Choice:
 def choose(rule: str, found: Candidates, valid: np.ndarray | None) -> Choice:
     """Let one of `RULES` choose; `valid` (n, K) says which last answers obey the puzzle's rules, None: it has none."""
     trajectory, score = RULES[rule].choose(found, valid)
+    return Choice(trajectory, answers_of(rule, found, trajectory), np.where(np.isnan(score), -np.inf, score))
+
+
+def answers_of(rule: str, found: Candidates, trajectory: np.ndarray) -> np.ndarray:
+    """(n, cells): what the chosen trajectories (n,) answered, where the rule takes it: last, or where they halted."""
     rows = np.arange(len(trajectory))
     answers = found.answers[rows, trajectory]
     if rule == "first_halt":
         halted = found.halt_segment[rows, trajectory] > 0
         answers = np.where(halted[:, None], found.halt_answers[rows, trajectory], answers)
-    return Choice(trajectory, answers, np.where(np.isnan(score), -np.inf, score))
+    return answers
 
 
 def settled(rule: str, found: Candidates, now: Choice, before: Choice | None, unchanged: np.ndarray) -> np.ndarray:

@@ -5,12 +5,13 @@ Nothing here reads a label.
 
 Every start is drawn from a generator of its own, seeded by the seed of the search, the example, the model, the view and
 the number of the start, so that it does not depend on the other rows. A model that also draws in every update, such as
-EqR, draws for all its rows at once: from a stream that is seeded by the first example of the chunk. Shapes: n puzzles,
-T = views × breadth trajectories of each, in this order, all after the same number of segments.
+EqR, draws for all rows of a forward pass at once: from a stream that is seeded by the first example of the chunk and
+the place of the first row. Shapes: n puzzles, T = views × breadth trajectories of each, in this order, or t of them;
+all after the same number of segments.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +48,10 @@ class Plan:
 class Segment:
     """What the trajectories of n puzzles say after a segment."""
 
-    answers: np.ndarray  # (n, T, cells) uint8, in the puzzle's own frame; PAD where the model's values are no numbers
-    q_halt: np.ndarray  # (n, T) float64: logits of Q(halt), NaN where there is no answer
-    wants_to_halt: np.ndarray  # (n, T) bool
-    residual: np.ndarray  # (n, T) float64: ‖z_t − z_{t−1}‖ / ‖z_t‖ of the whole state
+    answers: np.ndarray  # (n, t, cells) uint8, in the puzzle's own frame; PAD where the model's values are no numbers
+    q_halt: np.ndarray  # (n, t) float64: logits of Q(halt), NaN where there is no answer
+    wants_to_halt: np.ndarray  # (n, t) bool
+    residual: np.ndarray  # (n, t) float64: ‖z_t − z_{t−1}‖ / ‖z_t‖ of the whole state
 
 
 class Trajectories:
@@ -61,23 +62,30 @@ class Trajectories:
         want it."""
         self._model, self._number, self._plan, self._rows, self._one_shape = model, number, plan, rows, one_shape
         self._device = next(model.parameters()).device
-        self._draws: Any = None
+        self._part = range(0)  # which of the T
+        self._first = 0  # the number of the first puzzle in the split
+        self._draws: dict[int, OwnDraws] = {}  # by the place of a forward pass's first row
         self._data: dict[str, Tensor] = {}
         self._state: Any = None
         self._n = 0
 
     @torch.inference_mode()
-    def begin(self, inputs: np.ndarray, identifiers: np.ndarray, examples: np.ndarray) -> None:
-        """Put n puzzles (n, cells), with their identifiers and their numbers in the split, at their starts."""
-        plan, self._n = self._plan, len(inputs)
+    def begin(
+        self, inputs: np.ndarray, identifiers: np.ndarray, examples: np.ndarray, part: range | None = None
+    ) -> None:
+        """Put n puzzles (n, cells), with their identifiers and their numbers in the split, at their starts: those of
+        all trajectories or of a `part` of them."""
+        plan, self._n, self._first, self._draws = self._plan, len(inputs), int(examples[0]), {}
+        self._part = range(plan.trajectories) if part is None else part
         self._model.eval()
-        views = np.stack([view.apply(inputs) for view in plan.views], axis=1)  # (n, views, cells)
-        tokens = np.repeat(views.reshape(-1, inputs.shape[1]), plan.breadth, axis=0)
-        fields = {"inputs": tokens, "puzzle_identifiers": np.repeat(identifiers, plan.trajectories)}
+        copies = {view: plan.views[view].apply(inputs) for view in self._views_of_part().tolist()}
+        tokens = np.stack([copies[view] for view in self._views_of_part().tolist()], axis=1)  # (n, t, cells)
+        fields = {
+            "inputs": tokens.reshape(-1, inputs.shape[1]),
+            "puzzle_identifiers": np.repeat(identifiers, len(self._part)),
+        }
         self._data = {name: torch.from_numpy(x.astype(np.int32)).to(self._device) for name, x in fields.items()}
-        self._state = start_states(self._model, self._number, plan, examples)
-        drawing = self._model.inner.draws
-        self._draws = OwnDraws(_seed(plan.seed, int(examples[0]), self._number)) if drawing else None
+        self._state = start_states(self._model, self._number, plan, examples, self._part)
 
     @torch.inference_mode()
     def advance(self) -> Segment:
@@ -85,7 +93,7 @@ class Trajectories:
         parts = [self._advance(slice(i, i + self._rows)) for i in range(0, len(self._data["inputs"]), self._rows)]
         states, answers, *numbers = zip(*parts, strict=True)
         self._state = states[0] if len(states) == 1 else map_tensors(lambda *rows: torch.cat(rows), *states)
-        shape = (self._n, self._plan.trajectories)
+        shape = (self._n, len(self._part))
         q_halt, wants, residual = (torch.cat(rows).view(shape).cpu() for rows in numbers)
         q_halt = q_halt.double().numpy()
         answers = self._undone(torch.cat(answers).cpu().numpy())
@@ -96,7 +104,7 @@ class Trajectories:
     @torch.inference_mode()
     def keep(self, puzzles: np.ndarray) -> None:
         """Only these puzzles, (n,) bool, go on."""
-        rows = torch.from_numpy(np.repeat(puzzles, self._plan.trajectories)).to(self._device)
+        rows = torch.from_numpy(np.repeat(puzzles, len(self._part))).to(self._device)
         self._state = map_tensors(lambda tensor: tensor[rows], self._state)
         self._data = {name: field[rows] for name, field in self._data.items()}
         self._n = int(puzzles.sum())
@@ -110,41 +118,51 @@ class Trajectories:
             index = torch.arange(self._rows, device=self._device).clamp_(max=real - 1)
             data = {name: field[index] for name, field in data.items()}
             state = map_tensors(lambda tensor: tensor[index], state)
-        with self._draws(self._device) if self._draws else nullcontext():
+        with self._own_draws(rows.start) if self._model.inner.draws else nullcontext():
             after, logits, q_halt, q_continue = self._model.advance(state, data)
         wants = self._model.wants_to_halt(q_halt, q_continue)
         numbers = are_numbers(logits, q_halt, q_continue)
         out = (logits.argmax(-1).to(torch.uint8), q_halt.where(numbers, torch.nan), wants, residuals(state, after))
         return (map_tensors(lambda tensor: tensor[:real], after), *(tensor[:real] for tensor in out))
 
+    def _own_draws(self, row: int) -> AbstractContextManager:
+        """Within it the rows from this one on draw, from where they have got to."""
+        place = self._part.start + row
+        if place not in self._draws:
+            self._draws[place] = OwnDraws(_seed(self._plan.seed, self._first, self._number, place))
+        return self._draws[place](self._device)
+
+    def _views_of_part(self) -> np.ndarray:
+        """(t,): which view each trajectory is of."""
+        return np.array(self._part) // self._plan.breadth
+
     def _undone(self, answers: np.ndarray) -> np.ndarray:
-        """Rows of answers (n T, cells) -> (n, T, cells) in the puzzles' own frame."""
-        plan = self._plan
-        by_view = answers.reshape(self._n, len(plan.views), plan.breadth, -1)
-        undone = [view.undo(by_view[:, number]) for number, view in enumerate(plan.views)]
-        return np.stack(undone, axis=1).reshape(self._n, plan.trajectories, -1)
+        """Rows of answers (n t, cells) -> (n, t, cells) in the puzzles' own frame."""
+        answers, views = answers.reshape(self._n, len(self._part), -1), self._views_of_part()
+        undone = np.empty_like(answers)
+        for view in np.unique(views).tolist():
+            undone[:, views == view] = self._plan.views[view].undo(answers[:, views == view])
+        return undone
 
 
-def start_states(model: ACTModel, number: int, plan: Plan, examples: np.ndarray) -> Any:
-    """The states that the trajectories of these examples start from, (n T, …).
+def start_states(model: ACTModel, number: int, plan: Plan, examples: np.ndarray, part: range) -> Any:
+    """The states that these t trajectories of these examples start from, (n t, …).
 
     fixed   the network's own start
     random  every number of it drawn as EqR does, a truncated normal distribution of standard deviation 1
     noise   the network's own start + `sigma` × normal, of each view the first one without noise
     """
     assert plan.start in STARTS
-    inner, device, views, starts = model.inner, next(model.parameters()).device, len(plan.views), range(plan.breadth)
+    inner, device = model.inner, next(model.parameters()).device
     if plan.start == "fixed" and not inner.draws:
-        return inner.initial_state(len(examples) * plan.trajectories)
-    keys = [
-        (example, number, view, start) for example in examples.tolist() for view in range(views) for start in starts
-    ]
-    seeds = [_seed(plan.seed, *key) for key in keys]
+        return inner.initial_state(len(examples) * len(part))
+    places = [(example, *divmod(one, plan.breadth)) for example in examples.tolist() for one in part]
+    seeds = [_seed(plan.seed, example, number, view, start) for example, view, start in places]
     state = _own_starts(inner, seeds, device)
     if plan.start == "fixed":
         return state
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    is_first = torch.tensor([start == 0 for *_, start in keys], device=device)
+    is_first = torch.tensor([start == 0 for *_, start in places], device=device)
 
     def started(own: Tensor) -> Tensor:
         if not own.is_floating_point():

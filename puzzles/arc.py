@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from errors import UserError
-from puzzles.canvas import corner_shapes
+from puzzles.canvas import corner_shapes, grids_alone
 from puzzles.kind import PAD, Encoded, Kind, Look, Puzzle, Transform
 from puzzles.symmetry import dihedral_transform
 
@@ -127,6 +127,12 @@ class Arc(Kind):
         """Rows and columns of the grid on a canvas; 0×0 if there is none."""
         ((rows, columns),) = crop_shapes(tokens[None]).tolist()
         return rows, columns
+
+    def counted(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """PAD outside of the answer's grid and its end tokens."""
+        answers = np.asarray(answers)
+        boards = squares(answers.reshape(-1, self.seq_len))
+        return grids_alone(boards, is_colour(boards), EOS).reshape(answers.shape)
 
     def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Whether there is a grid on the canvas: no more can be told without the task."""

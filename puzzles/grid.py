@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from puzzles.canvas import corner_shapes
+from puzzles.canvas import corner_shapes, grids_alone, with_ends
 from puzzles.cells import Rows, Writing, read_cells
 from puzzles.kind import PAD, Kind, Look, Puzzle, Transform, hash_rows
 from puzzles.rule import broken_rules, can_be_asked
@@ -212,11 +212,8 @@ class Grid(Kind):
 
     def with_ends(self, boards: np.ndarray, shapes: np.ndarray) -> np.ndarray:
         """Boards (n, cells) with end marks below and right of grids of these shapes (n, 2), where there is room."""
-        boards = boards.reshape(-1, self.rows, self.columns).copy()
-        r, c = np.arange(self.rows)[:, None], np.arange(self.columns)
-        rows, columns = shapes[:, 0, None, None], shapes[:, 1, None, None]
-        boards[(r == rows) & (c < columns) | (c == columns) & (r < rows)] = END
-        return boards.reshape(len(boards), -1)
+        boards = boards.reshape(-1, self.rows, self.columns)
+        return with_ends(boards, shapes, END).reshape(len(boards), -1)
 
     def plain(self, tokens: np.ndarray) -> list:
         """The rows of the grid: texts, or lists where symbols are words, numbers, or have holes between."""
@@ -258,11 +255,7 @@ class Grid(Kind):
         if not self.ends:
             return np.where(np.asarray(inputs) == PAD, np.uint8(PAD), answers).astype(np.uint8)
         boards = answers.reshape(-1, self.rows, self.columns)
-        shapes = corner_shapes(boards > END)
-        r, c = np.arange(self.rows)[:, None], np.arange(self.columns)
-        inside = (r < shapes[:, 0, None, None]) & (c < shapes[:, 1, None, None])
-        kept = np.where(inside, boards, PAD).astype(np.uint8).reshape(len(boards), -1)
-        return self.with_ends(kept, shapes).reshape(answers.shape)
+        return grids_alone(boards, boards > END, END).reshape(answers.shape)
 
     # Rules
 

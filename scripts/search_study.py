@@ -56,7 +56,7 @@ class SearchStudyConfig(StrictModel):
     budget: float = Field(default=1, gt=0, le=100, description="the study's, if it had another")
     seeds: int = Field(default=3, ge=1, description="of the study's runs: 0, 1, …")
     tasks: list[Literal[tuple(TASKS)]] = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
-    puzzles: int = Field(default=200, ge=1, description="held-out puzzles of each search, the same for all")
+    puzzles: int = Field(default=200, ge=1, description="held-out puzzles of each search, the same for all models")
     results: bool = Field(default=False, description="make no search, write the results of those that there are")
 
 

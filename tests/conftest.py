@@ -1,6 +1,7 @@
 """Fixtures that several files of tests share."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,24 @@ def page(browser):
 @pytest.fixture(scope="module")
 def sudoku(tmp_path_factory) -> Path:
     return build_sudoku(tmp_path_factory.mktemp("sudoku"))
+
+
+@pytest.fixture
+def fake_package(monkeypatch):
+    """The stand-in for reasoning-gym, tests/fake_gym.py."""
+    from tests import fake_gym
+
+    fake_gym.install(monkeypatch)
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("real", marks=pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="no reasoning-gym")),
+    ]
+)
+def package(request):
+    """Tests that use it run with the stand-in and, where it is installed, with the package itself."""
+    if request.param == "fake":
+        request.getfixturevalue("fake_package")
+    return request.param

@@ -1,11 +1,29 @@
-"""Stands in for the package reasoning-gym: a few of its tasks, with entries of the same shapes."""
+"""Stands in for the package reasoning-gym: a few tasks that make entries of the same shapes, the others recorded.
 
+python -m tests.fake_gym        # where the package is installed: record them anew
+"""
+
+import json
 import random
 import sys
-from itertools import permutations
+from functools import cache, partial
+from itertools import count, islice, permutations
+from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
 
 import pytest
+
+import puzzles.gym
+from dataset.gym_readers import READERS
+from dataset.gym_tasks import GymTask
+
+RECORDED = Path(__file__).parent / "reference" / "gym_entries.json"
+ENTRIES = 6  # of each task; train has the even ones, test the odd ones
+QUESTIONS_ARE_READ = {"ab", "list_functions", "modulo_grid", "path_star", "rubiks_cube"}
+SMALLER = {  # than what the package makes by itself, in seconds each
+    "futoshiki": {"max_board_size": 4, "max_difficulty": 1},
+    "sokoban": {"max_w": 7, "max_h": 7, "min_boxes": 2, "max_boxes": 3, "max_depth": 40},
+}
 
 
 class Task:
@@ -124,16 +142,117 @@ class Oranges(Task):
     defaults = MappingProxyType({})
 
 
+class Recorded(Task):
+    """Entries that the package made. Its scorer knows their answers, if it is asked what is in the metadata."""
+
+    def __init__(self, name: str, seed: int = 0, size: int = 1, **config):
+        self.name, self.seed = name, seed
+        self.rules = [(rule, None) for entry in recorded(name) for rule in entry["metadata"].get("selected_rules", ())]
+
+    def __getitem__(self, index: int) -> dict:
+        return recorded(self.name)[(self.seed + index) % ENTRIES]
+
+    def score_answer(self, answer, entry) -> float:
+        asked = {key: value for key, value in entry["metadata"].items() if value != 24}  # which puzzle24 does not say
+        others = ("puzzle24",) if self.name == "countdown" else ()
+        return float(
+            any(
+                says(known["metadata"], asked) and says(known["answer"], answer)
+                for name in (self.name, *others)
+                for known in recorded(name)
+            )
+        )
+
+    def _would_capture(self, board, row, column, colour):
+        move = f"{chr(ord('A') + column)}{len(board) - row}"
+        return any(entry["metadata"]["board"] == board and entry["answer"] == move for entry in recorded(self.name))
+
+    def _get_answer(self, matrix):
+        return next(
+            entry["metadata"]["solution"] for entry in recorded(self.name) if entry["metadata"]["matrix"] == matrix
+        )
+
+
+class Cube:
+    """The package's cube: it is done if it is a recorded one, turned as is recorded."""
+
+    def __init__(self, size: int, state: str):
+        self.state = state
+
+    def rotate(self, moves: str) -> None:
+        self.moves = moves
+
+    def is_done(self) -> bool:
+        return any(
+            (self.state, self.moves) == (state_in(entry["question"]), entry["answer"])
+            for entry in recorded("rubiks_cube")
+        )
+
+
+def state_in(question: str) -> str:
+    """The colours of a cube of 3, face by face."""
+    rows = [line.split() for line in question.split("\n") if not line.strip(" WYRGBO") and line.strip()]
+    sides = [row[column : column + 3] for column in range(0, 12, 3) for row in rows[3:6]]
+    return "".join(cell for row in (*rows[:3], *sides, *rows[6:]) for cell in row)
+
+
+def back(moves: str) -> list[str]:
+    return [move.strip("'") + "'" * ("'" not in move) for move in reversed(moves.split())]
+
+
+def says(known, asked) -> bool:
+    """Whether what is asked of is all in what is known, blanks apart."""
+    if isinstance(asked, dict):
+        return all(key in known and says(known[key], value) for key, value in asked.items())
+    if isinstance(asked, str):
+        return "".join(known.split()) == "".join(asked.split())
+    return known == json.loads(json.dumps(asked))
+
+
+@cache
+def recorded(name: str) -> list[dict]:
+    entries = json.loads(RECORDED.read_text(encoding="utf-8"))[name]
+    for entry in entries:
+        if name == "graph_color":  # JSON has no numbers for keys
+            colouring = {int(vertex): colour for vertex, colour in entry["metadata"]["possible_answer"].items()}
+            entry["metadata"]["possible_answer"] = colouring
+            entry["answer"] = json.dumps(colouring)
+        if name == "rubiks_cube":
+            entry["answer"] = " ".join(back(entry["metadata"]["scramble_moves"]))
+    return entries
+
+
 TASKS = {
     "arc_1d": Arc1d, "binary_matrix": Binary, "futoshiki": Futoshiki, "game_of_life": Life, "mini_sudoku": Sudoku,
     "n_queens": Queens, "rearc": ReArc, "rotate_matrix": Rotation, "rotten_oranges": Oranges, "spiral_matrix": Spiral,
-    "sudoku": Sudoku,
+    "sudoku": Sudoku, "arc_agi": Oranges, "rush_hour": Oranges,
 }  # fmt: skip
+TASKS |= {name: partial(Recorded, name) for name in READERS.keys() - TASKS.keys()}
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `import reasoning_gym` find this one."""
+    """Let `import reasoning_gym` find this one, which no task stays of."""
+    for name in ("_task", "_all_queens"):
+        monkeypatch.setattr(puzzles.gym, name, cache(getattr(puzzles.gym, name).__wrapped__))
     package = ModuleType("reasoning_gym")
     package.create_dataset = lambda name, **config: TASKS[name](**config)
     package.factory = SimpleNamespace(DATASETS=TASKS)
     monkeypatch.setitem(sys.modules, "reasoning_gym", package)
+    monkeypatch.setitem(sys.modules, "reasoning_gym.cognition.rubiks_cube", SimpleNamespace(Cube=Cube))
+
+
+def record() -> None:
+    unread = {"difficulty", "source_dataset", "source_index", "source_idx", "bfit_code", "example_correct_answer"}
+    lines = []
+    for name in sorted(name for name, task in TASKS.items() if isinstance(task, partial)):
+        task = GymTask(name, SMALLER.get(name, {}), seed=1)
+        entries = list(islice(filter(READERS[name], map(task.entry, count())), ENTRIES))
+        for entry in entries:
+            entry["metadata"] = {key: value for key, value in entry["metadata"].items() if key not in unread}
+            entry["question"] = entry["question"] if name in QUESTIONS_ARE_READ else ""
+        lines.append(f"{json.dumps(name)}: {json.dumps(entries, ensure_ascii=False)}")
+    RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    record()

@@ -276,12 +276,39 @@ def test_what_is_invalid_is_passed_over_by_name(tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     for name in ("big.json: train[0].input is 1×31", "broken.json is not JSON", "task long: train[0].input is 1×31"):
         assert sum(line.startswith("warning: passed over (--skip-invalid): ") and name in line for line in lines) == 1
-    assert "warning: 4 invalid tasks or files were passed over, 1 tasks were read" in lines
+    assert "warning: 4 invalid tasks, files or folders were passed over, 1 tasks were read" in lines
     names = json.loads((tmp_path / "out/identifiers.json").read_text())
     assert "good" in names and not {"big", "long", "fine"} & {*names}
     (tmp_path / "in/evaluation/good.json").unlink()
     with pytest.raises(UserError, match="--skip-invalid leaves no task"):
         build(ArcConfig(**options, skip_invalid=True))
+
+
+@pytest.mark.parametrize("refused", ["iterdir", "is_dir"])  # which may not be read, or not be entered
+def test_a_folder_that_cannot_be_read_is_passed_over_by_name(refused, tmp_path, capsys, monkeypatch):
+    write(tmp_path / "in/evaluation/good.json", task(1))
+    write(tmp_path / "in/evaluation/closed/below/lost.json", task(2))
+    allowed = getattr(Path, refused)
+
+    def refuse(path: Path):
+        if "closed" in (path if refused == "iterdir" else path.parent).name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path)
+
+    monkeypatch.setattr(Path, refused, refuse)
+    options = dict(dataset_dirs=[str(tmp_path / "in")], output_dir=str(tmp_path / "out"), num_aug=0)
+    with pytest.raises(UserError, match=r"^cannot read .*/closed.*: Permission denied; .*, or .* --skip-invalid$"):
+        build(ArcConfig(**options))
+    build(ArcConfig(**options, skip_invalid=True))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert any(re.match(r"warning: passed over \(--skip-invalid\): cannot read .*/closed", line) for line in lines)
+    assert "warning: 1 invalid tasks, files or folders were passed over, 1 tasks were read" in lines
+    closed = options | {"dataset_dirs": [str(tmp_path / "in/evaluation/closed")]}
+    with pytest.raises(UserError, match=r"^cannot read .*/closed.*: Permission denied; .*, or .* --skip-invalid$"):
+        build(ArcConfig(**closed))
+    with pytest.raises(UserError, match=r"^--skip-invalid leaves no task; correct what is invalid$"):
+        build(ArcConfig(**closed, skip_invalid=True))
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
 def chosen(folder: Path, **options) -> list[str]:

@@ -242,6 +242,7 @@ PYTHON = {
     "scripts.measure_voting": parsed,
     "scripts.speedrun": parsed,
     "scripts.study": parsed,
+    "scripts.search_study": parsed,
     "scripts/share_looks.py": there,
     "pytest": of_pytest,
     "venv": others,

@@ -144,6 +144,27 @@ def test_halting_curves_by_hand():
     }
 
 
+def test_puzzles_without_an_answer_are_not_scored(checkpoint, monkeypatch):
+    """As in evaluate.py. A figure of the steps draws them, and calls none of them solved."""
+    path = checkpoint.parents[1] / "data/test/all__labels.npy"
+    labels = np.load(path)
+    labels[RIGHT + 3 :] = 0
+    np.save(path, labels)
+    report, _ = make(monkeypatch, "scaling", checkpoint, "max_steps=4")
+    assert report["halt_max"]["exact_accuracy"][-1] == pytest.approx(RIGHT / (RIGHT + 3))
+    report, _ = make(monkeypatch, "reliability", checkpoint)
+    assert sum(report["halt_max"]["puzzles"]) == RIGHT + 3
+    np.save(path, 0 * labels)
+    for figure in ("scaling", "reliability"):
+        with pytest.raises(UserError, match=r"no example of .*data/test has an answer, so that nothing is scored"):
+            figures.make_figure(figures.FigureConfig(figure=figure, checkpoint=str(checkpoint)), torch.device("cpu"))
+    titles = []
+    monkeypatch.setattr("evaluators.figure_plots._show_board", lambda axis, title, *_, **__: titles.append(title))
+    make(monkeypatch, "steps", checkpoint)
+    assert "step 1" in titles
+    assert not [title for title in titles if "✓" in title]
+
+
 def test_scaling_of_a_run(checkpoint, monkeypatch):
     """With a bias that lets about half of the puzzles halt early."""
     inputs = split_inputs(checkpoint.parents[1] / "data")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from dataset.build_grid_dataset import GridConfig, build
-from dataset.gym_tasks import _READERS, GymTask, read_config
+from dataset.gym_readers import READERS
+from dataset.gym_tasks import GymTask, read_config
 from errors import UserError
-from puzzles.gym import _all_queens
+from puzzles.gym import scorer_of
 from tests import fake_gym
 from tests.sample_datasets import Arrays
 from tests.test_own_puzzles import kind_at, pairs_of
-
-real = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="pip install reasoning-gym")
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    _all_queens.cache_clear()
-    yield
-    _all_queens.cache_clear()
-
-
-@pytest.fixture(params=["fake", pytest.param("real", marks=real)])
-def package(request, monkeypatch):
-    """Tests that use it run with the stand-in and with the package itself."""
-    if request.param == "fake":
-        fake_gym.install(monkeypatch)
-    return request.param
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    fake_gym.install(monkeypatch)
 
 
 def built(folder: Path, task: str, train: int = 8, test: int = 3, **options) -> Path:
@@ -46,19 +24,24 @@ def built(folder: Path, task: str, train: int = 8, test: int = 3, **options) -> 
     return out
 
 
+def small(task: str, package: str) -> list[str]:
+    """The settings with which the package does not take seconds for each puzzle."""
+    return [f"{key}={value}" for key, value in fake_gym.SMALLER.get(task, {}).items() if package == "real"]
+
+
 def boards(dataset: Path, split: str) -> list[tuple]:
     """Rows of input and answer for each example."""
     arrays, kind = Arrays(dataset, split), kind_at(dataset, split)
     return [tuple(kind.rows_of(board) for board in pair) for pair in zip(arrays.inputs, arrays.labels, strict=True)]
 
 
-@pytest.mark.parametrize("task", _READERS)
+@pytest.mark.parametrize("task", READERS)
 def test_every_task_that_fits_is_built_and_its_splits_share_nothing(package, task, tmp_path):
-    dataset = built(tmp_path, task)
+    dataset = built(tmp_path, task, train=3, test=2, task_config=small(task, package))
     kind = kind_at(dataset)
     names = json.loads((dataset / "identifiers.json").read_text())
     seen = {}
-    for split, count in (("train", 8), ("test", 3)):
+    for split, count in (("train", 3), ("test", 2)):
         arrays = Arrays(dataset, split)
         seen[split] = {
             (id, board.tobytes()) for id, board in zip(arrays.puzzle_identifiers, arrays.inputs, strict=True)
@@ -66,7 +49,7 @@ def test_every_task_that_fits_is_built_and_its_splits_share_nothing(package, tas
         assert len(seen[split]) == len(arrays.inputs) == count
     assert not seen["train"] & seen["test"]
     assert (len(names) > 1) == (task in ("arc_1d", "rearc"))
-    assert kind.rule == ("reasoning-gym:n_queens" if task == "n_queens" else None)
+    assert kind.rule == scorer_of(task)
     assert json.loads((dataset / "source.json").read_text())["task"] == task
 
 
@@ -97,10 +80,10 @@ def right_sudoku(puzzle, answer):
     [("rotate_matrix", right_rotation), ("futoshiki", right_futoshiki), ("mini_sudoku", right_sudoku)],
 )
 def test_an_input_says_all_that_its_answer_depends_on(package, task, is_right, tmp_path):
-    assert all(is_right(*pair) for pair in boards(built(tmp_path, task), "train"))
+    assert all(is_right(*pair) for pair in boards(built(tmp_path, task, task_config=small(task, package)), "train"))
 
 
-def test_arrays_are_read_out_of_the_question(fake, tmp_path):
+def test_arrays_are_read_out_of_the_question(fake_package, tmp_path):
     assert all(answer == puzzle[::-1] for puzzle, answer in boards(built(tmp_path, "game_of_life"), "train"))
 
 
@@ -112,10 +95,10 @@ def test_the_scorer_accepts_every_right_answer(package, tmp_path):
     answers = np.stack([kind.read(text, "it").inputs for text in (*solutions, "Q___\n_Q__\n__Q_\n___Q")])
     assert kind.valid(puzzle[None], answers).tolist() == [True, True, False]
     assert kind.valid(other[None], answers).tolist() == [True, False, False]
-    assert kind.violations(other, answers[1]) == ["reasoning-gym's scorer finds that it does not complete the puzzle"]
+    assert kind.violations(other, answers[1]) == ["reasoning-gym's scorer finds that it does not solve the puzzle"]
 
 
-def test_without_the_package_the_dataset_has_no_rule(fake, tmp_path, monkeypatch):
+def test_without_the_package_the_dataset_has_no_rule(fake_package, tmp_path, monkeypatch):
     kind = kind_at(built(tmp_path, "n_queens"))
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     assert not kind.has_rules
@@ -123,7 +106,7 @@ def test_without_the_package_the_dataset_has_no_rule(fake, tmp_path, monkeypatch
     assert kind.violations(board, board) == []
 
 
-def test_the_seed_decides_and_test_does_not_depend_on_train(fake, tmp_path):
+def test_the_seed_decides_and_test_does_not_depend_on_train(fake_package, tmp_path):
     one, more, other = (
         built(tmp_path / str(n), "rotate_matrix", train, seed=seed)
         for n, (train, seed) in enumerate([(4, 1), (9, 1), (4, 2)])
@@ -132,7 +115,7 @@ def test_the_seed_decides_and_test_does_not_depend_on_train(fake, tmp_path):
     assert pairs_of(one, "test") == pairs_of(more, "test") != pairs_of(other, "test")
 
 
-def test_splits_are_made_from_seeds_of_their_own(fake):
+def test_splits_are_made_from_seeds_of_their_own(fake_package):
     train, test = (
         {one.file for one in GymTask("rotate_matrix", {}, 1).examples(split, 20)} for split in ("train", "test")
     )
@@ -141,18 +124,29 @@ def test_splits_are_made_from_seeds_of_their_own(fake):
 
 
 FAULTS = [
-    ({"task": "rotten_oranges"}, "--task rotten_oranges: its answers are not grids.*n_queens.*sudoku"),
-    ({"task": "sudokuu"}, "--task sudokuu: reasoning-gym has no such task; those that fit are arc_1d"),
+    ({"task": "rotten_oranges"}, "--task rotten_oranges: its question and answer are not grids or .*n_queens.*sudoku"),
+    ({"task": "rush_hour"}, "--task rush_hour: the package has no answers to it; those that fit are ab, arc_1d"),
+    ({"task": "arc_agi"}, "--task arc_agi: .*dataset/build_arc_dataset.py.*; those that fit are ab, arc_1d"),
+    ({"task": "sudokuu"}, "--task sudokuu: reasoning-gym has no such task; those that fit are ab, arc_1d"),
     ({"task_config": ["x"]}, "--task-config 'x': write key=value"),
     ({"task_config": ["n=4", "n=5"]}, "--task-config 'n=5': .* each key once"),
     ({"task_config": ["{"]}, "--task-config is not JSON"),
     ({"task_config": ["zz=1"]}, "--task-config: n_queens refuses it: got an unexpected keyword argument 'zz'"),
     ({"task_config": ["seed=1"]}, "--task-config seed: say it by --seed"),
     (
-        {"num_train": 500, "task_config": ["n=4", "max_remove=4"]},
-        "--num-train 500: n_queens made only [0-9]+ more different examples",
+        {"num_train": 50, "task_config": ["n=4", "max_remove=4"]},
+        "--num-train 50: n_queens made only [0-9]+ more different examples in 2,500 tries; ask for fewer",
     ),
 ]
+
+
+def test_more_symbols_than_there_are_tokens_are_refused(fake_package, monkeypatch, tmp_path):
+    def make(self, rng):
+        return "", "", {"matrix": [[rng.randrange(10**6) for _ in range(2)]], "solution": [0]}
+
+    monkeypatch.setattr(fake_gym.Spiral, "make", make)
+    with pytest.raises(UserError, match=r"^--task-config: spiral_matrix has more than 250 symbols; make it smaller$"):
+        built(tmp_path, "spiral_matrix", train=200)
 
 
 @pytest.mark.parametrize(("options", "message"), FAULTS)
@@ -186,7 +180,7 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_entry_of_another_shape_is_one_line(fake, monkeypatch):
+def test_an_entry_of_another_shape_is_one_line(fake_package, monkeypatch):
     monkeypatch.setattr(fake_gym.Sudoku, "make", lambda self, rng, **config: ("", "", {}))
     with pytest.raises(UserError, match=r"sudoku, example 0: KeyError: 'puzzle'"):
         next(GymTask("sudoku", {}, 1).examples("train", 1))

@@ -17,13 +17,15 @@ from evaluators import ensemble, figures, search, search_rules, trajectories
 from evaluators.search import SearchConfig, run_search
 from evaluators.search_folder import Rows, row_type
 from evaluators.search_rules import CHOOSE, RULES, Candidates, choose
-from evaluators.trajectories import Plan, Trajectories
+from evaluators.trajectories import Plan, Segment, Trajectories
+from puzzles.grid import Grid
 from puzzles.kind import find_kind
 from tests import warm
 from tests.flattering import PUZZLES, RIGHT, flattering_run, own_steps, split_inputs
 from tests.in_memory import FAMILY, build_head, composed
 from tests.launch import run as launch
 from tests.runs import PIPELINE, TRAJECTORY, here, load
+from tests.test_own_puzzles import kind_at
 from training.checkpoints import save_weights
 from training.config import arch_config
 from training.distributed import Ranks
@@ -198,6 +200,86 @@ def test_the_trajectories_are_those_of_a_plain_loop(checkpoint, answers):
         assert gap == pytest.approx((report["oracle_right"] - report["right"][rule]) / PUZZLES)
 
 
+# Cells that do not count, and puzzles without an answer
+
+CANVASES = {
+    "arc": find_kind("arc")(4, 4),
+    "grid": Grid(4, 4, vocabulary=("", "", *"abcd"), fills=(None,) * 6, glyphs=("",) * 6, ends=True),
+}
+
+
+@pytest.fixture(params=CANVASES)
+def canvas(request, tmp_path, one_thread):
+    """(kind, an untrained model of grids on a canvas): junk outside of its grids, end marks where none belong. Labels
+    are its own answers, as far as they count: a third of the cells; the last two of 12 puzzles have none."""
+    kind = CANVASES[request.param]
+    config = composed(*FAMILY["sudoku_extreme_1k"], experiment="sudoku_extreme_1k")
+    torch.manual_seed(2)
+    shape = dict(seq_len=16, vocab_size=kind.vocab_size, num_puzzle_identifiers=1)
+    head, run = config.arch.build(batch_size=4, **shape), tmp_path / "run"
+    run.mkdir()
+    torch.save(head.state_dict(), run / "step_1")
+    (run / "all_config.yaml").write_text(json.dumps(config.model_dump() | {"data_path": str(tmp_path / "data")}))
+    rng = np.random.default_rng(5)
+    inputs = rng.integers(2, kind.vocab_size, (12, 16), dtype=np.uint8)
+    *_, last = reasoning_steps(head.model, torch.from_numpy(inputs.astype(np.int32)), torch.zeros(12).int())
+    answers = last.answer.numpy().astype(np.uint8)
+    labels = np.where(rng.random((12, 16)) < 1 / 3, answers, 0)
+    labels[6:10] = answers[6:10] % (kind.vocab_size - 1) + 1  # wrong
+    labels[10:] = 0
+    assert labels[:10].any(1).all()
+    build(tmp_path / "data", inputs, kind.vocab_size, labels, kind)
+    return run / "step_1"
+
+
+def test_right_is_what_evaluate_counts_as_right(canvas):
+    """Whatever stands in the cells without a label, and with nothing to score where there is none."""
+    metrics = evaluate_checkpoint(EvalConfig(checkpoint=str(canvas)), ONE, CPU)
+    assert metrics["eval/exact_accuracy"] == pytest.approx(0.6)
+    report = searched(canvas)
+    assert (report["puzzles"], report["scored"]) == (12, 10)
+    assert set(report["right"].values()) == {6} == {report["oracle_right"]}
+    assert set(report["selection_gap"].values()) == {0}
+    for rule in RULES:
+        assert report["abstention"][rule]["accuracy_at_coverage"]["1.0"] == pytest.approx(0.6)
+    assert "2 puzzles have no answer and are not scored" in search.table(report)
+    assert "       6    60.0%" in search.table(report)
+
+
+def test_a_split_without_answers_is_searched_and_not_scored(canvas, tmp_path):
+    inputs, kind = split_inputs(tmp_path / "data"), kind_at(tmp_path / "data", "test")
+    data = build(tmp_path / "asked", inputs, kind.vocab_size, 0 * inputs, kind)
+    report = searched(canvas, breadth=2, start="noise", data_path=data)
+    assert (report["scored"], set(report["right"].values())) == (0, {0})
+    assert set(report["selection_gap"].values()) == {None}
+    assert report["abstention"]["q"]["auroc"] is None
+    assert "12 puzzles have no answer and are not scored" in search.table(report)
+
+
+@pytest.mark.parametrize("name", CANVASES)
+def test_answers_with_the_same_grid_are_one_vote_and_right_by_their_labels(name):
+    """The majority differs in its end marks and in junk: its first is taken, which lacks an end mark of the label."""
+    kind = CANVASES[name]
+    grid = [[3, 4, 1, 1], [2, 2, 1, 0], [1, 1, 0, 1], [0, 0, 0, 0]]
+    told = np.array([grid] * 4, np.uint8)
+    told[0, 0, 0] = 4  # another grid
+    told[1, 2, 0], told[2, 3, 3], told[3, 1, 3] = 0, 5, 3
+    q_halt = np.array([3.0, 2, 1, 0])
+    numbers = np.tile(q_halt, (1, 1))
+    group = type("Told", (), {"begin": lambda *_: None})()
+    group.advance = lambda: Segment(told.reshape(1, 4, 16), numbers, numbers > 9, numbers)
+    plan = Plan(kind.symmetries(1, 0), breadth=4, start="noise")
+    one = search.Search([None], [1], None, kind, plan, "majority", None, 4, [group])
+    inputs = np.full((1, 16), 2, np.uint8)
+    found, segments = search.think(one, inputs, np.zeros(1, np.int32), np.zeros(1, np.int64))
+    labels = np.where(np.array(grid).reshape(1, 16) == 0, -100, np.array(grid).reshape(1, 16))
+    labels[0, [3, 11]] = -100
+    (row,) = search.record(one, inputs, np.zeros(1), found, segments, labels)
+    majority = row["rules"]["majority"]
+    assert (majority["trajectory"], majority["score"], majority["right"]) == (1, 0.75, False)
+    assert (row["any_right"], row["rules"]["q"]["trajectory"]) == (True, 0)
+
+
 # Frames, batches and random numbers
 
 
@@ -212,8 +294,12 @@ class Scripted(torch.nn.Module):
     def __init__(self, script: dict[bytes, list[tuple[np.ndarray, float]]]):
         super().__init__()
         self.weight, self.script = torch.nn.Parameter(torch.zeros(1)), script
-        self.inner = type("Inner", (), {"draws": False, "initial_state": lambda self, n: Counter(torch.zeros(n))})()
-        self.most_rows = 0
+        self.inner = type("Inner", (), {"draws": False, "initial_state": lambda _, n: self.started(n)})()
+        self.most_rows = self.most_states = 0
+
+    def started(self, n):
+        self.most_states = max(self.most_states, n)
+        return Counter(torch.zeros(n))
 
     def advance(self, state, data):
         self.most_rows = max(self.most_rows, len(state.taken))
@@ -245,18 +331,23 @@ def scripted_search(told: np.ndarray, q_halt: np.ndarray, **options):
     return search.Search([None], [segments], None, kind, plan, "majority_valid", None, 5, groups), inputs
 
 
-@pytest.mark.parametrize("one_shape", [False, True])
-def test_answers_come_back_to_the_puzzles_own_frame(one_shape):
+@pytest.mark.parametrize(
+    ("options", "patience", "rows", "states"),
+    [({}, None, 3, 3), ({"one_shape": True}, None, 5, 3), ({}, 9, 5, 12)],
+)
+def test_answers_come_back_to_the_puzzles_own_frame(options, patience, rows, states):
+    """12 rows in parts; without patience there are not even more states than fit a forward pass."""
     rng = np.random.default_rng(0)
     solutions = np.load(PIPELINE / "dataset/test/all__labels.npy")
     told, q_halt = rng.integers(0, 6, (2, 3, 4, 16), dtype=np.uint8), -rng.random((2, 3, 4))
     told[1, 0, 2], told[1, 2, 3] = solutions[0], solutions[2]
-    one, inputs = scripted_search(told, q_halt, one_shape=one_shape)
+    one, inputs = scripted_search(told, q_halt, **options)
+    one.patience = patience
     found, segments = search.think(one, inputs, np.zeros(3, np.int32), np.arange(3))
     np.testing.assert_array_equal(found.answers, told[1])
     np.testing.assert_allclose(found.q_halt, q_halt[1], rtol=1e-6)
     assert segments.tolist() == [2, 2, 2]
-    assert one.groups[0]._model.most_rows == 5  # 12 rows in parts
+    assert (one.groups[0]._model.most_rows, one.groups[0]._model.most_states) == (rows, states)
     choices, valid = search.choices_of(one, inputs, found)
     assert np.argwhere(valid).tolist() == [[0, 2], [2, 3]]
     assert choices["majority_valid"].trajectory[[0, 2]].tolist() == [2, 3]
@@ -295,9 +386,29 @@ def test_a_settled_puzzle_leaves_the_batch():
     assert rows["rules"]["first_halt"]["right"].tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("model", ["halting", "drawing"])
+def test_trajectories_part_by_part_are_those_in_lockstep(halting, tmp_path, model):
+    """A puzzle's 6 in forward passes of 4, with a patience that is never used up; a model that draws, too."""
+    path = halting if model == "halting" else drawing_run(tmp_path)
+    options = dict(views=2, breadth=3, start="noise", global_batch_size=4, max_examples=6)
+    parts = searched(path, output_dir=str(tmp_path / "parts"), **options)
+    lockstep = searched(path, output_dir=str(tmp_path / "lockstep"), patience=4, **options)
+    assert (parts.pop("patience"), lockstep.pop("patience")) == (None, 4)
+    assert parts == lockstep
+    assert rows_of(tmp_path / "parts").tobytes() == rows_of(tmp_path / "lockstep").tobytes()
+
+
 def tiny(experiment: str):
     torch.manual_seed(0)
     return build_head(composed(*FAMILY[experiment], experiment=experiment)).model
+
+
+def test_a_single_start_with_noise_has_none_and_says_so(checkpoint, caplog):
+    fixed = searched(checkpoint, depth=1)
+    assert not caplog.messages
+    assert searched(checkpoint, depth=1, start="noise")["right"] == fixed["right"]
+    (message,) = caplog.messages
+    assert message.endswith("and breadth=1: nothing is drawn; raise breadth")
 
 
 @pytest.mark.parametrize("start", ["random", "noise"])
@@ -553,12 +664,12 @@ def test_under_torchrun(checkpoint, tmp_path):
 # Mistakes
 
 
-def build(folder, inputs, vocab_size):
+def build(folder, inputs, vocab_size, labels=None, kind=None):
     folder.mkdir(parents=True)
     writer = SplitWriter(folder, "test", seq_len=inputs.shape[1])
-    ones = np.ones(len(inputs), np.int32)
-    writer.append(inputs, inputs, puzzle_identifiers=0 * ones, puzzle_sizes=ones, group_sizes=ones)
-    writer.finish(vocab_size=vocab_size, num_puzzle_identifiers=1)
+    ones, labels = np.ones(len(inputs), np.int32), inputs if labels is None else labels
+    writer.append(inputs, labels, puzzle_identifiers=0 * ones, puzzle_sizes=ones, group_sizes=ones)
+    writer.finish(vocab_size=vocab_size, num_puzzle_identifiers=1, kind=kind)
     return str(folder)
 
 

@@ -6,15 +6,18 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+import evaluate
 import pretrain as pretrain_module
 from dataset.format import SplitWriter, write_identifiers
+from evaluators import search
 from tests.interrupted import signal_in_evaluation
 from tests.launch import ROOT
-from tests.runs import lines_with, pretrain, read_metrics
+from tests.runs import here, lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.distributed import Ranks
 from training.stopping import SIGNALS, WINDOW, EarlyStopping, Stopped, StopRequest
@@ -197,6 +200,23 @@ def test_a_rank_that_waits_for_others_ends_when_its_launcher_is_gone():
     )  # fmt: skip
     # `run` has returned because the child, which holds stdout, has ended too: long before its 60 seconds.
     assert int(shell.stdout)
+
+
+@pytest.mark.parametrize(("command", "work"), [(search, "run_search"), (evaluate, "evaluate_checkpoint")])
+def test_a_rank_at_work_ends_when_its_launcher_is_gone(command, work, monkeypatch):
+    """Else it would hold the folder of a search that is to go on."""
+    seen, watching = [], []
+
+    @contextmanager
+    def watched():
+        watching.append(True)
+        yield
+        watching.clear()
+
+    monkeypatch.setattr("training.launcher.watched", watched)
+    monkeypatch.setattr(command, work, lambda *_: seen.append(list(watching)))
+    here(command.main, "checkpoint=x", "device=cpu")
+    assert (seen, watching) == ([[True]], [])
 
 
 def test_several_ranks_vote_at_the_same_steps(handlers, monkeypatch):

@@ -18,7 +18,7 @@ def is_gone() -> bool:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within the block, which may wait for other ranks, this process ends when torchrun is gone."""
+    """Within the block, which may wait for other ranks or take hours, this process ends when torchrun is gone."""
     over = threading.Event()
 
     def watch() -> None:

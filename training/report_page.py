@@ -374,14 +374,9 @@ def _is_figure(path: Path) -> bool:
 def search_section(folder: Path, found: dict[str, Any]) -> str:
     """What a search reports (evaluators/search.py)."""
     puzzles = found["puzzles"]
-    rows = [[rule, f"{right:,}", percent(right / puzzles)] for rule, right in found["right"].items()]
-    rows.append(
-        [
-            "any answer right (looks at the labels)",
-            f"{found['oracle_right']:,}",
-            percent(found["oracle_right"] / puzzles),
-        ]
-    )
+    scored = found.get("scored", puzzles)  # which reports of earlier versions do not say
+    counts = found["right"] | {"any answer right (looks at the labels)": found["oracle_right"]}
+    rows = [[rule, f"{right:,}", percent(right / scored if scored else None)] for rule, right in counts.items()]
     words = f"{found.get('trajectories', '?')} trajectories of each of {counted(puzzles, 'puzzle')}, "
     words += f"{found['mean_steps']:.1f} steps on average; the rule that counts is {found.get('choose', '?')}"
     heading = f"<h2>Search: {escape(folder.name)}</h2><p>{escape(words)}.</p>"
