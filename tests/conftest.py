@@ -1,6 +1,7 @@
 """Fixtures that several files of tests share."""
 
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from tests.sample_datasets import build_sudoku
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell has put in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what the tests start would ignore Ctrl-C as well
 
 
 # Those of 10 s and more; `--dist loadfile` hands files out in order, and a long one at the end would run alone.
