@@ -212,7 +212,7 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main)
-        with ranks.connected(device), training.launcher.watched():  # else the ranks of a killed torchrun go on
+        with training.launcher.watched(), ranks.connected(device):  # else the ranks of a killed torchrun go on
             evaluate_checkpoint(config, ranks, device)
 
 

@@ -493,9 +493,9 @@ def main() -> None:
         ranks = Ranks.from_environment()
         device = select_device(config.device, ranks.local_rank)
         start_logging(ranks.is_main, as_json=config.as_json)
-        with ranks.connected(device):
-            with training.launcher.watched():  # else the ranks of a torchrun that is killed go on, and hold the folder
-                report = run_search(config, ranks, device)
+        # Watched, else the ranks of a torchrun that is killed go on, and hold the folder
+        with training.launcher.watched(), ranks.connected(device):
+            report = run_search(config, ranks, device)
             if report is not None:
                 print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))
                 if not config.as_json:
