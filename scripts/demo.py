@@ -22,6 +22,8 @@ from errors import UserError, one_line_errors  # noqa: E402
 from evaluators.solution import Solution, dataset_at_hand  # noqa: E402
 from evaluators.solver import Solver  # noqa: E402
 from training.checkpoints import checkpoints_in  # noqa: E402
+from training.command_line import compose_run  # noqa: E402
+from training.config import from_hydra  # noqa: E402
 from training.report import report  # noqa: E402
 
 DATA, RUN = "data/sudoku-4x4", "checkpoints/sudoku-4x4-demo"
@@ -56,15 +58,19 @@ def main(*overrides: str) -> None:
     if {"-h", "--help"} & set(overrides):
         print(f"{__doc__.strip()}\n\nOptions key=value go to pretrain.py, whose --help lists them.")
         return
+    words = ("+experiment=sudoku_4x4_demo", *overrides)
+    config = from_hydra(compose_run(str(ROOT / "config"), words))  # what is refused must not cost the last run
+    if config.checkpoint_path != RUN:
+        raise UserError(f"the demo's run is {RUN}; leave checkpoint_path out")
     shutil.rmtree(RUN, ignore_errors=True)  # a demo starts afresh, and deletes only its own folder
     command(*PUZZLES, "--output-dir", DATA)
     start = time.monotonic()
-    command("pretrain.py", "+experiment=sudoku_4x4_demo", *overrides)
+    command("pretrain.py", *words)
     minutes = (time.monotonic() - start) / 60
     # The last one: best.json was chosen by looking at these very puzzles.
     checkpoints = checkpoints_in(Path(RUN)) if Path(RUN).is_dir() else []
     if not checkpoints:
-        raise UserError(f"pretrain.py left no checkpoint in {RUN}; leave checkpoint_path and Hydra's own options out")
+        raise UserError(f"pretrain.py left no checkpoint in {RUN}; let it get to the first evaluation")
     checkpoint = checkpoints[-1]
     command("evaluate.py", f"checkpoint={checkpoint}", "halt=q", "save_steps=true")
 

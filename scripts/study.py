@@ -165,7 +165,7 @@ def known_speeds(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]]:
     import torch
 
-    from puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+    from puzzle_dataset import PuzzleDataset
     from training.command_line import compose_run
     from training.config import from_hydra
     from training.distributed import Ranks
@@ -178,13 +178,7 @@ def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]
         data = data_folder(config, task)
         words = ["+experiment=study", f"data_path={data}", *settings(task, overrides)]
         run = from_hydra(compose_run(str(ROOT / "config"), words))
-        dataset = PuzzleDataset(
-            PuzzleDatasetConfig(
-                seed=0, dataset_path=str(data), global_batch_size=run.global_batch_size, test_set_mode=False,
-                epochs_per_iter=2, rank=0, num_replicas=1,
-            ),
-            "train",
-        )  # fmt: skip
+        dataset = PuzzleDataset.alone(data, "train", run.global_batch_size, epochs_per_iter=2)
         state = create_state(run, dataset.metadata, Ranks(0, 1, 0), torch.device("cpu"))
         state.head.train()
         states[model] = (state, [batch for _, batch, _ in dataset], run)

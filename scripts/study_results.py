@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from evaluators.figure_plots import BLUE, DPI, GREEN, ORANGE, PURPLE, VERMILLION
 from files import write_atomically
 from scripts.study import ARCHITECTURES, MOST_SEGMENTS, TASKS, VARIANT_TASKS, VARIANTS, budgets, run_folder
-from training.curves import read_lines
+from training.curves import plain, read_lines
 
 if TYPE_CHECKING:
     from scripts.study import StudyConfig, StudyRun
@@ -158,8 +158,7 @@ def draw_family(config: "StudyConfig", found: dict, speed: dict) -> Figure:
                 axis.plot(spent, np.median(values, 0), color=colour, label=model, lw=1.8)
                 axis.fill_between(spent, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
             axis.set(xlabel=UNITS[budget], title=task if budget == "minutes" else None, ylim=(-2, 102))
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
+            plain(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel("held-out puzzles right, %")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -186,7 +185,6 @@ def draw_segments(at_inference: dict[tuple[str, str], list[dict]]) -> Figure:
             [2**n for n in range(MOST_SEGMENTS.bit_length())],
             labels=[str(2**n) for n in range(MOST_SEGMENTS.bit_length())],
         )
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain(axis)
         axis.legend(fontsize=8, frameon=False)
     return figure
