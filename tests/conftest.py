@@ -2,12 +2,12 @@
 
 import os
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import fake_gym
 from tests.sample_datasets import build_sudoku
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
@@ -63,17 +63,10 @@ def sudoku(tmp_path_factory) -> Path:
 @pytest.fixture
 def fake_package(monkeypatch):
     """The stand-in for reasoning-gym, tests/fake_gym.py."""
-    from tests import fake_gym
-
     fake_gym.install(monkeypatch)
 
 
-@pytest.fixture(
-    params=[
-        "fake",
-        pytest.param("real", marks=pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="no reasoning-gym")),
-    ]
-)
+@pytest.fixture(params=["fake", pytest.param("real", marks=fake_gym.NO_PACKAGE)])
 def package(request):
     """Tests that use it run with the stand-in and, where it is installed, with the package itself."""
     if request.param == "fake":

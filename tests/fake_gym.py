@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from functools import cache, partial
+from importlib.util import find_spec
 from itertools import count, islice, permutations
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
@@ -24,6 +25,7 @@ SMALLER = {  # than what the package makes by itself, in seconds each
     "futoshiki": {"max_board_size": 4, "max_difficulty": 1},
     "sokoban": {"max_w": 7, "max_h": 7, "min_boxes": 2, "max_boxes": 3, "max_depth": 40},
 }
+NO_PACKAGE = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="no reasoning-gym")
 
 
 class Task:

@@ -26,7 +26,9 @@ def test_its_help_deletes_nothing(tmp_path, monkeypatch, capsys, asked):
     assert "make demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", ["epoch=1", "epochs=none", "arch=trn", "arch.num_layer=1", "--resume", "checkpoint_path=mine"])
+@pytest.mark.parametrize(
+    "wrong", ["epoch=1", "epochs=none", "arch=trn", "arch.num_layer=1", "--resume", "checkpoint_path=mine"]
+)
 def test_an_option_that_is_refused_does_not_cost_the_last_run(tmp_path, monkeypatch, wrong):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "command", lambda *args: pytest.fail(f"it runs {args}"))
