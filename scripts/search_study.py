@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,16 @@ from evaluators.figure_plots import DPI
 from evaluators.search import SearchConfig, run_search
 from evaluators.search_rules import RULES
 from files import write_atomically
-from scripts.study import ARCHITECTURES, TASKS, StudyConfig, StudyRun, known_speeds, last_checkpoint, planned_runs
+from scripts.study import (
+    ARCHITECTURES,
+    TASKS,
+    StudyConfig,
+    StudyRun,
+    Tasks,
+    known_speeds,
+    last_checkpoint,
+    planned_runs,
+)
 from scripts.study_results import COLOURS, percent, spread, table
 from training.curves import plain
 from training.distributed import Ranks
@@ -55,7 +64,7 @@ class SearchStudyConfig(StrictModel):
     folder: str = Field(min_length=1, description="where searches and results go")
     budget: float = Field(default=1, gt=0, le=100, description="the study's, if it had another")
     seeds: int = Field(default=3, ge=1, description="of the study's runs: 0, 1, …")
-    tasks: list[Literal[tuple(TASKS)]] = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
+    tasks: Tasks = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
     puzzles: int = Field(default=200, ge=1, description="held-out puzzles of each search, the same for all models")
     results: bool = Field(default=False, description="make no search, write the results of those that there are")
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from errors import UserError, one_line_errors
 from files import read_json, write_atomically
@@ -73,6 +73,8 @@ VARIANTS = {
 VARIANT_TASKS = ("sudoku-6x6", "sudoku-4x4")
 MOST_SEGMENTS = 64  # at inference
 SPEEDS = "speed.json"
+# Those of a command, each once: two workers must not train in one folder, nor may a seed count twice
+Tasks = Annotated[list[Literal[tuple(TASKS)]], AfterValidator(lambda names: list(dict.fromkeys(names)))]
 
 
 class StudyConfig(StrictModel):
@@ -82,7 +84,7 @@ class StudyConfig(StrictModel):
     parts: list[Literal["family", "variants"]] = Field(
         default=["family", "variants"], min_length=1, description="the comparison; variants of HRM"
     )
-    tasks: list[Literal[tuple(TASKS)]] = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
+    tasks: Tasks = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
     budget: float = Field(default=1, gt=0, le=100, description="factor on all budgets")
     results: bool = Field(default=False, description="make no run, write the results of those that there are")
 
@@ -248,7 +250,10 @@ def study(config: StudyConfig) -> None:
         speed = known_speeds(Path(config.folder))
         if not speed:
             raise UserError(f"folder={config.folder} holds no study yet; start one without results=true")
-        config = config.model_copy(update={"tasks": [task for task in config.tasks if task in speed]})
+        there = [task for task in config.tasks if task in speed]
+        if not there:
+            raise UserError(f"folder={config.folder} has no {config.tasks[0]}; give tasks=[{','.join(speed)}]")
+        config = config.model_copy(update={"tasks": there})
     else:
         build_datasets(config)
         speed = speeds(config)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from errors import UserError
 from evaluators.figure_plots import BLUE, DPI, GREEN, ORANGE, PURPLE, VERMILLION
 from files import write_atomically
 from scripts.study import ARCHITECTURES, MOST_SEGMENTS, TASKS, VARIANT_TASKS, VARIANTS, budgets, run_folder
@@ -53,6 +54,8 @@ def write_results(config: "StudyConfig", runs: Sequence["StudyRun"], speed: dict
     for run in runs:
         if (curve := read_curve(run_folder(config, run))) is not None:
             found.setdefault((run.task, run.model), []).append(curve)
+    if not found:
+        raise UserError(f"folder={config.folder} holds no evaluation of a run yet; go on without results=true")
     at_inference = read_at_inference(config, runs)
     text = [family_table(config, task, found, speed) for task in config.tasks]
     text += [segments_table(config, task, found, speed, at_inference) for task in config.tasks if task in VARIANT_TASKS]

@@ -124,3 +124,21 @@ def test_results_of_no_study_are_refused(tmp_path, commands):
     with pytest.raises(UserError, match="holds no study yet"):
         study.study(config_of(tmp_path, results=True))
     assert not commands and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"tasks": ["sudoku-6x6"]}, "has no sudoku-6x6; give tasks="), ({"seeds": 1}, "holds no evaluation of a run yet")],
+)
+def test_results_of_what_a_study_has_not_are_refused(tmp_path, commands, changes, message):
+    """Of a task that it does not have, and of runs that have not come to their first evaluation."""
+    speed = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)}
+    (tmp_path / "speed.json").write_text(json.dumps(speed))
+    with pytest.raises(UserError, match=message):
+        study.study(config_of(tmp_path, results=True, **changes))
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
+def test_what_is_named_twice_is_run_and_counted_once(tmp_path):
+    config = config_of(tmp_path, tasks=["sudoku-4x4", "maze-9x9", "sudoku-4x4"])
+    assert config.tasks == ["sudoku-4x4", "maze-9x9"]
