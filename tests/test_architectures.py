@@ -5,6 +5,7 @@ The runs are those of config/experiment, on the 4×4 Sudokus of the reference ru
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,10 @@ import evaluate
 import solve
 from evaluators import figures, search
 from tests import warm
-from tests.in_memory import FAMILY, composed
+from tests.in_memory import FAMILY, build_head, composed
 from tests.runs import assert_lines_close, family_overrides, here, lines_with, load, pretrain_here, read_metrics
 
 STEPS = 20  # of 8 sequences: 4 visits of the 40 groups, see `family_overrides`
-STATES = {"urm_sudoku": {"hidden"}, "transformer_sudoku": {"z_H"}, "direct_sudoku": {"z_H"}}  # the others have two
 
 
 def most_steps(experiment: str) -> int:
@@ -86,7 +86,8 @@ def test_a_figure_of_states_says_which_there_are(run, tmp_path):
     words = [f"checkpoint={folder / 'step_20'}", f"out={tmp_path}", "examples=2", "device=cpu"]
     here(figures.main, "participation", *words)
     report = json.loads((tmp_path / "step_20_participation.json").read_text())
-    assert report["trained"].keys() == STATES.get(experiment, {"z_H", "z_L"})
+    inner = build_head(composed(*FAMILY[experiment], experiment=experiment)).model.inner
+    assert [*report["trained"]] == [field.name for field in fields(inner.initial_state(1))]
 
 
 @pytest.mark.slow
