@@ -173,8 +173,9 @@ def test_trms_config_is_the_recipe(tmp_path):
         (trm_config(arch=HRMS_COPY), "sudoku_extreme_1k"),
         (hrm_config(), "sudoku_extreme_1k"),
         (urm_config(), "urm_sudoku"),
+        (trm_config(arch=dict(puzzle_emb_len=None)), "trm_sudoku_mlp"),
     ],
-    ids=["TRM's copy of HRM", "HRM", "URM"],
+    ids=["TRM's copy of HRM", "HRM", "URM", "TRM, which takes 16 positions unless it is told"],
 )
 def test_the_architecture_of_another_repository_is_the_recipes(tmp_path, values, experiment):
     config = load_config(str(written(tmp_path, values)))

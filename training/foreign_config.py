@@ -23,6 +23,8 @@ ARCHITECTURES = {
     "urm.urm@URM": URM,
     "recursive_reasoning.urm@URM": URM,
 }
+# What their code takes for an option that a file leaves out, where ours would take something else
+UNSAID = {TRM: {"puzzle_emb_len": 16}}
 MOST_NAMED = 8  # keys in a message
 READ = (
     "arch", "data_path", "global_batch_size", "epochs", "eval_interval", "lr", "lr_min_ratio", "lr_warmup_steps",
@@ -88,7 +90,8 @@ def in_our_keys(values: dict[str, Any], known: Collection[str]) -> dict[str, Any
 def _arch_in_our_keys(arch: dict[str, Any]) -> dict[str, Any]:
     name = ARCHITECTURES.get(arch["name"], arch["name"])
     without_effect = WITHOUT_EFFECT.get(name, ())
-    arch = {key: value for key, value in arch.items() if key not in without_effect and value is not None}
+    unsaid = UNSAID.get(name, {}) if arch["name"] in ARCHITECTURES else {}
+    arch = unsaid | {key: value for key, value in arch.items() if key not in without_effect and value is not None}
     if name == URM and "loops" in arch:
         arch["halt_max_steps"] = arch.pop("loops")
     if name == HRM and arch.get("mlp_t") is False:  # true would be another network, which is not here
