@@ -140,6 +140,35 @@ def test_another_architecture_is_counted():
     assert flops_per_step(head, 4) == 4 * (2 * forward + backward)  # the Q target is a forward pass
 
 
+class Peeking(Looking):
+    """Calls a module on a view that was made without gradients."""
+
+    def __init__(self, config, data):
+        super().__init__(config, data)
+        self.gate = torch.nn.Linear(8, 8)
+
+    def forward(self, state, data):
+        tokens = self.embed(data["inputs"])
+        with torch.no_grad():
+            x = state["x"] + self.gate(tokens[:, 1:]).mean(1, keepdim=True)
+        return super().forward({"x": x}, data)
+
+
+class PeekingModel(ACTModel):
+    Config, Inner = ACTConfig, Peeking
+
+
+def test_a_module_on_a_view_without_gradients_is_counted():
+    shape = dict(batch_size=3, seq_len=5, vocab_size=7, num_puzzle_identifiers=1)
+    heads = [
+        ACTLossHead(of(shape | dict(halt_max_steps=2, halt_exploration_prob=0.0)), "softmax_cross_entropy")
+        for of in (LookingModel, PeekingModel)
+    ]
+    for training, calls in ((False, 1), (True, 2)):
+        without, with_it = (flops_per_step(head, 4, training) for head in heads)
+        assert with_it - without == calls * 4 * (2 * 4 * 8 * 8)
+
+
 def test_compiled_blocks_are_counted_too():
     head = build_head(SIZES["toy"], 8, CPU)
     expected = flops_per_step(head, 8)

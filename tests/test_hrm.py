@@ -183,6 +183,18 @@ def test_the_last_step_halts_whatever_q_says():
     assert [model.halted_at(n).float().mean() for n in (1, 2, 3)] == [0, 0, 1]
 
 
+def test_a_network_without_q_continue_says_before_its_first_step_that_it_has_no_target():
+    class Half(HierarchicalReasoningModel_ACTV1.Inner):
+        HAS_Q_CONTINUE = False
+
+    class Model(HierarchicalReasoningModel_ACTV1):
+        Inner = Half
+
+    with pytest.raises(UserError, match=r"Half has no Q\(continue\).*arch.q_target=off"):
+        Model(SMALL | dict(q_target="every_step"))
+    Model(SMALL | dict(q_target="off"))
+
+
 def test_without_a_q_target_a_step_has_the_other_losses_only():
     losses = {}
     for q_target in ("every_step", "off"):
