@@ -48,3 +48,15 @@ class OwnDraws:
         finally:
             self._states = generator_states()
             set_generator_states(others, device)
+
+
+@contextmanager
+def no_draws(name: str) -> Iterator[None]:
+    """The block, a step of network `name`, must draw nothing. Raises `ValueError` if it did.
+
+    An evaluation would not repeat, and training would go on with other numbers after one.
+    """
+    before = generator_states()
+    yield
+    if any(not torch.equal(state, before.get(kind, state)) for kind, state in generator_states().items()):
+        raise ValueError(f"{name} draws random numbers in an evaluation; set self.draws = True in its __init__")
