@@ -36,6 +36,7 @@ from scripts.study import (
     known_speeds,
     last_checkpoint,
     planned_runs,
+    with_its_budget,
 )
 from scripts.study_results import COLOURS, percent, spread, table
 from training.curves import plain
@@ -62,7 +63,6 @@ RULE = "majority_valid"
 class SearchStudyConfig(StrictModel):
     study: str = Field(min_length=1, description="folder of the study whose models are searched")
     folder: str = Field(min_length=1, description="where searches and results go")
-    budget: float = Field(default=1, gt=0, le=100, description="the study's, if it had another")
     seeds: int = Field(default=3, ge=1, description="of the study's runs: 0, 1, …")
     tasks: Tasks = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
     puzzles: int = Field(default=200, ge=1, description="held-out puzzles of each search, the same for all models")
@@ -85,9 +85,8 @@ def planned_searches(config: SearchStudyConfig) -> Iterator[OneSearch]:
 
 
 def family(config: SearchStudyConfig) -> StudyConfig:
-    return StudyConfig(
-        folder=config.study, seeds=config.seeds, tasks=config.tasks, parts=["family"], budget=config.budget
-    )
+    study = StudyConfig(folder=config.study, seeds=config.seeds, tasks=config.tasks, parts=["family"])
+    return with_its_budget(study, write=False)
 
 
 def search(config: SearchStudyConfig, one: OneSearch, checkpoint: Path) -> None:

@@ -1,8 +1,8 @@
 """The study of docs/results.md, on CPU cores: python -m scripts.study folder=study [key=value …]
 
-Trains the models of the family, small and of equal size, on 4×4 and 6×6 Sudokus and on 9×9 mazes, with a fixed budget
-of minutes and one of counted operations; then HRM with fewer segments, without a target of Q(continue), and with rotary
-positions.
+Trains the models of the family, small and of equal size, on 4×4 and 6×6 Sudokus and on 9×9 mazes, there with rounds as
+published and with a single one, with a fixed budget of minutes and one of counted operations; then HRM with fewer
+segments, without a target of Q(continue), and with rotary positions.
 Builds the datasets, measures how long a step of each takes, makes the runs (each a normal run folder, with one thread)
 and writes tables and curves. A study that was stopped goes on when the same command is given again; `results=true`
 only writes what there is.
@@ -41,6 +41,7 @@ class Task(NamedTuple):
     minutes: float
     teraflops: float  # what HRM computes in about these minutes
     settings: tuple[str, ...] = ()  # of all its runs, before those of the model
+    one_round: bool = False  # a segment is one round of two updates, in those models that have rounds
 
 
 SUDOKU, MAZE = "dataset/build_sudoku_dataset.py", "dataset/build_maze_dataset.py"
@@ -51,7 +52,12 @@ TASKS = {
     "sudoku-4x4": Task((SUDOKU, "--size", "4", "--num-aug", "7"), 1, 3),
     "sudoku-6x6": Task((SUDOKU, "--size", "6", "--extra-clues", "24", "--num-aug", "7"), 2, 6),
     "maze-9x9": Task((MAZE, "--size", "9", "--one-path", "--min-path-length", "1", "--aug"), 5, 15, MAZE_SETTINGS),
+    # With published rounds nothing but single-cell paths was learned there: longer paths, shorter segments, more time
+    "maze-9x9-one-round": Task(
+        (MAZE, "--size", "9", "--one-path", "--min-path-length", "3", "--aug"), 10, 18, MAZE_SETTINGS, one_round=True
+    ),
 }
+ONE_ROUND = ("arch.H_cycles=1", "arch.L_cycles=2")
 HRM = ("arch=hrm_v1", "arch.H_layers=1", "arch.L_layers=1")
 TRM = ("arch=trm", "arch.puzzle_emb_len=0")
 TRANSFORMER = ("arch=transformer", "arch.num_layers=2")
@@ -73,6 +79,7 @@ VARIANTS = {
 VARIANT_TASKS = ("sudoku-6x6", "sudoku-4x4")
 MOST_SEGMENTS = 64  # at inference
 SPEEDS = "speed.json"
+BUDGET = "budget.json"
 # Those of a command, each once: two workers must not train in one folder, nor may a seed count twice
 Tasks = Annotated[list[Literal[tuple(TASKS)]], AfterValidator(lambda names: list(dict.fromkeys(names)))]
 
@@ -85,7 +92,9 @@ class StudyConfig(StrictModel):
         default=["family", "variants"], min_length=1, description="the comparison; variants of HRM"
     )
     tasks: Tasks = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
-    budget: float = Field(default=1, gt=0, le=100, description="factor on all budgets")
+    budget: float | None = Field(
+        default=None, gt=0, le=100, description="factor on all budgets; null: the study's own, 1 for a new one"
+    )
     results: bool = Field(default=False, description="make no run, write the results of those that there are")
 
 
@@ -142,6 +151,18 @@ def run_folder(config: StudyConfig, run: StudyRun) -> Path:
     return Path(config.folder).resolve() / "runs" / run.name
 
 
+def with_its_budget(config: StudyConfig, write: bool) -> StudyConfig:
+    """A study has one budget for good: runs of another would have other lengths than its tables."""
+    path = Path(config.folder) / BUDGET
+    its = read_json(path, "delete it")["budget"] if path.exists() else config.budget or 1.0
+    if config.budget not in (None, its):
+        raise UserError(f"folder={config.folder} is a study with budget={its:g}; leave it out, or give another folder")
+    if write and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(json.dumps({"budget": its}).encode()))
+    return config.model_copy(update={"budget": its})
+
+
 # How long a step takes
 
 
@@ -153,6 +174,7 @@ def speeds(config: StudyConfig) -> dict[str, dict[str, dict[str, float]]]:
     known = known_speeds(Path(config.folder))
     for task in config.tasks:
         if task not in known:
+            print(f"{task}: timing a step of each model, once; nothing else should run", flush=True)
             known[task] = measure_speeds(config, task)
             path = Path(config.folder) / SPEEDS
             write_atomically(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
@@ -216,7 +238,9 @@ def epochs_of(config: StudyConfig, run: StudyRun, speed: dict) -> tuple[int, int
 
 def settings(task: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
     """Of a run: the architecture, what its puzzles need, and what the model has of its own."""
-    return overrides[0], *TASKS[task].settings, *overrides[1:]
+    architecture, *own = overrides
+    rounds = ONE_ROUND if TASKS[task].one_round and architecture != TRANSFORMER[0] else ()
+    return architecture, *TASKS[task].settings, *rounds, *own
 
 
 def last_checkpoint(config: StudyConfig, run: StudyRun, speed: dict) -> Path:
@@ -246,6 +270,7 @@ def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
 def study(config: StudyConfig) -> None:
     from scripts.study_results import write_results
 
+    config = with_its_budget(config, write=not config.results)
     if config.results:
         speed = known_speeds(Path(config.folder))
         if not speed:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from errors import UserError
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from scripts.study import StudyConfig, StudyRun
 
 RULES = {"max": "eval/exact_accuracy", "q": "eval/halt_q/exact_accuracy"}
-COLOURS = dict(zip(ARCHITECTURES, (BLUE, ORANGE, VERMILLION, GREEN, PURPLE, "#777777"), strict=True))
+# Of any number of models: Okabe and Ito's, then matplotlib's
+MORE_COLOURS = (BLUE, ORANGE, VERMILLION, GREEN, PURPLE, "#777777", *colormaps["tab20"].colors)
+COLOURS = dict(zip(ARCHITECTURES, MORE_COLOURS, strict=False))
 VARIANT_COLOURS = (GREEN, ORANGE, PURPLE, "#777777", VERMILLION, BLUE)
 UNITS = {"minutes": "minutes of one core", "flops": "10¹² operations"}
 
@@ -174,7 +177,7 @@ def draw_segments(at_inference: dict[tuple[str, str], list[dict]]) -> Figure:
     tasks = [task for task in TASKS if any(of == task for of, _ in at_inference)]
     figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.2), layout="constrained")
     for axis, task in zip(figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks, strict=False):
-        for model, colour in zip((*VARIANTS, "HRM"), VARIANT_COLOURS, strict=True):
+        for model, colour in zip((*VARIANTS, "HRM"), (*VARIANT_COLOURS, *MORE_COLOURS), strict=False):
             reports = at_inference.get((task, model), [])
             if not reports:
                 continue

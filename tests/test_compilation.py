@@ -33,8 +33,9 @@ def test_a_short_run_is_not_compiled(monkeypatch, mode, disabled):
     assert not compile_blocks(build_head(composed(*TINY)).model, mode, CPU, steps=20)
 
 
+@pytest.mark.filterwarnings("error")
 def test_trying_out_the_compiler_leaves_no_trace(monkeypatch):
-    """Neither in the random draws, of a network that makes some in a step, nor in the gradients."""
+    """Neither in the random draws, of a network that makes some in a step, nor in the gradients, nor in the output."""
     monkeypatch.setenv("DISABLE_COMPILE", "0")
     monkeypatch.setattr(torch, "compile", lambda module, **options: module)  # stands in for the compiler
     model = build_head(composed(*TINY)).model

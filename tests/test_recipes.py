@@ -347,7 +347,9 @@ def test_a_network_that_draws_must_say_so(changes):
     """In a start or in a step; else training would go on with other numbers after an evaluation."""
     _, model, batch = eqr(**changes)
     model.inner.draws = False
-    with pytest.raises(ValueError, match=f"{type(model.inner).__name__} draws random numbers in an evaluation; set self.draws"):
+    with pytest.raises(
+        ValueError, match=f"{type(model.inner).__name__} draws random numbers in an evaluation; set self.draws"
+    ):
         answers(model, batch)
 
 

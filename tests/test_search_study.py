@@ -11,7 +11,7 @@ from evaluators.search import SearchConfig
 from evaluators.search_rules import RULES
 from scripts import search_study
 from scripts.search_study import SEARCHES, SearchStudyConfig, planned_searches
-from scripts.study import ARCHITECTURES, VARIANTS, StudyConfig, last_checkpoint, planned_runs
+from scripts.study import ARCHITECTURES, VARIANTS, StudyConfig, last_checkpoint, planned_runs, with_its_budget
 from tests.test_study import SPEED
 
 SPEEDS = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)}
@@ -23,7 +23,7 @@ def config(tmp_path):
     study = tmp_path / "study"
     study.mkdir()
     (study / "speed.json").write_text(json.dumps(SPEEDS))
-    of = StudyConfig(folder=str(study), tasks=["sudoku-4x4"])
+    of = StudyConfig(folder=str(study), tasks=["sudoku-4x4"], budget=1)
     for run in planned_runs(of):
         if run.model in ("HRM", "direct prediction"):
             path = last_checkpoint(of, run, SPEEDS)
@@ -63,7 +63,8 @@ def test_a_study_of_another_budget_is_searched(config, searched, capsys):
     of = StudyConfig(folder=config.study, tasks=["sudoku-4x4"], budget=2)
     run = next(planned_runs(of))
     last_checkpoint(of, run, SPEEDS).touch()
-    search_study.search_study(config.model_copy(update={"budget": 2, "seeds": 1}))
+    with_its_budget(of, write=True)
+    search_study.search_study(config.model_copy(update={"seeds": 1}))
     assert [asked.checkpoint[0] for asked in searched] == [str(last_checkpoint(of, run, SPEEDS))] * len(SEARCHES)
 
 

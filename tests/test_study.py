@@ -15,12 +15,12 @@ SPEED = {"seconds": 0.5, "flops": 2e10, "parameters": 131_970}
 
 
 def config_of(folder, **changes) -> StudyConfig:
-    return StudyConfig(folder=str(folder), **changes)
+    return StudyConfig(folder=str(folder), **{"budget": 1} | changes)
 
 
 def test_every_model_is_trained_with_every_seed(tmp_path):
     runs = list(planned_runs(config_of(tmp_path)))
-    assert len({run.name for run in runs}) == len(runs) == 3 * (3 * len(ARCHITECTURES) + 2 * 5)
+    assert len({run.name for run in runs}) == len(runs) == 3 * (len(TASKS) * len(ARCHITECTURES) + 2 * len(VARIANTS))
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     only = list(planned_runs(config_of(tmp_path, parts=["variants"], tasks=["sudoku-4x4"], seeds=1)))
     assert [run.model for run in only] == ["HRM", *VARIANTS]
@@ -67,6 +67,38 @@ def test_a_run_uses_up_the_larger_budget_and_is_made_once(tmp_path, commands):
     composed(*commands[0][2:], experiment="study")  # pretrain.py takes every key
     train(config, run, speed)
     assert len(commands) == 1
+
+
+def test_only_models_with_rounds_are_given_one(tmp_path):
+    """And every key is one of the model's."""
+    for name, overrides in ARCHITECTURES.items():
+        words = study.settings("maze-9x9-one-round", overrides)
+        run = composed(*words, experiment="study")
+        cycles = [getattr(run.arch, key, None) for key in ("H_cycles", "L_cycles")]
+        assert cycles == ([None, None] if name in ("recurrent Transformer", "direct prediction") else [1, 2])
+
+
+@pytest.fixture
+def interrupted_study(tmp_path, commands, monkeypatch):
+    """Of 4×4 Sudokus with twice the budget, which has two runs."""
+    monkeypatch.setattr(study, "build_datasets", lambda config: None)
+    monkeypatch.setattr(study, "measure_speeds", lambda *_: dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED))
+    monkeypatch.setattr(study, "planned_runs", lambda config: planned_runs(config.model_copy(update={"seeds": 1})))
+    monkeypatch.setattr("scripts.study_results.write_results", lambda *_: None)
+    return config_of(tmp_path, tasks=["sudoku-4x4"], parts=["variants"], budget=2)
+
+
+def test_a_study_keeps_its_budget(interrupted_study, commands, capsys):
+    """It goes on with it where none is given, and refuses another before anything is done."""
+    study.study(interrupted_study)
+    assert "timing a step of each model" in capsys.readouterr().out
+    trained = [words for words in commands if words[0] == "pretrain.py"]
+    for budget in (None, 2):
+        study.study(interrupted_study.model_copy(update={"budget": budget}))
+    for changes in ({}, {"results": True}):
+        with pytest.raises(UserError, match=r"is a study with budget=2; leave it out, or give another folder"):
+            study.study(interrupted_study.model_copy(update={"budget": 1, **changes}))
+    assert [words for words in commands if words[0] == "pretrain.py"] == trained
 
 
 def write_metrics(folder, accuracies, at_halt):

@@ -33,8 +33,8 @@ def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: floa
     if mode == "auto" and not pays(model, device, steps * rows):
         return False
     torch._dynamo.config.optimize_ddp = False  # a block is one graph, even if gradients are summed over ranks
-    # As newer versions do anyway: blocks of one class share a graph. PyTorch 2.4 makes 33 of them without, not 5.
-    torch._dynamo.config.inline_inbuilt_nn_modules = True
+    if torch.__version__ < "2.5":  # newer ones do it anyway: blocks of one class share a graph, 5 of them and not 33
+        torch._dynamo.config.inline_inbuilt_nn_modules = True
     try:
         _try_out(modules[0], _call_of(model, modules[0], rows, device))
     except Exception as error:  # whatever the compiler stack raises: it is optional

@@ -152,8 +152,8 @@ class Ranks:
             warnings.simplefilter("ignore", FutureWarning)
             # The search for unused parameters keeps the buckets as they are: they would be laid out anew after the
             # first step, and with three or more ranks a resumed run would add in another order than one that went on.
+            # Each rank then warns once that it found none, past Python's filters.
             parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         parallel.register_comm_hook(None, _sum_bucket)
         return parallel
 
