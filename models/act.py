@@ -217,7 +217,7 @@ class ACTModel(nn.Module):
         state, logits, (q_halt, q_continue) = given
         if q_continue is None:
             if self.config.q_target != "off" and self.config.halt_max_steps > 1:
-                raise ValueError(f"{name} has no Q(continue) that could have a target; set arch.q_target=off")
+                raise no_target(self.inner)
             q_continue = torch.zeros_like(q_halt)
         expected = {"logits": (rows, cells, self.data.vocab_size), "Q(halt)": (rows,), "Q(continue)": (rows,)}
         for (what, shape), found in zip(expected.items(), (logits, q_halt, q_continue), strict=True):
@@ -269,6 +269,10 @@ class ACTModel(nn.Module):
         """
         next_halt, next_continue = self.inner.q_values(state, data)
         return torch.sigmoid(torch.where(last_step, next_halt, torch.maximum(next_halt, next_continue)))
+
+
+def no_target(network: InnerNetwork) -> UserError:
+    return UserError(f"{type(network).__name__} has no Q(continue) that could have a target; set arch.q_target=off")
 
 
 def _described(given: Any) -> str:

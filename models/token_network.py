@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from errors import UserError
-from models.act import ACTConfig, Data, DataShape, InnerNetwork, QValues, map_tensors
+from models.act import ACTConfig, Data, DataShape, InnerNetwork, QValues, map_tensors, no_target
 from models.layers import (
     ATTENTION_KERNELS,
     AttentionKernel,
@@ -90,8 +89,7 @@ class TokenNetwork(InnerNetwork):
     def __init__(self, config: TokenConfig, data: DataShape):
         super().__init__(config, data)
         if not self.HAS_Q_CONTINUE and config.q_target != "off" and config.halt_max_steps > 1:
-            name = type(self).__name__
-            raise UserError(f"{name} has no Q(continue) that could have a target; set arch.q_target=off")
+            raise no_target(self)
         hidden = config.hidden_size
         device = torch.empty(0).device  # what a surrounding `with torch.device(…)` says
         self.forward_dtype = resolve_dtype(config.forward_dtype, device.type)
