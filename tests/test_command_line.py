@@ -1,5 +1,6 @@
 """Arguments of the commands, and of training: python -m pytest tests/test_command_line.py"""
 
+import re
 from functools import reduce
 from typing import get_args
 
@@ -227,6 +228,11 @@ def test_your_own_configs_come_from_folders_of_any_name(tmp_path):
     assert run_config(f"--config-dir={folder}", "experiment=mine", "lr=1").lr == 1
     shown = pretrain_help("about", CONFIG_DIR, ["-h", "--config-dir", str(folder), "experiment=mine", "seed=5"])
     assert "mine" in shown and "lr=0.125" in shown and "seed=5" in shown
+
+
+@pytest.mark.parametrize("args", [["arch=trm"], ["arch.q_target=off"]])
+def test_help_shows_a_word_that_yaml_takes_for_a_boolean(args):
+    assert re.search(r"arch.q_target=off +\w", pretrain_help("about", CONFIG_DIR, args))
 
 
 def test_the_keys_are_those_of_the_architecture_that_is_named(tmp_path, monkeypatch):

@@ -35,8 +35,7 @@ class StrictModel(BaseModel):
     @classmethod
     def _is_plain(cls, value, info: ValidationInfo):
         annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and "off" in get_args(annotation):
-            return "on" if value else "off"  # YAML takes both words for booleans
+        value = _as_word(value, annotation)
         if isinstance(value, bool) and annotation not in (bool, bool | str):
             raise ValueError("Input should not be true or false")
         if isinstance(value, int) and value.bit_length() > 1024:
@@ -54,6 +53,13 @@ class StrictModel(BaseModel):
     def retired(cls) -> Collection[str]:
         """Dotted keys of earlier versions that did nothing and no longer exist."""
         return ()
+
+
+def _as_word(value: Any, annotation: Any) -> Any:
+    """`on` or `off` for a field of these words, which YAML takes for booleans; any other value as it is."""
+    if isinstance(value, bool) and "off" in get_args(annotation):
+        return "on" if value else "off"
+    return value
 
 
 def validate(model: type[StrictModel], values: dict[str, Any]) -> Any:
@@ -207,6 +213,7 @@ def _default(field: Any, value: Any) -> str:
     value = field.default if value is PydanticUndefined else value
     if value is PydanticUndefined or value is None:
         return "…" if field.is_required() else "null"
+    value = _as_word(value, field.annotation)
     if isinstance(value, bool):
         return str(value).lower()
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
