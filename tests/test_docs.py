@@ -6,6 +6,7 @@ python -m pytest tests/test_docs.py
 import argparse
 import functools
 import io
+import json
 import re
 import runpy
 import shlex
@@ -542,6 +543,19 @@ def test_the_readmes_python_prints_what_it_says(tmp_path, monkeypatch, one_threa
     assert f"# {halted}: it stopped" in said
     assert f"# {confidence}: how sure" in said
     assert f"# {valid}: it obeys" in said
+
+
+def test_the_readmes_pairs_become_a_dataset(tmp_path, monkeypatch):
+    """As they stand there, by the command that stands there; each is turned by 180°, as the text says."""
+    monkeypatch.chdir(tmp_path)
+    pairs = [line for _, lines in blocks((ROOT / "README.md").read_text()) for line in lines if '"input":' in line]
+    for pair in map(json.loads, pairs):
+        assert "".join(pair["output"]) == "".join(pair["input"])[::-1]
+    Path("pairs.jsonl").write_text("\n".join(pairs))
+    (build,) = (command for command in commands(ROOT / "README.md") if "pairs.jsonl" in command)
+    with redirect_stdout(io.StringIO()) as said:
+        start(words_of(build)[1:])
+    assert re.search(rf"train: [\d,]+ examples in {len(pairs) - 1} groups; test: 1 examples", said.getvalue())
 
 
 def test_the_boards_are_those_that_the_command_prints(monkeypatch, one_thread):
