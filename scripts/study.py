@@ -52,9 +52,14 @@ TASKS = {
     "sudoku-4x4": Task((SUDOKU, "--size", "4", "--num-aug", "7"), 1, 3),
     "sudoku-6x6": Task((SUDOKU, "--size", "6", "--extra-clues", "24", "--num-aug", "7"), 2, 6),
     "maze-9x9": Task((MAZE, "--size", "9", "--one-path", "--min-path-length", "1", "--aug"), 5, 15, MAZE_SETTINGS),
-    # With published rounds nothing but single-cell paths was learned there: longer paths, shorter segments, more time
+    # With published rounds nothing but single-cell paths was learned there: longer paths, shorter segments, more time,
+    # and less weight decay (first looks, TRM mlp, seed 0, 2,048 steps: with 1.0 13 %, with 0.1 33 %)
     "maze-9x9-one-round": Task(
-        (MAZE, "--size", "9", "--one-path", "--min-path-length", "3", "--aug"), 10, 18, MAZE_SETTINGS, one_round=True
+        (MAZE, "--size", "9", "--one-path", "--min-path-length", "3", "--aug"),
+        6,
+        12,
+        (*MAZE_SETTINGS, "weight_decay=0.1"),
+        one_round=True,
     ),
 }
 ONE_ROUND = ("arch.H_cycles=1", "arch.L_cycles=2")
