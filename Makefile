@@ -15,14 +15,16 @@ help:  ## this list
 demo: $(READY)  ## train a small recurrent Transformer on 4×4 Sudokus, on any machine, and watch it think
 	$(PY) scripts/demo.py
 
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(DEV)  ## every test but test-apart's
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not apart"
+	$(PY) -m pytest $(IN_TWO) -m "not apart"
 
 test-fast: $(DEV)  ## the tests that take no more than a few seconds each
 	$(PY) -m pytest -m "not slow and not apart"
 
-test-apart: $(DEV)  ## benchmarks/gpu.sh from end to end at toy size, two minutes
-	$(PY) -m pytest -m apart tests/test_gpu_script.py
+test-apart: $(DEV)  ## whole programs from end to end: the demo, Slurm, torchrun, compilation, benchmarks/gpu.sh
+	$(PY) -m pytest $(IN_TWO) -m apart
 
 bench: $(READY)  ## time the step, the loader and evaluation against a plain port; minutes on 2 cores
 	$(PY) -m benchmarks

@@ -45,7 +45,7 @@ def oracle_ballots(dataset: Path, predictions: Path, ranks: int) -> dict[tuple[s
     return ballots
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_build_train_evaluate_on_two_ranks_vote(tmp_path):
     tasks, data, out = tmp_path / "tasks", tmp_path / "data", tmp_path / "run"
     write_tasks(tasks / "evaluation", raw_tasks())

@@ -44,7 +44,7 @@ def test_the_committed_notebook_is_clean():
     assert first_code.metadata.tags == ["parameters"]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_the_notebook_runs(paths, tasks, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))

@@ -316,7 +316,7 @@ def test_compiled_evaluation_is_compared_too(monkeypatch):
         evaluate.check_same_metrics(plain, {"eval/lm_loss": 2.001}, torch.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.usefixtures("one_thread")
 def test_everything_at_toy_size(tmp_path, monkeypatch, capsys):
     """As `make bench` runs it, without the compiler."""

@@ -351,7 +351,7 @@ def test_help_documents_every_option() -> None:
         assert field.description in text
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_thousand_puzzles_with_thousand_copies(tmp_path: Path) -> None:
     """The budget of the documentation: 10 s on 2 cores and 0.5 GB; measured 2 s and 0.1 GB."""
     reference = np.load(REFERENCE / "built.npz")

@@ -58,7 +58,7 @@ def test_compiled_equals_eager(tmp_path):
     assert_lines_close(train[:10], TRAJECTORY["train"][:10], rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_compiler_that_fails_costs_a_warning_only(tmp_path):
     overrides = reference_overrides(tmp_path / "run", compile="on", epochs=4)
     done = run(

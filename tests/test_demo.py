@@ -67,7 +67,7 @@ def test_it_goes_on_with_the_last_checkpoint(tmp_path, monkeypatch, saved, taken
         assert [args[1] for args in seen[-2:]] == [f"checkpoint={demo.RUN}/{taken}"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_the_demo_runs_from_nothing_to_pictures(tmp_path, monkeypatch):
     done = run(
         ROOT / "scripts/demo.py",

@@ -97,7 +97,7 @@ def test_the_original_format(checkpoint, capsys):
     assert not stale.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_ranks_and_compiled_prefix(checkpoint):
     """Two ranks, and the prefix that the original's compiled saves carry."""
     weights = {f"_orig_mod.{key}": value for key, value in load(checkpoint).items()}

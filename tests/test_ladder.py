@@ -22,6 +22,7 @@ def commands(title: str) -> list[list[str]]:
     return [shlex.split(line) for line in "".join(blocks).splitlines()]
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("title", "experiment", "shape"),
     [("Small mazes", "maze_small", ("maze", 9)), ("A few ARC tasks", "arc_mini", ("arc", 10))],

@@ -201,6 +201,7 @@ def test_the_page_computes_what_pytorch_does(live, datasets, tmp_path, name):
     assert 0.05 < computed["wants"].mean() < 0.95, "the Q head was to halt at some"
 
 
+@pytest.mark.apart
 def test_the_page_in_the_repository(live, datasets):
     """It is made of today's sources, and computes what its checkpoint does, rounded to 16 bits and not."""
     page, weights = taken_apart(PAGE.read_text())

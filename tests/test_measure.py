@@ -40,6 +40,7 @@ def test_a_command_that_fails_is_an_error():
     assert "this failed: -c raise SystemExit(3)" in error_line("-m", "scripts.measure", "-c", "raise SystemExit(3)")
 
 
+@pytest.mark.apart
 def test_predictions_are_saved_and_read():
     out = run("-m", "scripts.measure_predictions", "--examples", 40, "--seq-len", 16).stdout
     assert re.search(r"\d+ cells are right", out)

@@ -157,7 +157,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_the_real_package_goes_on_offline_with_the_run_of_the_state(tmp_path):
     """Here W&B runs as installed, without a login."""
     env = {"WANDB_MODE": None, "HOME": str(tmp_path), "WANDB_API_KEY": None}

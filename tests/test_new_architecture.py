@@ -76,7 +76,7 @@ def test_two_ranks_are_one_process(tmp_path):
     assert_lines_close(two, one, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_it_is_compiled(whole, tmp_path):
     environment = {"DISABLE_COMPILE": "0", "TORCHINDUCTOR_VEC_ISA_OK": "1"}
     lines = train(tmp_path / "run", environment=environment, compile="on", epochs=4, eval_interval=4)

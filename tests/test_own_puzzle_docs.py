@@ -71,6 +71,7 @@ def output_of(said: dict[str, str], word: str) -> str:
     return found
 
 
+@pytest.mark.apart
 def test_ten_commands_lead_from_ten_lines_to_a_picture(tmp_path):
     title = "From ten lines to a solved puzzle"
     typed = commands(section(title))
@@ -88,6 +89,7 @@ def test_ten_commands_lead_from_ten_lines_to_a_picture(tmp_path):
     assert len(list((tmp_path / "mine").glob("step_*_steps.png"))) == 1
 
 
+@pytest.mark.apart
 def test_pairs_from_a_script(tmp_path):
     said = follow("A harder one", tmp_path)
     first = json.loads((tmp_path / "mine/enclosed.jsonl").read_text().splitlines()[1])
@@ -98,6 +100,7 @@ def test_pairs_from_a_script(tmp_path):
         assert row not in (0, 7) or question == answer
 
 
+@pytest.mark.apart
 def test_queens_are_built_trained_and_judged_by_their_rules(tmp_path):
     said = follow("N-Queens: a kind from nothing", tmp_path)
     assert "train: 5,440 examples in 680 groups; test: 240 examples in 240 groups" in output_of(said, "--kind queens")

@@ -107,7 +107,10 @@ def single(tmp_path_factory, puzzles):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("start", "ranks"), [(run, 2), (warm.run, 4)], ids=["torchrun, 2", "4"])
+@pytest.mark.parametrize(
+    ("start", "ranks"),
+    [pytest.param(run, 2, id="torchrun, 2", marks=pytest.mark.apart), pytest.param(warm.run, 4, id="4")],
+)
 def test_ranks_equal_one_process(tmp_path, single, start, ranks):
     changes, alone = single
     together = tmp_path / "run"

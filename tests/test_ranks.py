@@ -24,7 +24,7 @@ from training.distributed import Ranks
 from training.predictions import writing_predictions
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_two_ranks_killed_three_times_at_random(tmp_path):
     changes = CHANGES | {"epochs": 8, "eval_interval": 2}  # 40 steps
     kill_three_times(tmp_path / "run", ranks=2, before=32, **changes)
@@ -34,7 +34,7 @@ def test_two_ranks_killed_three_times_at_random(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "train/lr" in line] == list(range(1, 41))
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_signal_stops_all_ranks_at_one_step(tmp_path):
     """To one rank first, then to torchrun, which passes it on."""
     folder = tmp_path / "run"
@@ -89,7 +89,7 @@ def test_a_run_folder_that_rank_0_cannot_prepare_is_told_to_the_others(tmp_path,
     assert told == ["the disk is full"]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_a_rank_that_raises_ends_the_job_with_its_own_traceback_last(tmp_path):
     start = time.monotonic()
     done = run("-m", "tests.test_ranks", "train_step", *reference_overrides(tmp_path / "run"), ranks=2, check=False)

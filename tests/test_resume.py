@@ -29,7 +29,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_killed_three_times_at_random(tmp_path, uninterrupted):
     kill_three_times(tmp_path / "run", ranks=None, before=50)
     pretrain(tmp_path / "run", **CHANGES)

@@ -654,7 +654,7 @@ def drawing_run(folder):
     return folder / "eqr/step_1"
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_under_torchrun(checkpoint, tmp_path):
     words = [f"checkpoint={checkpoint}", "depth=1", "json=true", "device=cpu"]
     done = launch("-m", "evaluators.search", *words, ranks=2)

@@ -323,7 +323,7 @@ def job_with_a_free_port() -> str:
     raise AssertionError("no free port")
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_pretrain_stops_on_two_nodes_is_requeued_and_finishes_on_one(job):
     job.install("torchrun", f'#!/bin/bash\nexec {sys.executable} -m torch.distributed.run "$@"\n')
     folder, number = job.folder / "run", job_with_a_free_port()

@@ -109,11 +109,10 @@ def test_a_run_out_of_patience_ends_and_goes_on_when_given_more(tmp_path, capsys
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "patient/metrics.jsonl").read_bytes()
 
 
-@pytest.fixture
-def easy(tmp_path):
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory):
     """40 puzzles of four tokens whose answer is the input."""
-    path = tmp_path / "easy"
-    path.mkdir()
+    path = tmp_path_factory.mktemp("easy")
     tokens = np.random.default_rng(0).integers(1, 6, (40, 4))
     for split in ("train", "test"):
         writer = SplitWriter(path, split, seq_len=4)
@@ -159,13 +158,20 @@ def reached_late(folder, changes: dict) -> float:
     return float(best[9 + new[0] : 11 + new[0]].mean())
 
 
-@pytest.mark.parametrize("before", [1, 4, 8])
-def test_a_stop_between_two_looks_does_not_change_where_a_run_ends(tmp_path, easy, monkeypatch, before):
-    """The state then knows the metrics of steps of which an uninterrupted run does not know at its next look."""
+@pytest.fixture(scope="module")
+def seldom(tmp_path_factory, easy) -> tuple[dict, list[dict]]:
+    """The changes of a run that looks at its metrics every 6 steps and ends early, and its lines."""
     changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
     changes |= {"eval_interval": 30, "log_interval": 6, "resume": "true"}
-    changes["early_stop.train_exact_accuracy"] = reached_late(tmp_path / "free", changes)
-    whole = pretrain(tmp_path / "whole", **changes)
+    folder = tmp_path_factory.mktemp("seldom")
+    changes["early_stop.train_exact_accuracy"] = reached_late(folder / "free", changes)
+    return changes, pretrain(folder / "whole", **changes)
+
+
+@pytest.mark.parametrize("before", [1, 4, 8])
+def test_a_stop_between_two_looks_does_not_change_where_a_run_ends(tmp_path, seldom, monkeypatch, before):
+    """The state then knows the metrics of steps of which an uninterrupted run does not know at its next look."""
+    changes, whole = seldom
     stop_at = whole[-1]["step"] - before
     step = pretrain_module.train_step
 
