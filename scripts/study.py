@@ -159,7 +159,12 @@ def run_folder(config: StudyConfig, run: StudyRun) -> Path:
 def with_its_budget(config: StudyConfig, write: bool) -> StudyConfig:
     """A study has one budget for good: runs of another would have other lengths than its tables."""
     path = Path(config.folder) / BUDGET
-    its = read_json(path, "delete it")["budget"] if path.exists() else config.budget or 1.0
+    its = config.budget or 1.0
+    if path.exists():
+        saved = read_json(path, "delete it")
+        its = saved.get("budget") if isinstance(saved, dict) else None
+        if not (isinstance(its, int | float) and its > 0):
+            raise UserError(f"{path} holds no budget; delete it, and give the one that the study had")
     if config.budget not in (None, its):
         raise UserError(f"folder={config.folder} is a study with budget={its:g}; leave it out, or give another folder")
     if write and not path.exists():

@@ -101,6 +101,14 @@ def test_a_study_keeps_its_budget(interrupted_study, commands, capsys):
     assert [words for words in commands if words[0] == "pretrain.py"] == trained
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"budget": "1"}', '{"budget": NaN}', "{"])
+def test_a_damaged_budget_is_refused(tmp_path, commands, content):
+    (tmp_path / "budget.json").write_text(content)
+    with pytest.raises(UserError, match=r"budget.json (holds no budget; delete it|is not JSON .*; delete it)"):
+        study.study(config_of(tmp_path))
+    assert not commands
+
+
 def write_metrics(folder, accuracies, at_halt):
     folder.mkdir(parents=True)
     lines = [{"step": 1, "train/lm_loss": 1.0}]
