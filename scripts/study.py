@@ -62,10 +62,11 @@ TASKS = {
         one_round=True,
     ),
 }
-ONE_ROUND = ("arch.H_cycles=1", "arch.L_cycles=2")
 HRM = ("arch=hrm_v1", "arch.H_layers=1", "arch.L_layers=1")
 TRM = ("arch=trm", "arch.puzzle_emb_len=0")
 TRANSFORMER = ("arch=transformer", "arch.num_layers=2")
+# Of those that have rounds
+ONE_ROUND = dict.fromkeys(("arch=hrm_v1", "arch=trm", "arch=urm"), ("arch.H_cycles=1", "arch.L_cycles=2"))
 # Each has two blocks of width 64
 ARCHITECTURES = {
     "HRM": HRM,
@@ -249,7 +250,7 @@ def epochs_of(config: StudyConfig, run: StudyRun, speed: dict) -> tuple[int, int
 def settings(task: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
     """Of a run: the architecture, what its puzzles need, and what the model has of its own."""
     architecture, *own = overrides
-    rounds = ONE_ROUND if TASKS[task].one_round and architecture != TRANSFORMER[0] else ()
+    rounds = ONE_ROUND.get(architecture, ()) if TASKS[task].one_round else ()
     return architecture, *TASKS[task].settings, *rounds, *own
 
 
