@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.sparse_embedding import SparseEmbedding, SparseSignSGD
-from tests.launch import run
 from tests.reference_models import DEVICE, REFERENCE, vectors
+from tests.warm import run
 from training.distributed import Ranks
 
 

@@ -123,9 +123,21 @@ def easy(tmp_path_factory):
     return path
 
 
-def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy, capsys):
+@pytest.fixture(scope="module")
+def learning(easy) -> dict:
+    """The changes of a run that learns them in 150 steps, with one evaluation at its end."""
     changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
-    changes |= {"eval_interval": 30, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
+    return changes | {"eval_interval": 30}
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory, learning) -> list[dict]:
+    """The lines of that run where no rule ends it."""
+    return pretrain(tmp_path_factory.mktemp("unstopped") / "run", **learning)
+
+
+def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, learning, unstopped, capsys):
+    changes = learning | {"resume": "true", "early_stop.train_exact_accuracy": 0.8}
     lines = pretrain(tmp_path / "run", **changes)
     stopped = lines[-1]["step"]
     assert WINDOW <= stopped < 150
@@ -134,21 +146,16 @@ def test_a_learned_training_set_ends_the_run_between_evaluations(tmp_path, easy,
     assert re.fullmatch(farewell, capsys.readouterr().out.splitlines()[-1])
     assert (tmp_path / f"run/step_{stopped}").exists()
     # Lifted, the run is what it would have been, but for that evaluation.
-    del changes["early_stop.train_exact_accuracy"]
-    pretrain(tmp_path / "run", **changes)
-    pretrain(tmp_path / "whole", **changes)
-    resumed = read_metrics(tmp_path / "run")
+    resumed = pretrain(tmp_path / "run", **learning, resume="true")
     assert resumed.pop(stopped) == lines[-1]
-    assert resumed == read_metrics(tmp_path / "whole")
+    assert resumed == unstopped
     assert resumed[-1]["step"] == 150
 
 
-def reached_late(folder, changes: dict) -> float:
+@pytest.fixture(scope="module")
+def reached_late(unstopped) -> float:
     """A share of right sequences that the window reaches for the first time after it is full, and before the end."""
-    sums = [
-        (line["train/count"], line["train/exact_accuracy"])
-        for line in lines_with(pretrain(folder, **changes), "train/")
-    ]
+    sums = [(line["train/count"], line["train/exact_accuracy"]) for line in lines_with(unstopped, "train/")]
     counts = np.array([max(count, 1) if count else 0 for count, _ in sums])
     windows = [slice(step - WINDOW, step) for step in range(WINDOW, len(sums) + 1)]
     right = np.array([share * count for (_, share), count in zip(sums, counts, strict=True)])
@@ -159,13 +166,10 @@ def reached_late(folder, changes: dict) -> float:
 
 
 @pytest.fixture(scope="module")
-def seldom(tmp_path_factory, easy) -> tuple[dict, list[dict]]:
+def seldom(tmp_path_factory, learning, reached_late) -> tuple[dict, list[dict]]:
     """The changes of a run that looks at its metrics every 6 steps and ends early, and its lines."""
-    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
-    changes |= {"eval_interval": 30, "log_interval": 6, "resume": "true"}
-    folder = tmp_path_factory.mktemp("seldom")
-    changes["early_stop.train_exact_accuracy"] = reached_late(folder / "free", changes)
-    return changes, pretrain(folder / "whole", **changes)
+    changes = learning | {"log_interval": 6, "resume": "true", "early_stop.train_exact_accuracy": reached_late}
+    return changes, pretrain(tmp_path_factory.mktemp("seldom") / "whole", **changes)
 
 
 @pytest.mark.parametrize("before", [1, 4, 8])
@@ -232,11 +236,9 @@ def test_several_ranks_vote_at_the_same_steps(handlers, monkeypatch):
     assert [step for step in range(1, 4) if StopRequest(None, ONE).asked_after(step)] == [1, 2, 3]
 
 
-def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, easy):
+def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, learning, reached_late):
     """Also when it goes on from the states just before its end, which have seen more metrics than the run had."""
-    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
-    changes |= {"eval_interval": 30}
-    changes["early_stop.train_exact_accuracy"] = reached_late(tmp_path / "free", changes)
+    changes = learning | {"early_stop.train_exact_accuracy": reached_late}
     whole = pretrain(tmp_path / "whole", **changes)
     stopped = whole[-1]["step"]
     assert WINDOW + 2 < stopped < 150
@@ -247,10 +249,9 @@ def test_a_state_saved_by_the_clock_does_not_change_where_a_run_ends(tmp_path, e
         assert resumed == whole
 
 
-def test_a_pass_that_a_rule_has_ended_is_over_for_a_resumed_run_too(tmp_path, easy):
+def test_a_pass_that_a_rule_has_ended_is_over_for_a_resumed_run_too(tmp_path, learning):
     """A signal comes between that end and the evaluation that belongs to it."""
-    changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
-    changes |= {"eval_interval": 30, "resume": "true", "early_stop.train_exact_accuracy": 0.8}
+    changes = learning | {"resume": "true", "early_stop.train_exact_accuracy": 0.8}
     with signal_in_evaluation():
         lines = pretrain(tmp_path / "run", **changes)
     stopped = lines[-1]["step"]
