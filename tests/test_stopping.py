@@ -262,6 +262,19 @@ def test_a_pass_that_a_rule_has_ended_is_over_for_a_resumed_run_too(tmp_path, le
     assert "eval/accuracy" in evaluation
 
 
+def test_steps_that_were_held_back_count_in_a_resumed_run_when_it_looks_again():
+    early, resumed = (EarlyStopping(EarlyStop(train_exact_accuracy=0.5), ONE) for _ in range(2))
+    for _ in range(WINDOW):
+        early.note_step(count=1, exact=0)
+    early.holding = True
+    for _ in range(WINDOW // 2):
+        early.note_step(count=1, exact=1)
+    resumed.load_progress(early.progress())
+    assert resumed.reason() is None
+    resumed.count_held()
+    assert resumed.reason() == "50.0% of the training sequences of the last 100 steps were exactly right"
+
+
 def test_a_state_of_an_earlier_version_may_lack_what_is_saved_now():
     early = EarlyStopping(EarlyStop(patience=1), ONE)
     early.load_progress({"since_best": 1})
