@@ -15,13 +15,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shel
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else what the tests start would ignore Ctrl-C as well
 
 
-# Those of 10 s and more; `--dist loadfile` hands files out in order, and a long one at the end would run alone.
+# Those of 10 s and more, in either part of the tests; `--dist loadfile` hands files out in order, and a long one at the
+# end would run alone.
 LONGEST = (
-    "test_compilation", "test_demo", "test_ranks", "test_pretrain", "test_benchmarks", "test_resume", "test_slurm",
-    "test_evaluate", "test_metrics_log", "test_maze_generator", "test_figures", "test_build_sudoku_dataset",
-    "test_checkpoints", "test_build_maze_dataset", "test_early_stop", "test_sparse_embedding", "test_arc_notebook",
-    "test_arc_chain", "test_visualizer", "test_solve", "test_sudoku_generator", "test_hub", "test_architectures",
-    "test_search", "test_docs", "test_cuda_graph", "test_optimizers", "test_recipes", "test_live_page",
+    "test_gpu_script", "test_architectures", "test_ranks", "test_compilation", "test_demo", "test_cuda_graph",
+    "test_optimizers", "test_slurm", "test_resume", "test_search", "test_live_page", "test_visualizer", "test_stopping",
+    "test_metrics_log", "test_pretrain", "test_docs", "test_benchmarks", "test_own_puzzle_docs", "test_figures",
+    "test_report", "test_visualizer_arc", "test_evaluate", "test_new_architecture", "test_ladder",
+    "test_visualizer_files", "test_checkpoints", "test_measure", "test_arc_notebook", "test_arc_chain",
 )  # fmt: skip
 
 
