@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dataset.format import SplitWriter, write_identifiers
 from errors import UserError, one_line_errors
-from models.act import ACTConfig, ACTModel, Data, InnerNetwork, QValues
+from models.act import ACTConfig, ACTModel, Data, DataShape, InnerNetwork, QValues
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from scripts.measure import measure
@@ -29,6 +29,10 @@ VOCAB, STEPS, BATCH = 12, 2, 768
 
 class RandomAnswers(InnerNetwork):
     """Takes steps like a network, but answers at random."""
+
+    def __init__(self, config: ACTConfig, data: DataShape):
+        super().__init__(config, data)
+        self.draws = True
 
     def initial_state(self, batch_size: int) -> None:
         return None

@@ -209,6 +209,8 @@ def draw_front(axis: Axes, points: list[tuple[float, float]]) -> None:
         if right > best:
             best = right
             front.append((cost, right))
+    if not front:  # a task that has not been searched
+        return
     axis.step(*zip(*front, strict=True), where="post", color="#444444", lw=1, alpha=0.6, zorder=0)
 
 

@@ -65,7 +65,7 @@ TASKS = {
 HRM = ("arch=hrm_v1", "arch.H_layers=1", "arch.L_layers=1")
 TRM = ("arch=trm", "arch.puzzle_emb_len=0")
 TRANSFORMER = ("arch=transformer", "arch.num_layers=2")
-# Of those that have rounds
+# Overrides of those that have rounds, by architecture
 ONE_ROUND = dict.fromkeys(("arch=hrm_v1", "arch=trm", "arch=urm"), ("arch.H_cycles=1", "arch.L_cycles=2"))
 # Each has two blocks of width 64
 ARCHITECTURES = {
@@ -184,9 +184,11 @@ def speeds(config: StudyConfig) -> dict[str, dict[str, dict[str, float]]]:
     """
     known = known_speeds(Path(config.folder))
     for task in config.tasks:
-        if task not in known:
-            print(f"{task}: timing a step of each model, once; nothing else should run", flush=True)
-            known[task] = measure_speeds(config, task)
+        timed = known.setdefault(task, {})
+        new = {model: overrides for model, overrides in (ARCHITECTURES | VARIANTS).items() if model not in timed}
+        if new:
+            print(f"{task}: timing a step of {len(new)} models, once; nothing else should run", flush=True)
+            timed |= measure_speeds(config, task, new)
             path = Path(config.folder) / SPEEDS
             write_atomically(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
     return known
@@ -197,7 +199,7 @@ def known_speeds(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     return read_json(folder / SPEEDS, "delete it to measure anew") if (folder / SPEEDS).exists() else {}
 
 
-def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]]:
+def measure_speeds(config: StudyConfig, task: str, models: dict[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
     import torch
 
     from puzzle_dataset import PuzzleDataset
@@ -209,7 +211,7 @@ def measure_speeds(config: StudyConfig, task: str) -> dict[str, dict[str, float]
 
     torch.set_num_threads(1)
     states, found = {}, {}
-    for model, overrides in (ARCHITECTURES | VARIANTS).items():
+    for model, overrides in models.items():
         data = data_folder(config, task)
         words = ["+experiment=study", f"data_path={data}", *settings(task, overrides)]
         run = from_hydra(compose_run(str(ROOT / "config"), words))

@@ -168,7 +168,14 @@ def draw_family(config: "StudyConfig", found: dict, speed: dict) -> Figure:
     for axis in axes[:, 0]:
         axis.set_ylabel("held-out puzzles right, %")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS), frameon=False, fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 2 * len(config.tasks)),
+        frameon=False,
+        fontsize=9,
+    )
     return figure
 
 

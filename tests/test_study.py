@@ -90,7 +90,7 @@ def interrupted_study(tmp_path, commands, monkeypatch):
 def test_a_study_keeps_its_budget(interrupted_study, commands, capsys):
     """It goes on with it where none is given, and refuses another before anything is done."""
     study.study(interrupted_study)
-    assert "timing a step of each model" in capsys.readouterr().out
+    assert f"timing a step of {len(ARCHITECTURES | VARIANTS)} models, once" in capsys.readouterr().out
     trained = [words for words in commands if words[0] == "pretrain.py"]
     for budget in (None, 2):
         study.study(interrupted_study.model_copy(update={"budget": budget}))
@@ -98,6 +98,19 @@ def test_a_study_keeps_its_budget(interrupted_study, commands, capsys):
         with pytest.raises(UserError, match=r"is a study with budget=2; leave it out, or give another folder"):
             study.study(interrupted_study.model_copy(update={"budget": 1, **changes}))
     assert [words for words in commands if words[0] == "pretrain.py"] == trained
+
+
+def test_a_model_that_is_new_is_timed_alone(interrupted_study, monkeypatch):
+    """The others keep the lengths of their runs."""
+    study.study(interrupted_study)
+    monkeypatch.setitem(ARCHITECTURES, "gated", ("arch=transformer", "arch.num_layers=3"))
+    asked = []
+    monkeypatch.setattr(study, "measure_speeds", lambda _, task, models: asked.append([*models]) or {"gated": SPEED})
+    study.study(interrupted_study)
+    assert asked == [["gated"]]
+    assert study.known_speeds(study.Path(interrupted_study.folder))["sudoku-4x4"].keys() == {
+        *ARCHITECTURES, *VARIANTS,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"budget": "1"}', '{"budget": NaN}', "{"])
