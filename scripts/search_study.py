@@ -12,7 +12,7 @@ import training.threads  # noqa: F401, before torch loads
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +101,8 @@ def search_study(config: SearchStudyConfig) -> None:
     speed, searches = known_speeds(Path(config.study)), list(planned_searches(config))
     if not speed:
         raise UserError(f"study={config.study} holds no study; make one with python -m scripts.study folder=…")
-    if missing := [task for task in config.tasks if task not in speed]:
+    missing = [task for task in config.tasks if task not in speed]
+    if missing and not config.results:
         raise UserError(f"study={config.study} has no {missing[0]}; give tasks=[{','.join(speed)}]")
     for number, one in enumerate([] if config.results else searches, 1):
         checkpoint = last_checkpoint(family(config), one.run, speed)
@@ -128,9 +129,10 @@ def write_results(config: SearchStudyConfig, searches: list[OneSearch]) -> None:
             reports.setdefault(key, []).append(json.loads(path.read_text()))
     if not reports:
         raise UserError(f"folder={config.folder} holds no search yet")
-    tables = [part for task in config.tasks for part in (searches_table(task, reports), rules_table(task, reports))]
+    tasks = [task for task in config.tasks if any(of == task for of, *_ in reports)]
+    tables = [part for task in tasks for part in (searches_table(task, reports), rules_table(task, reports))]
     text, folder = "\n\n".join(filter(None, tables)), Path(config.folder)
-    figure = draw_searches(config, reports)
+    figure = draw_searches(tasks, reports)
     write_atomically(folder / "search.md", lambda file: file.write(text.encode() + b"\n"))
     write_atomically(folder / "search.png", lambda file: figure.savefig(file, format="png", dpi=DPI))
     print(f"{text}\n\nwritten: {folder}/search.md, search.png")
@@ -161,8 +163,6 @@ def megaflops(found: list[dict]) -> str:
 
 def searches_table(task: str, reports: Reports) -> str:
     """Accuracy of each search; how many segments those took that end early; what an answer as trained costs."""
-    if not any(key[0] == task for key in reports):
-        return ""
     rows = [row(task, reports, name, name, accuracy(rule_of(name))) for name in SEARCHES]
     for name in ("until it halts", "8 views, until settled"):
         label = f"segments, {name}"
@@ -179,10 +179,10 @@ def rules_table(task: str, reports: Reports) -> str:
     return f"**{task}**, {ALL_RULES}, by rule, puzzles right, %\n\n{table(['', *ARCHITECTURES], rows)}"
 
 
-def draw_searches(config: SearchStudyConfig, reports: Reports) -> Figure:
+def draw_searches(tasks: Sequence[str], reports: Reports) -> Figure:
     """Median accuracy against operations per puzzle; the line is the front, which no other search beats."""
-    figure = Figure(figsize=(5.2 * len(config.tasks), 4.6), layout="constrained")
-    for axis, task in zip(figure.subplots(1, len(config.tasks), squeeze=False)[0], config.tasks, strict=True):
+    figure = Figure(figsize=(5.2 * len(tasks), 4.6), layout="constrained")
+    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         points = []
         for (of, model, name), found in reports.items():
             if of == task:
@@ -197,9 +197,7 @@ def draw_searches(config: SearchStudyConfig, reports: Reports) -> Figure:
     first = figure.axes[0]
     legend = [first.plot([], [], "o", color=colour, label=model)[0] for model, colour in COLOURS.items()]
     legend += [first.plot([], [], marker, color="#444444", label=name)[0] for name, marker in MARKERS.items()]
-    figure.legend(
-        handles=legend, loc="outside lower center", ncols=min(5, 3 * len(config.tasks)), frameon=False, fontsize=8
-    )
+    figure.legend(handles=legend, loc="outside lower center", ncols=min(5, 3 * len(tasks)), frameon=False, fontsize=8)
     return figure
 
 
@@ -209,8 +207,6 @@ def draw_front(axis: Axes, points: list[tuple[float, float]]) -> None:
         if right > best:
             best = right
             front.append((cost, right))
-    if not front:  # a task that has not been searched
-        return
     axis.step(*zip(*front, strict=True), where="post", color="#444444", lw=1, alpha=0.6, zorder=0)
 
 

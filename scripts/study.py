@@ -39,9 +39,9 @@ PUZZLES = 400  # held out
 class Task(NamedTuple):
     build: tuple[str, ...]  # builder, and its options
     minutes: float
-    teraflops: float  # what HRM computes in about these minutes
+    teraflops: float
     settings: tuple[str, ...] = ()  # of all its runs, before those of the model
-    one_round: bool = False  # a segment is one round of two updates, in those models that have rounds
+    one_round: bool = False  # a segment is one round with L = 2, in those models that have rounds
 
 
 SUDOKU, MAZE = "dataset/build_sudoku_dataset.py", "dataset/build_maze_dataset.py"
@@ -85,7 +85,7 @@ VARIANTS = {
 VARIANT_TASKS = ("sudoku-6x6", "sudoku-4x4")
 MOST_SEGMENTS = 64  # at inference
 SPEEDS = "speed.json"
-BUDGET = "budget.json"
+BUDGET, MOST_BUDGET = "budget.json", 100
 # Those of a command, each once: two workers must not train in one folder, nor may a seed count twice
 Tasks = Annotated[list[Literal[tuple(TASKS)]], AfterValidator(lambda names: list(dict.fromkeys(names)))]
 
@@ -99,7 +99,7 @@ class StudyConfig(StrictModel):
     )
     tasks: Tasks = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
     budget: float | None = Field(
-        default=None, gt=0, le=100, description="factor on all budgets; null: the study's own, 1 for a new one"
+        default=None, gt=0, le=MOST_BUDGET, description="factor on all budgets; null: the study's own, 1 for a new one"
     )
     results: bool = Field(default=False, description="make no run, write the results of those that there are")
 
@@ -158,17 +158,22 @@ def run_folder(config: StudyConfig, run: StudyRun) -> Path:
 
 
 def with_its_budget(config: StudyConfig, write: bool) -> StudyConfig:
-    """A study has one budget for good: runs of another would have other lengths than its tables."""
+    """A study has one budget for good: runs of another would have other lengths than its tables.
+
+    A folder of an earlier version does not say which. It goes on as it did, and keeps the one that it is given.
+    """
     path = Path(config.folder) / BUDGET
     its = config.budget or 1.0
     if path.exists():
-        saved = read_json(path, "delete it")
+        remedy = "delete it, and give the budget that the study had"
+        saved = read_json(path, remedy)
         its = saved.get("budget") if isinstance(saved, dict) else None
-        if not (isinstance(its, int | float) and its > 0):
-            raise UserError(f"{path} holds no budget; delete it, and give the one that the study had")
+        if not (isinstance(its, int | float) and not isinstance(its, bool) and 0 < its <= MOST_BUDGET):
+            raise UserError(f"{path} holds no budget; {remedy}")
     if config.budget not in (None, its):
         raise UserError(f"folder={config.folder} is a study with budget={its:g}; leave it out, or give another folder")
-    if write and not path.exists():
+    known = config.budget is not None or not (path.parent / "runs").exists()
+    if write and known and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(json.dumps({"budget": its}).encode()))
     return config.model_copy(update={"budget": its})

@@ -184,7 +184,7 @@ def draw_segments(at_inference: dict[tuple[str, str], list[dict]]) -> Figure:
     tasks = [task for task in TASKS if any(of == task for of, _ in at_inference)]
     figure = Figure(figsize=(5.2 * max(1, len(tasks)), 4.2), layout="constrained")
     for axis, task in zip(figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks, strict=False):
-        for model, colour in zip((*VARIANTS, "HRM"), (*VARIANT_COLOURS, *MORE_COLOURS), strict=False):
+        for model, colour in zip((*VARIANTS, "HRM"), (*VARIANT_COLOURS, *MORE_COLOURS[6:]), strict=False):
             reports = at_inference.get((task, model), [])
             if not reports:
                 continue

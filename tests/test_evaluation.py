@@ -232,3 +232,28 @@ def test_a_graph_without_cuda_is_refused(halting):
     head, _, _ = halting
     with pytest.raises(UserError, match="cuda_graph=on needs a CUDA device, not cpu"):
         evaluate(head, cuda_graph="on")
+
+
+@pytest.mark.parametrize("halt", ["max", "q"])
+@pytest.mark.parametrize("where", ["start", "segment"])
+def test_a_network_that_draws_must_say_so(monkeypatch, halt, where):
+    """In a start or in a later segment; else training would go on with other numbers after an evaluation."""
+    head = build_model()
+    inner, drawn = head.model.inner, []
+    method = {"start": "initial_state", "segment": "think"}[where]
+    original = getattr(inner, method)
+
+    def drawing(*args, **kwargs):
+        drawn.append(1)
+        if where == "start" or len(drawn) == 2:
+            torch.rand(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(inner, method, drawing)
+    with pytest.raises(
+        ValueError, match=f"{type(inner).__name__} draws random numbers in an evaluation; set self.draw"
+    ):
+        evaluate(head, halt=halt)
+    inner.draws, before = True, torch.get_rng_state()
+    evaluate(head, halt=halt)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -342,17 +342,6 @@ def test_an_evaluation_with_draws_repeats_and_leaves_those_of_training_alone(cha
     assert not torch.equal(first[0], first[model.config.halt_max_steps])  # the second batch goes on with the stream
 
 
-@pytest.mark.parametrize("changes", [{"noise": 0}, {"state_init": "fixed"}])
-def test_a_network_that_draws_must_say_so(changes):
-    """In a start or in a step; else training would go on with other numbers after an evaluation."""
-    _, model, batch = eqr(**changes)
-    model.inner.draws = False
-    with pytest.raises(
-        ValueError, match=f"{type(model.inner).__name__} draws random numbers in an evaluation; set self.draws"
-    ):
-        answers(model, batch)
-
-
 def test_without_draws_nothing_is_random():
     _, model, batch = eqr(noise=0, state_init="fixed")
     first, *_, second = answers(model, batch, times=2)[:: model.config.halt_max_steps]

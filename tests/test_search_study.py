@@ -11,7 +11,7 @@ from evaluators.search import SearchConfig
 from evaluators.search_rules import RULES
 from scripts import search_study
 from scripts.search_study import SEARCHES, SearchStudyConfig, planned_searches
-from scripts.study import ARCHITECTURES, VARIANTS, StudyConfig, last_checkpoint, planned_runs, with_its_budget
+from scripts.study import ARCHITECTURES, TASKS, VARIANTS, StudyConfig, last_checkpoint, planned_runs, with_its_budget
 from tests.test_study import SPEED
 
 SPEEDS = {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)}
@@ -89,6 +89,15 @@ def test_the_searches_of_one_group_cost_the_same():
         cost[name] = np.prod([given.get("depth", 8), given.get("views", 1), given.get("breadth", 1)])
     assert cost["depth 32"] == cost["4 views"]
     assert len({cost[name] for name in ("depth 64", "8 views", "8 starts with noise", "8 random starts")}) == 1
+
+
+def test_results_are_of_the_tasks_that_were_searched(config, searched, capsys):
+    """Of all that there are by now, one is in the study."""
+    search_study.search_study(config)
+    search_study.search_study(config.model_copy(update={"tasks": [*TASKS], "results": True}))
+    text = (Path(config.folder) / "search.md").read_text()
+    assert "**sudoku-4x4**" in text and "maze" not in text
+    assert (Path(config.folder) / "search.png").stat().st_size > 5000
 
 
 def test_a_folder_without_study_or_searches_is_refused(config, tmp_path):

@@ -113,12 +113,39 @@ def test_a_model_that_is_new_is_timed_alone(interrupted_study, monkeypatch):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"budget": "1"}', '{"budget": NaN}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"budget": "1"}',
+        '{"budget": NaN}',
+        '{"budget": Infinity}',
+        '{"budget": true}',
+        '{"budget": 101}',
+        "{",
+    ],
+)
 def test_a_damaged_budget_is_refused(tmp_path, commands, content):
     (tmp_path / "budget.json").write_text(content)
-    with pytest.raises(UserError, match=r"budget.json (holds no budget; delete it|is not JSON .*; delete it)"):
+    with pytest.raises(
+        UserError,
+        match=r"budget.json (holds no budget|is not JSON .*); delete it, and give the budget that the study had",
+    ):
         study.study(config_of(tmp_path))
     assert not commands
+
+
+def test_a_study_of_an_earlier_version_goes_on_and_keeps_the_budget_that_it_is_given(
+    interrupted_study, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "train", lambda *_: None)
+    (tmp_path / "runs").mkdir()
+    file = tmp_path / "budget.json"
+    for budget, saved in ((None, False), (3, True)):
+        study.study(interrupted_study.model_copy(update={"budget": budget}))
+        assert file.exists() is saved
+    assert json.loads(file.read_text()) == {"budget": 3}
 
 
 def write_metrics(folder, accuracies, at_halt):

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from puzzle_dataset import PuzzleDataset
 from training.calibration import calibration_error, confidence_bins
 from training.cuda_graph import Graph, uses_graph
 from training.distributed import Ranks
+from training.generators import no_draws
 from training.metrics import eval_metrics, progress_bar, reduce_metrics
 from training.predictions import PredictionWriter
 from training.reasoning import Finished, Reasoner, are_numbers
@@ -84,10 +86,14 @@ def evaluate_split(
     by_step = writer is not None and "answers_by_step" in writer.row_types
     graphed = uses_graph(cuda_graph, device) and halt == "max"
     reasoner = Reasoner(head.model, halt, Graph("a reasoning step") if graphed else None)
+    # The first batch shows whether a network draws without saying so; what records a graph is left alone.
+    watched = not (graphed or head.model.inner.draws)
     with torch.inference_mode():
         for set_name, batch, examples in batches:
             batch = {name: field.to(device) for name, field in batch.items()}
-            done = reasoner.run(batch, len(examples), by_step)
+            with no_draws(type(head.model.inner).__name__) if watched else nullcontext():
+                done = reasoner.run(batch, len(examples), by_step)
+            watched = False
             totals.add(set_name, done, head)
             for key, value in (done.data | done.outputs).items():
                 if key in save_outputs:

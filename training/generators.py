@@ -52,7 +52,7 @@ class OwnDraws:
 
 @contextmanager
 def no_draws(name: str) -> Iterator[None]:
-    """The block, a step of network `name`, must draw nothing. Raises `ValueError` if it did.
+    """The block, in which network `name` is evaluated, must draw nothing. Raises `ValueError` if anything did.
 
     An evaluation would not repeat, and training would go on with other numbers after one.
     """

@@ -8,7 +8,7 @@ numbers of steps (models/act.py).
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from models.act import ACTModel, map_tensors, where_rows
 from puzzle_dataset import Batch
 from training.cuda_graph import Graph
-from training.generators import OwnDraws, no_draws
+from training.generators import OwnDraws
 
 HALTING = ("max", "q")
 
@@ -89,7 +89,7 @@ class Reasoner:
     def __init__(self, model: ACTModel, halt: str = "max", graph: Graph | None = None):
         assert halt in HALTING and (halt == "max" or graph is None), "a graph cannot hold a batch that shrinks"
         self._model, self._halt, self._graph = model, halt, graph
-        self._own_draws = OwnDraws() if model.inner.draws else None
+        self._draws = OwnDraws() if model.inner.draws else lambda device: nullcontext()
         self._data: Batch = {}
         self._state: Any = None
         self._outputs: list[Tensor] = []  # logits, Q(halt), Q(continue)
@@ -104,13 +104,12 @@ class Reasoner:
         size, device = batch["inputs"].shape[0], batch["inputs"].device
         max_steps = model.config.halt_max_steps if max_steps is None else max_steps
         model.eval()
-        first = not self._data  # batch of all
-        with self._draws(device, watch=first):
+        with self._draws(device):
             start = inner.initial_state(size)
         self._begin({name: batch[name] for name in ("inputs", "puzzle_identifiers")}, start)
         rows = torch.arange(size, device=device)
         for number in range(1, max_steps + 1):
-            with self._draws(device, watch=first and number == 1):
+            with self._draws(device):
                 self._advance()
             logits, q_halt, q_continue = self._outputs
             wants = model.wants_to_halt(q_halt, q_continue)
@@ -159,15 +158,6 @@ class Reasoner:
         if self._halt == "q" and real == 0:
             batch, outputs, taken = _first_rows(batch, 0), _first_rows(outputs, 0), taken[:0]
         return Finished(batch, outputs, taken, at_halt, answers)
-
-    def _draws(self, device: torch.device, watch: bool) -> AbstractContextManager:
-        """Around a start or a step: a network that says that it draws has a stream of its own, another must not draw.
-
-        To `watch` each step would cost time, and a CUDA graph that is being recorded forbids it.
-        """
-        if self._own_draws is not None:
-            return self._own_draws(device)
-        return no_draws(type(self._model.inner).__name__) if watch else nullcontext()
 
     def _begin(self, data: Batch, state: Any) -> None:
         if self._graph is None or not self._data:  # a graph works on the same tensors each time
