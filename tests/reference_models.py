@@ -1,6 +1,6 @@
 """Reading the reference vectors of the model variants, and stepping a model through them.
 
-The tests that use tests/reference run on HRM_TEST_DEVICE, by default the CPU, with the same tolerances everywhere.
+The tests that use tests/reference run on HRM_TEST_DEVICE, by default the CPU; tests/rounding.py has the tolerances.
 """
 
 import json
@@ -96,3 +96,20 @@ class Variant:
                 optimizer.zero_grad()
             if average is not None:
                 average.update()
+
+    def evaluate(self, head: ACTLossHead):
+        """-> (segments run, outputs, metrics) of the reference's evaluation, all segments of its one batch."""
+        head.eval()
+        batch = {key: value for key, value in self.group("eval/").items() if key in self.batch(0)}
+        carry, segments = head.initial_carry(batch), 0
+        with torch.inference_mode():
+            while True:
+                carry, _, metrics, outputs, all_finished = head(carry=carry, batch=batch, return_keys=self.outputs)
+                segments += 1
+                if all_finished:
+                    return segments, outputs, metrics
+
+    @property
+    def outputs(self) -> list[str]:
+        """Those that the reference's evaluation has."""
+        return [key for key in ("logits", "q_halt_logits", "q_continue_logits") if f"eval/{key}" in self.arrays]

@@ -16,15 +16,18 @@ def trained(name: str):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_last_step_is_the_original_evaluation(name):
-    head, batch, arrays = trained(name)
+def test_the_last_step_is_the_evaluation(name):
+    """Which tests/test_reference_models.py compares with the original's."""
+    variant = Variant(name)
+    head, batch, _ = trained(name)
     steps = list(reasoning_steps(head.model, batch["inputs"], batch["puzzle_identifiers"]))
     assert len(steps) == head.model.config.halt_max_steps
-    assert torch.equal(steps[-1].answer, arrays["logits"].argmax(-1))
-    torch.testing.assert_close(steps[-1].q_halt, arrays["q_halt_logits"], atol=1e-4, rtol=0)
-    expected = arrays.get("q_continue_logits", torch.zeros_like(arrays["q_halt_logits"]))  # not every model has it
-    torch.testing.assert_close(steps[-1].q_continue, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(steps[-1].confidence, 1 / (1 + (-arrays["q_halt_logits"]).exp()), atol=1e-5, rtol=0)
+    _, outputs, _ = variant.evaluate(head)
+    assert torch.equal(steps[-1].answer, outputs["logits"].argmax(-1))
+    assert torch.equal(steps[-1].q_halt, outputs["q_halt_logits"])
+    expected = outputs.get("q_continue_logits", torch.zeros_like(steps[-1].q_halt))  # not every model has it
+    assert torch.equal(steps[-1].q_continue, expected)
+    torch.testing.assert_close(steps[-1].confidence, torch.sigmoid(outputs["q_halt_logits"]), atol=1e-6, rtol=0)
 
 
 def test_every_step_is_that_of_the_loss_head():
