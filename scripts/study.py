@@ -86,8 +86,17 @@ VARIANT_TASKS = ("sudoku-6x6", "sudoku-4x4")
 MOST_SEGMENTS = 64  # at inference
 SPEEDS = "speed.json"
 BUDGET, MOST_BUDGET = "budget.json", 100
+
+
+def short_name(model: str) -> str:
+    """Of folders and commands."""
+    return model.lower().replace(", ", "-").replace(" ", "-")
+
+
 # Those of a command, each once: two workers must not train in one folder, nor may a seed count twice
-Tasks = Annotated[list[Literal[tuple(TASKS)]], AfterValidator(lambda names: list(dict.fromkeys(names)))]
+Once = AfterValidator(lambda names: list(dict.fromkeys(names)))
+Tasks = Annotated[list[Literal[tuple(TASKS)]], Once]
+Models = Annotated[list[Literal[tuple(map(short_name, ARCHITECTURES | VARIANTS))]], Once]
 
 
 class StudyConfig(StrictModel):
@@ -98,6 +107,9 @@ class StudyConfig(StrictModel):
         default=["family", "variants"], min_length=1, description="the comparison; variants of HRM"
     )
     tasks: Tasks = Field(default=list(TASKS), min_length=1, description="kinds of puzzles")
+    models: Models | None = Field(
+        default=None, min_length=1, description="only these of the parts, such as trm-mlp; null: all"
+    )
     budget: float | None = Field(
         default=None, gt=0, le=MOST_BUDGET, description="factor on all budgets; null: the study's own, 1 for a new one"
     )
@@ -114,18 +126,19 @@ class StudyRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.task}/{self.model.lower().replace(', ', '-').replace(' ', '-')}-seed{self.seed}"
+        return f"{self.task}/{short_name(self.model)}-seed{self.seed}"
 
 
 def planned_runs(config: StudyConfig) -> Iterator[StudyRun]:
     """Seed by seed, so that a study that is not over shows all models."""
     for seed in range(config.seeds):
         for task in config.tasks:
-            models = ARCHITECTURES if "family" in config.parts else {"HRM": HRM}
+            models = ARCHITECTURES if "family" in config.parts else {}
             if "variants" in config.parts and task in VARIANT_TASKS:
-                models = models | VARIANTS
+                models = {"HRM": HRM} | models | VARIANTS
             for model, overrides in models.items():
-                yield StudyRun(task, model, overrides, seed)
+                if config.models is None or short_name(model) in config.models:
+                    yield StudyRun(task, model, overrides, seed)
 
 
 def command(*args: str, log: Path | None = None, threads: int = 1) -> None:
@@ -288,6 +301,8 @@ def train(config: StudyConfig, run: StudyRun, speed: dict) -> None:
 def study(config: StudyConfig) -> None:
     from scripts.study_results import write_results
 
+    if not any(planned_runs(config)):
+        raise UserError("these parts, tasks and models have no run in common; leave some of them out")
     config = with_its_budget(config, write=not config.results)
     if config.results:
         speed = known_speeds(Path(config.folder))

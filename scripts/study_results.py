@@ -60,15 +60,20 @@ def write_results(config: "StudyConfig", runs: Sequence["StudyRun"], speed: dict
     if not found:
         raise UserError(f"folder={config.folder} holds no evaluation of a run yet; go on without results=true")
     at_inference = read_at_inference(config, runs)
-    text = [family_table(config, task, found, speed) for task in config.tasks]
-    text += [segments_table(config, task, found, speed, at_inference) for task in config.tasks if task in VARIANT_TASKS]
+    tables, figures = [], {}
+    if "family" in config.parts:
+        tables += [family_table(config, task, found, speed) for task in config.tasks]
+        figures["family.png"] = draw_family(config, found, speed)
+    if "variants" in config.parts:
+        tasks = [task for task in config.tasks if task in VARIANT_TASKS]
+        tables += [segments_table(config, task, found, speed, at_inference) for task in tasks]
+        figures["segments.png"] = draw_segments(at_inference)
+    text = "\n\n".join(filter(None, tables))
     folder = Path(config.folder)
-    write_atomically(folder / "results.md", lambda file: file.write("\n\n".join(filter(None, text)).encode() + b"\n"))
-    for name, figure in (
-        ("family", draw_family(config, found, speed)), ("segments", draw_segments(at_inference)),
-    ):  # fmt: skip
-        write_atomically(folder / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=DPI))
-    print("\n\n".join(filter(None, text)) + f"\n\nwritten: {folder}/results.md, family.png, segments.png")
+    write_atomically(folder / "results.md", lambda file: file.write(text.encode() + b"\n"))
+    for name, figure in figures.items():
+        write_atomically(folder / name, lambda file, figure=figure: figure.savefig(file, dpi=DPI))
+    print(f"{text}\n\nwritten: {folder}/{', '.join(['results.md', *figures])}")
 
 
 # Tables

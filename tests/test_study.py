@@ -26,6 +26,29 @@ def test_every_model_is_trained_with_every_seed(tmp_path):
     assert [run.model for run in only] == ["HRM", *VARIANTS]
 
 
+def test_models_can_be_named(tmp_path):
+    """As their folders are."""
+    config = config_of(tmp_path, tasks=["sudoku-4x4", "maze-9x9"], models=["hrm-1-segment", "trm-mlp"], seeds=1)
+    names = [run.name for run in planned_runs(config)]
+    assert names == [
+        "sudoku-4x4/trm-mlp-seed0", "sudoku-4x4/hrm-1-segment-seed0", "maze-9x9/trm-mlp-seed0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parts": ["variants"], "tasks": ["maze-9x9"]},
+        {"parts": ["family"], "models": ["hrm-1-segment"]},
+        {"tasks": ["maze-9x9"], "models": ["hrm-no-q-target"], "results": True},
+    ],
+)
+def test_a_study_without_a_run_is_refused(tmp_path, commands, changes):
+    with pytest.raises(UserError, match="have no run in common"):
+        study.study(config_of(tmp_path, **changes))
+    assert not commands and not list(tmp_path.iterdir())
+
+
 def test_the_models_are_of_about_equal_size():
     """On Sudokus; TRM's mixing of positions by weights grows with their number."""
     for cells, vocab in ((16, 6), (36, 8)):
@@ -181,6 +204,22 @@ def test_results_are_medians_and_ranges_at_the_budgets(tmp_path, capsys):
     )
     assert f"| HRM, 8 segments | {expected[0]} | {expected[1]} | 2.5 (2.5–2.5) | 40.0 (20.0–90.0) |" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"family.png", "segments.png"}
+
+
+@pytest.mark.parametrize(
+    ("part", "title", "picture"),
+    [("family", "**sudoku-4x4**", "family.png"), ("variants", "**sudoku-4x4, 120 steps of HRM**", "segments.png")],
+)
+def test_results_of_one_part_are_of_that_alone(tmp_path, part, title, picture):
+    config = config_of(tmp_path, tasks=["sudoku-4x4"], parts=[part], seeds=1)
+    runs = list(planned_runs(config))
+    for run in runs:
+        write_metrics(study.run_folder(config, run), [0.5] * 3, [0.5] * 3)
+    write_results(config, runs, {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)})
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("**")] == [title]
+    assert len(lines) == 4 + len(runs)  # title, empty line, head
+    assert [path.name for path in tmp_path.glob("*.png")] == [picture]
 
 
 def test_hrm_is_run_with_more_segments_than_trained(tmp_path, commands):
