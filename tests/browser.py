@@ -14,9 +14,9 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.launch import ROOT
+from tests.waiting import wait_for
 
 PAGE = (ROOT / "puzzle_visualizer.html").as_uri()
 SCREENSHOTS = Path(os.environ.get("VISUALIZER_SCREENSHOTS") or ROOT / "tests" / "artefacts")
@@ -157,8 +157,9 @@ class Page:
     def visible(self, selector: str) -> bool:
         return self.js("return document.querySelector(arguments[0])?.checkVisibility() ?? false", selector)
 
-    def wait(self, condition, message: str = ""):
-        return WebDriverWait(self.browser, 20, poll_frequency=0.02).until(lambda _: condition(), message)
+    def wait(self, condition, what: object = "the page") -> None:
+        """Until the condition holds; a failure says `what` did not come, and what the page showed in its place."""
+        wait_for(condition, lambda: f"{what}\n{self.js('return document.body.innerText')}", pause=0.02)
 
     def settle(self) -> None:
         """Until the place that was last asked for is read and painted."""

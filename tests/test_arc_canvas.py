@@ -249,7 +249,7 @@ def test_the_visualizer_shows_it(page: Page, small, tmp_path, monkeypatch, capsy
     voted(small, save_compact(tmp_path / "step_1", small), tmp_path, monkeypatch, capsys)
     page.load().open(small)
     page.choose_file(tmp_path / "candidates.json")
-    page.wait(lambda: page.visible("#votes-pane"), page.text("#messages"))
+    page.wait(lambda: page.visible("#votes-pane"))
     page.go("split=test&group=2&puzzle=1&example=1")
     inputs, labels, names = arrays_of(small, "test")
     row, task = names.index("high"), small_tasks()["high"]

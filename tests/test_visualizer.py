@@ -285,7 +285,7 @@ def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
     box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
     x, y = box["x"] + 4.5 * box["width"] / 5, box["y"] + 2.5 * box["height"] / 3
     page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    page.wait(lambda: page.text("#readout") == "Row 3, column 5: input é, label é", page.text("#readout"))
+    page.wait(lambda: page.text("#readout") == "Row 3, column 5: input é, label é")
     page.screenshot("kakuro")
     page.load(dark=True).open(tmp_path / "kakuro")
     grounds = [cell["ground"] for cell in page.cells(0, 5)]
@@ -426,7 +426,7 @@ def test_a_cell_is_read_out_under_the_pointer(page, arc):
     say = ["padding", "end of grid", *(f"{colour} {name}" for colour, name in enumerate(names))]
     cell = 30 * row + column
     wanted = f"Row 3, column 2: input {say[arrays.inputs[0, cell]]}, label {say[arrays.labels[0, cell]]}"
-    page.wait(lambda: page.text("#readout") == wanted, page.text("#readout"))
+    page.wait(lambda: page.text("#readout") == wanted)
 
 
 # ---------- Moving about ----------
@@ -503,7 +503,7 @@ def test_search_finds_tasks_augmentations_and_numbers(page, arc):
     page.load("split=train").open(arc)
     page.press("/")
     page.press("D511F")  # in any case
-    page.wait(lambda: page.texts("#found button") == ["d511f18025 variants"], page.texts("#found"))
+    page.wait(lambda: page.texts("#found button") == ["d511f18025 variants"])
     page.press(Keys.ENTER)
     assert page.text("#title") == "d511f180"
     name = names[30]

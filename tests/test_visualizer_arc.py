@@ -147,7 +147,7 @@ def test_a_split_alone_says_what_is_missing(page, dataset, tmp_path, split, said
 def test_candidates_are_shown_in_the_order_of_the_votes(page, dataset, tasks, candidates):
     page.load().open(dataset)
     page.choose_file(candidates)
-    page.wait(lambda: page.visible("#votes-pane"), page.text("#messages"))
+    page.wait(lambda: page.visible("#votes-pane"))
     page.settle()
     names = list(tasks)
     seen = set()
@@ -190,7 +190,7 @@ def test_pass_at_2_is_that_of_the_command(page, dataset, tasks, candidates):
     scores = json.loads(candidates.read_text())["scores"]
     page.load().open(dataset)
     page.drop(candidates)
-    page.wait(lambda: page.visible("#votes-pane"), page.text("#messages"))
+    page.wait(lambda: page.visible("#votes-pane"))
     page.settle()
     solved = [name for name, tests in tasks.items() if all(test.rank <= 2 for test in tests)]
     assert 0 < len(solved) < len(tasks) and scores["task"]["2"] == len(solved) / len(tasks)
@@ -227,7 +227,7 @@ def test_an_unknown_answer_is_in_no_score(page, dataset, tasks, candidates, tmp_
     (tmp_path / "votes.json").write_text(json.dumps(content, indent=1))
     page.load().open(folder)
     page.choose_file(tmp_path / "votes.json")
-    page.wait(lambda: page.visible("#votes-pane"), page.text("#messages"))
+    page.wait(lambda: page.visible("#votes-pane"))
     page.go(f"split=test&group={len(tasks)}")
     assert page.text("#votes-score").endswith("of 1 task the answers are not known")
     assert f"of {len(tasks) - 1} tasks solved" in page.text("#votes-score")
@@ -355,10 +355,10 @@ def test_the_steps_play(page, judged):
     page.js("document.activeElement.blur()")
     page.press(" ")
     assert page.text("#step-text") == "after step 1 of 6" and page.text("#play") == "❚❚"
-    page.wait(lambda: page.text("#step-text") == "after step 6 of 6", page.text("#step-text"))
+    page.wait(lambda: page.text("#step-text") == "after step 6 of 6")
     assert page.text("#play") == "▶" and page.text("#verdict") == "2 of 12 cells wrong"
     page.find("#play").click()
-    page.wait(lambda: page.text("#step-text") == "after step 2 of 6", page.text("#step-text"))
+    page.wait(lambda: page.text("#step-text") == "after step 2 of 6")
     page.press(Keys.ARROW_RIGHT)  # another example
     assert page.text("#play") == "▶" and page.fragment()["group"] == "3"
 
@@ -407,7 +407,7 @@ def test_predictions_and_votes_wait_for_their_dataset(page, dataset, candidates,
     said = f"These are predictions and votes; open the dataset that they were made from first: {dataset}"
     assert page.text("#messages li").startswith(said)
     page.choose(dataset)
-    page.wait(lambda: "exactly right" in page.text("#score") and page.text("#votes-score"), page.text("#messages"))
+    page.wait(lambda: "exactly right" in page.text("#score") and page.text("#votes-score"))
     assert page.boards() == ["Input", "Label", "Prediction"] and page.visible("#votes")
 
 

@@ -81,7 +81,7 @@ def arc(tmp_path_factory) -> Path:
 def open_both(page: Page, dataset: Path, predictions: Path, fragment: str = "", **size) -> Page:
     page.load(fragment, **size).open(dataset)
     page.choose(predictions)
-    page.wait(lambda: "exactly right" in page.text("#score") and not page.visible("#compare"), page.text("#messages"))
+    page.wait(lambda: "exactly right" in page.text("#score") and not page.visible("#compare"))
     page.settle()
     return page
 
