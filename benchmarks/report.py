@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training.distributed import device_name, processor_name
+
 
 @dataclass
 class Result:
@@ -93,12 +95,12 @@ def machine(device: torch.device) -> dict[str, str]:
     rows = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", *module_and_arguments()]),
-        "processor": f"{cpu_name()}, {available_cores()} cores, {torch.get_num_threads()} threads",
+        "processor": f"{processor_name()}, {available_cores()} cores, {torch.get_num_threads()} threads",
         "load": " ".join(f"{value:.1f}" for value in load),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
     }
     if device.type == "cuda":
-        rows["device"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+        rows["device"] = f"{device_name(device)}, CUDA {torch.version.cuda}"
     if load[0] > available_cores() + 1:
         rows["note"] = "this machine is busy with other work: expect noise"
     return rows
@@ -111,13 +113,6 @@ def module_and_arguments() -> list[str]:
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def cpu_name() -> str:
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def publish(results: list[Result], device: torch.device, json_path: Path | None) -> None:

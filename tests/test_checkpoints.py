@@ -1,6 +1,7 @@
 """Which checkpoints are saved, and which weights a run starts from: python -m pytest tests/test_checkpoints.py"""
 
 import json
+import platform
 import random
 import shutil
 import warnings
@@ -24,6 +25,8 @@ from tests.runs import (
 )
 from training.checkpoints import load_weights, read_weights, save_weights, trained_on
 from training.config import arch_config
+from training.distributed import Ranks
+from training.run_folder import record_environment
 
 TABLE = "model.inner.puzzle_emb.weights"
 
@@ -300,3 +303,25 @@ def test_the_environment_is_recorded_at_every_start(tmp_path):
     assert any(argument.endswith("pretrain.py") for argument in second["command"])
     assert first["ranks"] == 1
     assert first["git_commit"] is None or len(first["git_commit"].removesuffix("-dirty")) == 40
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ({}, ""),
+        ({"device": "cpu (Other, AVX512)"}, "in place of cpu (Other, AVX512): from here on its last digits"),
+        ({"packages": {"torch": "1.0"}, "threads": 77}, "in place of 1.0; threads "),
+        ({"threads": 77}, "in place of 77"),
+        ({"device": f"cpu ({platform.machine()})"}, ""),  # of an earlier version: unknown
+        ({"device": None, "packages": [], "threads": None}, ""),
+    ],
+)
+def test_a_run_that_goes_on_where_sums_are_rounded_otherwise_says_so(tmp_path, caplog, before, said):
+    for _ in range(2):
+        record_environment(tmp_path, Ranks(0, 1, 0), torch.device("cpu"))
+    assert not caplog.text
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert torch.backends.cpu.get_cpu_capability() in starts[0]["device"]
+    (tmp_path / "environment.json").write_text(json.dumps([starts[0] | before]))
+    record_environment(tmp_path, Ranks(0, 1, 0), torch.device("cpu"))
+    assert said in caplog.text and bool(said) == bool(caplog.text)

@@ -1,11 +1,13 @@
 """The one place that knows about ranks. One process is the same code with a world of size 1."""
 
 import os
+import platform
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,21 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
             f"lower --nproc-per-node to that"
         )
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """What a record says of the device. The results of a CPU depend on the vector instructions that PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = [processor_name()] + ([torch.backends.cpu.get_cpu_capability()] if device.type == "cpu" else [])
+    return f"{device.type} ({', '.join(about)})"
+
+
+def processor_name() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 @dataclass(frozen=True)

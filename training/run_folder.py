@@ -37,7 +37,7 @@ from extension import import_below
 from files import locked, read_json, remove_abandoned, write_atomically
 from training.checkpoints import RECORDS, read_records
 from training.config import HEADS, ArchConfig, PretrainConfig
-from training.distributed import Ranks
+from training.distributed import Ranks, device_name
 from training.metrics import METRICS_FILE
 
 log = logging.getLogger(__name__)
@@ -121,14 +121,32 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device, about: 
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": _versions(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({platform.machine()})",
+        "device": device_name(device),
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     } | (about or {})
+    if starts and (changes := _what_rounds_otherwise(starts[-1], start)):
+        log.warning("this run goes on with %s: from here on its last digits are others", "; ".join(changes))
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
+
+
+def _what_rounds_otherwise(before: object, now: dict[str, Any]) -> list[str]:
+    """What has changed since the last start so that sums are rounded otherwise; what it does not say has not."""
+    before = before if isinstance(before, dict) else {}
+    packages = before.get("packages")
+    was = {
+        "device": before.get("device"),
+        "PyTorch": packages.get("torch") if isinstance(packages, dict) else None,
+        "threads": before.get("threads") if now["device"].startswith("cpu") else None,
+    }
+    its = {"device": now["device"], "PyTorch": now["packages"].get("torch"), "threads": now["threads"]}
+    unknown = f"cpu ({platform.machine()})"  # as earlier versions had it
+    return [
+        f"{name} {its[name]} in place of {value}"
+        for name, value in was.items()
+        if value not in (None, unknown, its[name])
+    ]
 
 
 def record_end(folder: Path, step: int) -> None:
