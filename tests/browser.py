@@ -159,7 +159,7 @@ class Page:
 
     def wait(self, condition, what: object = "the page") -> None:
         """Until the condition holds; a failure says `what` did not come, and what the page showed in its place."""
-        wait_for(condition, lambda: f"{what}\n{self.js('return document.body.innerText')}", pause=0.02)
+        wait_for(condition, lambda: f"{what}\n{self.js('return document.body?.innerText')}", pause=0.02)
 
     def settle(self) -> None:
         """Until the place that was last asked for is read and painted."""

@@ -16,7 +16,7 @@ def amplified(change, offset: float = 0.0, steps: int = 0) -> list[dict]:
     module = nn.Linear(1, 1, bias=False)
     nn.init.ones_(module.weight)
     change(module)
-    output = GAIN * (module.weight.detach().double().numpy() - 1) + offset
+    output = 1 + GAIN * (module.weight.detach().double().numpy() - 1) + offset
     return [{"outputs/logits": output, "exactly/steps": np.array(steps)}]
 
 
@@ -46,7 +46,7 @@ def test_what_rounding_does_not_explain_is_refused(wrong, strictly):
 def test_stages_are_compared_until_nudging_makes_another_run():
     def two(change, steps=0):
         first, second = amplified(change)[0], amplified(change, steps=steps)[0]
-        moved = second["outputs/logits"] != 0
+        moved = second["outputs/logits"] != 1
         return [first, second | {"exactly/steps": np.array(int(moved.any()))}]
 
     expected = [amplified(lambda module: None)[0], amplified(lambda module: None, offset=1, steps=7)[0]]
@@ -56,14 +56,31 @@ def test_stages_are_compared_until_nudging_makes_another_run():
         assert_equal_to_the_original(two, expected, strictly=False)
 
 
+def test_what_nudging_moves_too_far_is_refused():
+    """Such a model says nothing of the formula."""
+
+    def far(change):
+        stage = amplified(change)[0]
+        return [stage | {"outputs/logits": 1 + 1e3 * (stage["outputs/logits"] - 1)}]
+
+    with pytest.raises(AssertionError, match="outputs/logits"):
+        assert_equal_to_the_original(far, amplified(lambda module: None, offset=0.1), strictly=False)
+
+
+def too_strong(think):
+    return lambda self, state, x, *rest: think(self, state, 1.0001 * x, *rest)
+
+
+def noisy(think):
+    return lambda self, state, x, *rest: think(self, state, x + 1e-5 * torch.randn_like(x), *rest)
+
+
+@pytest.mark.parametrize("mistake", [too_strong, noisy])
 @pytest.mark.parametrize("name", ["trm_mlp", "eqr_damped_mlp"])
-def test_a_wrong_formula_is_seen_on_any_processor(name, monkeypatch):
-    """Of the variants whose rounding is amplified most: an input that is a ten-thousandth too strong."""
+def test_a_mistake_is_seen_on_any_processor(name, mistake, monkeypatch):
+    """Of the variants whose rounding is amplified most: an input that is a ten-thousandth too strong, or drawn."""
     variant = Variant(name)
-    think = variant.model_class.Inner.think
-    monkeypatch.setattr(
-        variant.model_class.Inner, "think", lambda self, state, x, *rest: think(self, state, 1.0001 * x, *rest)
-    )
+    monkeypatch.setattr(variant.model_class.Inner, "think", mistake(variant.model_class.Inner.think))
     with pytest.raises(AssertionError):
         assert_equal_to_the_original(
             lambda change: evaluation(variant, change), original_evaluation(variant), strictly=False
