@@ -184,7 +184,7 @@ def prepare_folder(
     saved, keep_bytes = (None, 0) if found is None else (found.path, found.manifest.metrics_bytes)
     folder = run_folder.create(config, saved, keep_bytes)
     about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
-    run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": flops_per_step})
+    run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": flops_per_step}, saved)
     if found is not None and saved.parent.resolve() == folder.resolve():
         resume.set_aside(found.passed_over)
         later = [] if config.resume is True else resume.later_checkpoints(folder, state.step)

@@ -5,6 +5,7 @@ import platform
 import random
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tests.runs import (
 )
 from training.checkpoints import load_weights, read_weights, save_weights, trained_on
 from training.config import arch_config
-from training.distributed import Ranks
+from training.distributed import Ranks, processor_name
 from training.run_folder import record_environment
 
 TABLE = "model.inner.puzzle_emb.weights"
@@ -305,6 +306,9 @@ def test_the_environment_is_recorded_at_every_start(tmp_path):
     assert first["git_commit"] is None or len(first["git_commit"].removesuffix("-dirty")) == 40
 
 
+OLD_NAME = f"cpu ({platform.machine()})"  # an earlier version's word for any processor
+
+
 @pytest.mark.parametrize(
     ("before", "said"),
     [
@@ -312,16 +316,74 @@ def test_the_environment_is_recorded_at_every_start(tmp_path):
         ({"device": "cpu (Other, AVX512)"}, "in place of cpu (Other, AVX512): from here on its last digits"),
         ({"packages": {"torch": "1.0"}, "threads": 77}, "in place of 1.0; threads "),
         ({"threads": 77}, "in place of 77"),
-        ({"device": f"cpu ({platform.machine()})"}, ""),  # of an earlier version: unknown
+        ({"device": OLD_NAME}, ""),
         ({"device": None, "packages": [], "threads": None}, ""),
+        ({"device": "a\nb", "packages": {"torch": 2}, "threads": "1"}, ""),
+        ({"device": "", "packages": {"torch": "x" * 5000}, "threads": True}, ""),
     ],
 )
-def test_a_run_that_goes_on_where_sums_are_rounded_otherwise_says_so(tmp_path, caplog, before, said):
-    for _ in range(2):
-        record_environment(tmp_path, Ranks(0, 1, 0), torch.device("cpu"))
+@pytest.mark.parametrize("branch", [False, True])
+def test_a_run_that_goes_on_where_sums_are_rounded_otherwise_says_so(tmp_path, caplog, before, said, branch):
+    run = tmp_path / "run"
+    starts_of(run, {"first_step": 0})
+    resumed_at(8, run, run)
     assert not caplog.text
-    starts = json.loads((tmp_path / "environment.json").read_text())
-    assert torch.backends.cpu.get_cpu_capability() in starts[0]["device"]
-    (tmp_path / "environment.json").write_text(json.dumps([starts[0] | before]))
-    record_environment(tmp_path, Ranks(0, 1, 0), torch.device("cpu"))
+    starts_of(run, {"first_step": 0} | before)
+    content = (run / "environment.json").read_bytes()
+    resumed_at(8, run, tmp_path / "branch" if branch else run)
     assert said in caplog.text and bool(said) == bool(caplog.text)
+    assert not branch or (run / "environment.json").read_bytes() == content
+
+
+def starts_of(run, *changes: dict) -> None:
+    """Of this processor, but for these changes."""
+    run.mkdir(exist_ok=True)
+    (run / "environment.json").unlink(missing_ok=True)
+    record_environment(run, Ranks(0, 1, 0), torch.device("cpu"))
+    start = json.loads((run / "environment.json").read_text())[0]
+    assert torch.backends.cpu.get_cpu_capability() in start["device"]
+    (run / "environment.json").write_text(json.dumps([start | change for change in changes]))
+
+
+def resumed_at(step: int, run, folder) -> None:
+    folder.mkdir(exist_ok=True)
+    record_environment(folder, Ranks(0, 1, 0), torch.device("cpu"), {"first_step": step}, run / f"state_{step}")
+
+
+def test_a_state_is_compared_with_the_start_that_saved_it(tmp_path, caplog):
+    """Going back to one from before another processor, or after a start there that saved nothing."""
+    other = {"device": "cpu (Other, AVX512)", "first_step": 8}
+    for step in (4, 8):
+        starts_of(tmp_path, {"first_step": 0}, other)
+        resumed_at(step, tmp_path, tmp_path)
+        assert not caplog.text
+    resumed_at(12, tmp_path, tmp_path)
+    assert not caplog.text  # by the start at 8 on this processor, which is the last one
+    starts_of(tmp_path, {"first_step": 0}, other)
+    resumed_at(12, tmp_path, tmp_path)
+    assert "state_12 goes on with device cpu" in caplog.text
+
+
+def test_a_branch_leaves_a_damaged_record_of_the_other_run_alone(tmp_path, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "environment.json").write_text("{")
+    resumed_at(8, run, tmp_path / "branch")
+    assert [path.name for path in run.iterdir()] == ["environment.json"] and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (b"processor: 0\nmodel name\t: A: B\n", "A: B"),
+        (b"model name\nmodel name :\nmodel name\t: C\n", "C"),
+        (b"model name : \xff\n", "\ufffd"),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_the_processor_has_a_name_whatever_the_system_says(tmp_path, monkeypatch, cpuinfo, name):
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_bytes(cpuinfo)
+    monkeypatch.setattr("training.distributed.Path", lambda path: tmp_path / Path(path).name)
+    assert processor_name() == (name or platform.processor() or platform.machine())

@@ -42,8 +42,8 @@ from training.metrics import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE, LOCK = "all_config.yaml", ".lock"
-WRITTEN = (CONFIG_FILE, METRICS_FILE, RECORDS, "environment.json", "best.json")
+CONFIG_FILE, ENVIRONMENT, LOCK = "all_config.yaml", "environment.json", ".lock"
+WRITTEN = (CONFIG_FILE, METRICS_FILE, RECORDS, ENVIRONMENT, "best.json")
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "wandb")
 
 
@@ -112,9 +112,11 @@ def model_sources(arch: ArchConfig) -> dict[str, Path]:
     return sources
 
 
-def record_environment(folder: Path, ranks: Ranks, device: torch.device, about: dict[str, Any] | None = None) -> None:
-    """Add this start, and what else is known `about` it, to environment.json."""
-    path = folder / "environment.json"
+def record_environment(
+    folder: Path, ranks: Ranks, device: torch.device, about: dict[str, Any] | None = None, state: Path | None = None
+) -> None:
+    """Add this start, from a `state` or from nothing, and what else is known `about` it, to environment.json."""
+    path = folder / ENVIRONMENT
     starts = _earlier_starts(path)
     start = {
         "command": [sys.executable, *sys.argv],
@@ -126,32 +128,50 @@ def record_environment(folder: Path, ranks: Ranks, device: torch.device, about: 
         "threads": torch.get_num_threads(),
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     } | (about or {})
-    if starts and (changes := _what_rounds_otherwise(starts[-1], start)):
-        log.warning("this run goes on with %s: from here on its last digits are others", "; ".join(changes))
+    if state is not None:
+        those = starts
+        if state.parent.resolve() != folder.resolve():  # another run's, which stays as it is
+            with suppress(UserError):
+                those = _read_starts(state.parent / ENVIRONMENT)
+        if changes := _what_rounds_otherwise(_start_that_saved(those, start.get("first_step")), start):
+            log.warning("%s goes on with %s: from here on its last digits are others", state, "; ".join(changes))
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
 
 
-def _what_rounds_otherwise(before: object, now: dict[str, Any]) -> list[str]:
-    """What has changed since the last start so that sums are rounded otherwise; what it does not say has not."""
-    before = before if isinstance(before, dict) else {}
-    packages = before.get("packages")
-    was = {
-        "device": before.get("device"),
-        "PyTorch": packages.get("torch") if isinstance(packages, dict) else None,
-        "threads": before.get("threads") if now["device"].startswith("cpu") else None,
-    }
-    its = {"device": now["device"], "PyTorch": now["packages"].get("torch"), "threads": now["threads"]}
-    unknown = f"cpu ({platform.machine()})"  # as earlier versions had it
-    return [
-        f"{name} {its[name]} in place of {value}"
-        for name, value in was.items()
-        if value not in (None, unknown, its[name])
-    ]
+def _start_that_saved(starts: list, step: int | None) -> dict[str, Any]:
+    """The one that got to this step: the last that began before it."""
+    known = [start for start in starts if isinstance(start, dict)]
+    before = [start for start in known if isinstance(first := start.get("first_step", 0), int) and first < (step or 0)]
+    return before[-1] if before else {}
+
+
+def _what_rounds_otherwise(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed since `before` so that sums are rounded otherwise; what it does not say has not."""
+
+    def said(start: dict[str, Any]) -> dict[str, str]:
+        packages = start.get("packages")
+        device, threads = start.get("device"), start.get("threads")
+        values = {
+            "device": device,
+            "PyTorch": packages.get("torch") if isinstance(packages, dict) else None,
+            "threads": str(threads) if type(threads) is int and now["device"].startswith("cpu") else None,
+        }
+        return {key: value for key, value in values.items() if _is_a_name(value)}
+
+    its = said(now)
+    was = {key: value for key, value in said(before).items() if key in its}
+    if was.get("device", "").endswith(f" ({platform.machine()})"):  # as earlier versions had it, of any processor
+        del was["device"]
+    return [f"{key} {its[key]} in place of {value}" for key, value in was.items() if value != its[key]]
+
+
+def _is_a_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) < 200
 
 
 def record_end(folder: Path, step: int) -> None:
     """Say in environment.json when, and at which step, the last start ended. A run that is killed does not say it."""
-    path = folder / "environment.json"
+    path = folder / ENVIRONMENT
     starts = _earlier_starts(path)
     if starts and isinstance(starts[-1], dict):
         starts[-1] |= {"ended": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "last_step": step}
@@ -160,18 +180,19 @@ def record_end(folder: Path, step: int) -> None:
 
 def _earlier_starts(path: Path) -> list:
     """What environment.json says; a damaged one is renamed."""
-    if not path.exists():
-        return []
     try:
-        starts = read_json(path, "a new list is begun")
-        if isinstance(starts, list):
-            return starts
-        problem = f"{path} is no list; a new one is begun"
+        return _read_starts(path)
     except UserError as error:
-        problem = str(error)
-    log.warning("%s", problem)
-    path.replace(path.with_name(f"{path.name}.damaged"))
-    return []
+        log.warning("%s", error)
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        return []
+
+
+def _read_starts(path: Path) -> list:
+    starts = read_json(path, "a new list is begun") if path.exists() else []
+    if not isinstance(starts, list):
+        raise UserError(f"{path} is no list; a new one is begun")
+    return starts
 
 
 def _versions() -> dict[str, str]:
