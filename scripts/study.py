@@ -311,6 +311,8 @@ def study(config: StudyConfig) -> None:
         there = [task for task in config.tasks if task in speed]
         if not there:
             raise UserError(f"folder={config.folder} has no {config.tasks[0]}; give tasks=[{','.join(speed)}]")
+        if lacking := [task for task in config.tasks if task not in speed]:
+            print(f"{', '.join(lacking)}: not in this study yet")
         config = config.model_copy(update={"tasks": there})
     else:
         build_datasets(config)

@@ -58,7 +58,7 @@ def write_results(config: "StudyConfig", runs: Sequence["StudyRun"], speed: dict
         if (curve := read_curve(run_folder(config, run))) is not None:
             found.setdefault((run.task, run.model), []).append(curve)
     if not found:
-        raise UserError(f"folder={config.folder} holds no evaluation of a run yet; go on without results=true")
+        raise UserError(f"folder={config.folder} holds no evaluation of such a run yet; go on without results=true")
     at_inference = read_at_inference(config, runs)
     tables, figures = [], {}
     if "family" in config.parts:
@@ -67,7 +67,8 @@ def write_results(config: "StudyConfig", runs: Sequence["StudyRun"], speed: dict
     if "variants" in config.parts:
         tasks = [task for task in config.tasks if task in VARIANT_TASKS]
         tables += [segments_table(config, task, found, speed, at_inference) for task in tasks]
-        figures["segments.png"] = draw_segments(at_inference)
+        if at_inference:
+            figures["segments.png"] = draw_segments(at_inference)
     text = "\n\n".join(filter(None, tables))
     folder = Path(config.folder)
     write_atomically(folder / "results.md", lambda file: file.write(text.encode() + b"\n"))

@@ -215,6 +215,8 @@ def test_results_of_one_part_are_of_that_alone(tmp_path, part, title, picture):
     runs = list(planned_runs(config))
     for run in runs:
         write_metrics(study.run_folder(config, run), [0.5] * 3, [0.5] * 3)
+        report = {"limits": [1, 2, 4, 8, 16, 32, 64], "halt_max": {"exact_accuracy": [0.5] * 7}}
+        (study.run_folder(config, run) / "segments.json").write_text(json.dumps(report))
     write_results(config, runs, {"sudoku-4x4": dict.fromkeys([*ARCHITECTURES, *VARIANTS], SPEED)})
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert [line for line in lines if line.startswith("**")] == [title]
@@ -234,8 +236,10 @@ def test_results_are_of_the_tasks_that_there_are(tmp_path, commands, monkeypatch
     (tmp_path / "speed.json").write_text(json.dumps(speed))
     write_metrics(study.run_folder(config_of(tmp_path), StudyRun("sudoku-4x4", "HRM", HRM, 0)), [0.5] * 3, [0.5] * 3)
     study.study(config_of(tmp_path, results=True))
-    assert "| HRM |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| HRM |" in printed and "sudoku-6x6, maze-9x9, maze-9x9-one-round: not in this study yet\n" in printed
     assert not commands
+    assert not (tmp_path / "segments.png").exists()  # nothing was run with other segments
 
 
 def test_results_of_no_study_are_refused(tmp_path, commands):
@@ -246,7 +250,10 @@ def test_results_of_no_study_are_refused(tmp_path, commands):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"tasks": ["sudoku-6x6"]}, "has no sudoku-6x6; give tasks="), ({"seeds": 1}, "holds no evaluation of a run yet")],
+    [
+        ({"tasks": ["sudoku-6x6"]}, "has no sudoku-6x6; give tasks="),
+        ({"seeds": 1}, "holds no evaluation of such a run yet"),
+    ],
 )
 def test_results_of_what_a_study_has_not_are_refused(tmp_path, commands, changes, message):
     """Of a task that it does not have, and of runs that have not come to their first evaluation."""
