@@ -368,7 +368,9 @@ def test_a_branch_leaves_a_damaged_record_of_the_other_run_alone(tmp_path, caplo
     run = tmp_path / "run"
     run.mkdir()
     (run / "environment.json").write_text("{")
-    resumed_at(8, run, tmp_path / "branch")
+    branch = tmp_path / "branch"
+    starts_of(branch, {"device": "cpu (Other, AVX512)", "first_step": 0})  # which did not save the other run's state
+    resumed_at(8, run, branch)
     assert [path.name for path in run.iterdir()] == ["environment.json"] and not caplog.text
 
 

@@ -129,10 +129,7 @@ def record_environment(
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     } | (about or {})
     if state is not None:
-        those = starts
-        if state.parent.resolve() != folder.resolve():  # another run's, which stays as it is
-            with suppress(UserError):
-                those = _read_starts(state.parent / ENVIRONMENT)
+        those = starts if state.parent.resolve() == folder.resolve() else _starts_of_another(state.parent)
         if changes := _what_rounds_otherwise(_start_that_saved(those, start.get("first_step")), start):
             log.warning("%s goes on with %s: from here on its last digits are others", state, "; ".join(changes))
     write_atomically(path, lambda file: file.write(json.dumps([*starts, start], indent=1).encode()))
@@ -185,6 +182,14 @@ def _earlier_starts(path: Path) -> list:
     except UserError as error:
         log.warning("%s", error)
         path.replace(path.with_name(f"{path.name}.damaged"))
+        return []
+
+
+def _starts_of_another(run: Path) -> list:
+    """A damaged record of another run stays as it is, and says nothing."""
+    try:
+        return _read_starts(run / ENVIRONMENT)
+    except UserError:
         return []
 
 
