@@ -2,13 +2,15 @@
 
 Weights stay in float32 and are cast to the activations' dtype where they are used, so that the optimiser sees full
 precision. State-dict names follow the published checkpoints. Attention has no mask, and is one function in
-front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_attn`), or PyTorch's own `sdpa`.
+front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_attn`), or PyTorch's own `sdpa`. Where no
+gradient is needed, kernels of our own may do several parts at once (models/fused.py).
 """
 
 import importlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -60,6 +62,9 @@ _FLASH_MODULES = {"flash3": "flash_attn_interface", "flash2": "flash_attn"}
 _FLASH_CAPABILITY = {"flash3": (9,), "flash2": range(8, 100)}  # major compute capabilities that `auto` uses them on
 ATTENTION_KERNELS = ("auto", *_FLASH_MODULES, "sdpa")
 
+# What the kernels of models/fused.py are made for. Longer sequences are left to the attention kernels above.
+FUSED_HEAD_SIZES, FUSED_POSITIONS, FUSED_HIDDEN = (32, 64, 128), 128, 128
+
 
 class CastedLinear(nn.Module):
     """A linear map with truncated LeCun normal weights and, if asked for, a zero bias."""
@@ -68,9 +73,32 @@ class CastedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(trunc_normal_init_(torch.empty(out_features, in_features), std=in_features**-0.5))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.ready: Tensor | None = None  # the weight in the activations' dtype, where `weights_cast` keeps it
+
+    def cast_weight(self, dtype: torch.dtype) -> Tensor:
+        if self.ready is not None and not torch.is_grad_enabled():
+            return self.ready
+        return self.weight.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None)
+        return F.linear(x, self.cast_weight(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None)
+
+
+@contextmanager
+def weights_cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within the block, passes without gradient take weights that are cast once, here, and not in every pass.
+
+    Casting is the same wherever it is done, so that no number changes. Where weights have the dtype, nothing happens.
+    """
+    linears = [m for m in network.modules() if isinstance(m, CastedLinear) and m.weight.dtype != dtype]
+    with torch.no_grad():
+        for linear in linears:
+            linear.ready = linear.weight.to(dtype)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.ready = None
 
 
 class CastedEmbedding(nn.Module):
@@ -101,7 +129,25 @@ class RotaryEmbedding(nn.Module):
 
 def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x (B, S, heads, head_dim) by its position, in float32."""
-    cos, sin = (table[: x.shape[1]].unsqueeze(-2) for table in cos_sin)  # (S, 1, head_dim)
+    return _Rotary.apply(x, *(table[: x.shape[1]].unsqueeze(-2) for table in cos_sin))
+
+
+class _Rotary(torch.autograd.Function):
+    """A rotation, whose gradient is the rotation back: one pass over it, where autograd would make one of each part."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, S, heads, head_dim); cos and sin (S, 1, head_dim), whose second halves repeat the first."""
     first, second = x.float().chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)
@@ -133,11 +179,19 @@ def run_blocks(
 class Block(nn.Module):
     """A post-norm Transformer block."""
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float, eps: float, kernel: AttentionKernel):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float,
+        eps: float,
+        kernel: AttentionKernel,
+        fused: bool = False,
+    ):
         super().__init__()
         self.eps = eps
-        self.self_attn = Attention(hidden_size, num_heads, kernel)
-        self.mlp = SwiGLU(hidden_size, expansion)
+        self.self_attn = Attention(hidden_size, num_heads, kernel, fused)
+        self.mlp = SwiGLU(hidden_size, expansion, fused)
 
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
         attended = self.self_attn(x, cos_sin, first_only)
@@ -146,9 +200,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, hidden_size: int, num_heads: int, kernel: AttentionKernel):
+    def __init__(self, hidden_size: int, num_heads: int, kernel: AttentionKernel, fused: bool = False):
         super().__init__()
         self.num_heads, self.kernel = num_heads, kernel
+        self.fused = fused and hidden_size // num_heads in FUSED_HEAD_SIZES
         self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size, bias=False)
         self.o_proj = CastedLinear(hidden_size, hidden_size, bias=False)
 
@@ -156,8 +211,11 @@ class Attention(nn.Module):
         """x (B, S, hidden) -> (B, S, hidden); with `first_only` (B, 1, hidden), what position 0 takes from all."""
         batch, length, hidden = x.shape
         queries = 1 if first_only else length
+        fits = cos_sin is not None and not first_only and length <= FUSED_POSITIONS
+        if self.fused and fits and needs_no_gradient(x):
+            return self.o_proj(torch.ops.hrm.attention(self.qkv_proj(x), *cos_sin, self.num_heads))
         if first_only:
-            of_q, of_kv = self.qkv_proj.weight.to(x.dtype).split([hidden, 2 * hidden])
+            of_q, of_kv = self.qkv_proj.cast_weight(x.dtype).split([hidden, 2 * hidden])
             q, kv = F.linear(x[:, :1], of_q), F.linear(x, of_kv)
         else:
             q, kv = self.qkv_proj(x).split([hidden, 2 * hidden], dim=-1)
@@ -170,14 +228,17 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, hidden_size: int, expansion: float):
+    def __init__(self, hidden_size: int, expansion: float, fused: bool = False):
         super().__init__()
+        self.fused = fused and hidden_size % FUSED_HIDDEN == 0
         # Two thirds of the width make up for the third matrix of a gated unit; multiples of 256 suit the hardware.
         width = -(-round(expansion * hidden_size * 2 / 3) // 256) * 256
         self.gate_up_proj = CastedLinear(hidden_size, 2 * width, bias=False)
         self.down_proj = CastedLinear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused and needs_no_gradient(x):
+            return self.down_proj(torch.ops.hrm.swiglu(x, self.gate_up_proj.cast_weight(x.dtype)))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -206,6 +267,27 @@ def _flash(name: str) -> AttentionKernel:
         return out[0] if isinstance(out, tuple) else out  # FA3 returns the log-sum-exp too
 
     return attend
+
+
+def needs_no_gradient(x: Tensor) -> bool:
+    """Whether x is where kernels without a gradient may work: on CUDA, while none is recorded."""
+    return x.is_cuda and not torch.is_grad_enabled()
+
+
+@cache
+def select_fused(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the kernels of models/fused.py work here: on CUDA in half precision, with Triton. Logs it once."""
+    if device_type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    try:
+        importlib.import_module("models.fused").try_out(dtype)
+    except Exception as error:  # Triton is missing, or does not work here: what it raises may be anything
+        log.warning(
+            "arch.fused does not work here, continuing without: %s", f"{type(error).__name__}: {first_line(error)}"
+        )
+        return False
+    log.info("passes without gradient: fused kernels")
+    return True
 
 
 @cache

@@ -21,6 +21,8 @@ from models.layers import (
     CastedLinear,
     RotaryEmbedding,
     select_attention,
+    select_fused,
+    weights_cast,
 )
 from models.sparse_embedding import SparseEmbedding
 
@@ -47,6 +49,11 @@ class TokenConfig(ACTConfig):
     )
     attention: Literal[ATTENTION_KERNELS] = Field(
         default="auto", description="kernel; auto: FlashAttention if it is installed and fits, else PyTorch's (sdpa)"
+    )
+    fused: bool = Field(
+        default=False,
+        description="several parts of a block in one kernel where no gradient is needed, on CUDA in half precision; "
+        "not measured yet",
     )
 
     @property
@@ -94,6 +101,7 @@ class TokenNetwork(InnerNetwork):
         device = torch.empty(0).device  # what a surrounding `with torch.device(…)` says
         self.forward_dtype = resolve_dtype(config.forward_dtype, device.type)
         self.kernel: AttentionKernel = select_attention(config.attention, device.type, self.forward_dtype)
+        self.fused = config.fused and select_fused(device.type, self.forward_dtype)
         self.embed_scale = hidden**0.5
         self.puzzle_emb_len = config.prefix_len  # P
         self.positions = self.puzzle_emb_len + data.seq_len
@@ -122,7 +130,9 @@ class TokenNetwork(InnerNetwork):
     def block(self) -> Block:
         """A new Transformer block, as the config describes it."""
         config = self.config
-        return Block(config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps, self.kernel)
+        return Block(
+            config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps, self.kernel, self.fused
+        )
 
     @abstractmethod
     def think(
@@ -136,12 +146,14 @@ class TokenNetwork(InnerNetwork):
         """
 
     def forward(self, state: Any, data: Data) -> tuple[Any, Tensor, QValues]:
-        state, z = self.think(state, *self._embed(data))
+        with weights_cast(self, self.forward_dtype):
+            state, z = self.think(state, *self._embed(data))
         logits = self.lm_head(z)[:, self.puzzle_emb_len :]
         return map_tensors(Tensor.detach, state), logits, self._read_q(z)
 
     def q_values(self, state: Any, data: Data) -> QValues:
-        _, z = self.think(state, *self._embed(data), first_only=True)
+        with weights_cast(self, self.forward_dtype):
+            _, z = self.think(state, *self._embed(data), first_only=True)
         return self._read_q(z)
 
     def _read_q(self, z: Tensor) -> QValues:

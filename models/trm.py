@@ -18,7 +18,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.act import ACTModel, DataShape
-from models.layers import ReasoningModule, SwiGLU, rms_norm, trunc_normal, trunc_normal_init_
+from models.layers import (
+    FUSED_HIDDEN,
+    FUSED_POSITIONS,
+    ReasoningModule,
+    SwiGLU,
+    needs_no_gradient,
+    rms_norm,
+    trunc_normal,
+    trunc_normal_init_,
+)
 from models.token_network import TokenConfig, TokenNetwork
 
 
@@ -76,7 +85,8 @@ class TinyRecursiveModelInner(TokenNetwork):
     def block(self) -> nn.Module:
         if not self.config.mlp_t:
             return super().block()
-        return MixerBlock(self.positions, self.config.hidden_size, self.config.expansion, self.config.rms_norm_eps)
+        config = self.config
+        return MixerBlock(self.positions, config.hidden_size, config.expansion, config.rms_norm_eps, self.fused)
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, self.positions, self.config.hidden_size)
@@ -116,17 +126,24 @@ class MixerBlock(nn.Module):
     The first norm is over the positions too, as in TRM's code. `cos_sin` is not used: weights tell positions apart.
     """
 
-    def __init__(self, positions: int, hidden_size: int, expansion: float, eps: float):
+    def __init__(self, positions: int, hidden_size: int, expansion: float, eps: float, fused: bool = False):
         super().__init__()
         self.eps = eps
         self.mlp_t = SwiGLU(positions, expansion)
-        self.mlp = SwiGLU(hidden_size, expansion)
+        self.mlp = SwiGLU(hidden_size, expansion, fused)
+        self.fused = fused and positions <= FUSED_POSITIONS and hidden_size % FUSED_HIDDEN == 0
 
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
-        across = x.transpose(1, 2)  # (B, D, P + S)
-        x = rms_norm(across + self.mlp_t(across), self.eps).transpose(1, 2)
+        x = self._mixed(x)
         x = x[:, :1] if first_only else x
         return rms_norm(x + self.mlp(x), self.eps)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        if self.fused and needs_no_gradient(x):
+            weights = (linear.cast_weight(x.dtype) for linear in (self.mlp_t.gate_up_proj, self.mlp_t.down_proj))
+            return torch.ops.hrm.mix(x, *weights, self.eps)
+        across = x.transpose(1, 2)  # (B, D, P + S)
+        return rms_norm(across + self.mlp_t(across), self.eps).transpose(1, 2)
 
 
 class TinyRecursiveModel(ACTModel):

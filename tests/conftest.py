@@ -11,6 +11,8 @@ from tests import fake_gym
 from tests.sample_datasets import build_sudoku
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
+if os.environ.get("HRM_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell has put in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else what the tests start would ignore Ctrl-C as well
 
