@@ -26,7 +26,7 @@ from puzzle_dataset import PuzzleDataset
 from training import outlook, resume, run_folder
 from training.checkpoints import save_weights
 from training.command_line import compose_run, pretrain_help
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, compile_optimizers
 from training.config import PretrainConfig, from_hydra
 from training.data import open_datasets, train_batches_on
 from training.distributed import Ranks, select_device
@@ -92,6 +92,8 @@ def train_and_evaluate(
     config, ranks, device, state = run.config, run.ranks, run.device, run.state
     if compile_blocks(state.head.model, config.compile, device, state.total_steps):
         log.info("compiling the model's blocks")
+        if config.compile == "all":
+            compile_optimizers(state.optimizers)
     for data in (eval_data, test_data):
         if data is not None:
             choose_batch_size(config.eval_batch_size, data, state.head, ranks, device)

@@ -36,11 +36,17 @@ def as_the_original(head: ACTLossHead) -> ACTLossHead:
     return head
 
 
+def without_our_kernels(config: PretrainConfig) -> PretrainConfig:
+    """The same run with PyTorch's kernels alone, without a CUDA graph."""
+    known = {"fused": False} if hasattr(config.arch, "fused") else {}
+    return config.model_copy(update={"cuda_graph": "off", "arch": config.arch.model_copy(update=known)})
+
+
 class PlainTrainer:
     """The model and optimisers of a run; `step` does what train_step and reduce_metrics do in pretrain.py."""
 
     def __init__(self, config: PretrainConfig, metadata: PuzzleDatasetMetadata, ranks: Ranks, device: torch.device):
-        state = create_state(config.model_copy(update={"cuda_graph": "off"}), metadata, ranks, device)
+        state = create_state(without_our_kernels(config), metadata, ranks, device)
         self.config, self.ranks, self.total_steps = config, ranks, state.total_steps
         self.optimizer = state.optimizers[-1]
         self.head, self.carry, self.steps = as_the_original(state.head).train(), None, 0

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 ONE = Ranks(0, 1, 0)
 MEAN_SHARE = 1 / 3  # of the steps, which the made-up Q head takes
 CUDA_TARGET = 1.5  # of halt=max
-BATCHES_ON_CUDA = 32  # of the baseline's size: a graph is recorded anew for each split
+BATCHES_ON_CUDA = 8  # of the baseline's size: a graph is recorded anew for each split
 # How far the metrics may differ: relative, absolute. Shares of puzzles may change by a few puzzles through rounding.
 TOLERANCE = {torch.float32: (1e-4, 1e-6)}
 HALF_TOLERANCE = (2e-2, 2e-3)
@@ -66,17 +66,22 @@ def first_batch(dataset: PuzzleDataset, device: torch.device) -> dict[str, torch
     return {name: field.to(device) for name, field in batch.items()}
 
 
-def made_up(args: argparse.Namespace, scratch: Path, device: torch.device) -> tuple[str, ACTLossHead, PuzzleDataset]:
-    """An untrained model on random tokens."""
+def made_up(
+    args: argparse.Namespace, scratch: Path, device: torch.device
+) -> tuple[str, ACTLossHead, ACTLossHead, PuzzleDataset]:
+    """An untrained model on random tokens, and the same one without kernels of our own."""
     name = default_size(args.toy, device)
     batch = args.batch or SIZES[name].batches[-1]
     examples = 20 if args.toy else BATCHES_ON_CUDA * batch if device.type == "cuda" else batch
     write_dataset(scratch, "test", SIZES[name], groups=examples, puzzles_a_group=1)
     dataset = open_split(config_of(SIZES[name], batch, f"data_path='{scratch}'"), "test", ONE)
     torch.manual_seed(0)
-    head = build_head(SIZES[name], batch, device)
+    head = build_head(SIZES[name], batch, device, *args.overrides)
     make_q_head(head, dataset, device)
-    return f"{name}, batch {batch}, made Q head", head, dataset
+    plain = build_head(SIZES[name], batch, device, *args.overrides, "arch.fused=false")
+    plain.load_state_dict(head.state_dict())
+    label = ", ".join([name, f"batch {batch}", "made Q head", *args.overrides])
+    return label, head, plain, dataset
 
 
 def check_same_metrics(
@@ -117,9 +122,9 @@ def compiled_max(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device
 
 def run(args: argparse.Namespace, device: torch.device) -> list[Result]:
     with tempfile.TemporaryDirectory() as scratch:
-        name, head, dataset = made_up(args, Path(scratch), device)
-        step = compiled_as_a_whole(head, dataset, device)
-        ways = {"baseline": lambda: plain_evaluation(head, step, dataset, device)}
+        name, head, plain, dataset = made_up(args, Path(scratch), device)
+        step = compiled_as_a_whole(plain, dataset, device)
+        ways = {"baseline": lambda: plain_evaluation(plain, step, dataset, device)}
         for halt in ("max", "q"):
             ways[f"halt={halt}"] = lambda halt=halt: evaluate_split(
                 head, dataset, ONE, device, [], halt=halt, cuda_graph="off"
@@ -132,7 +137,7 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Result]:
         times = in_turns(calls, args.repeats, device)
     for way in metrics.keys() - {"baseline", "halt=q"}:
         check_same_metrics(metrics["baseline"], metrics[way], forward_dtype(head), same_padding=way == "halt=max")
-    against = "compiled as a whole" if step is not head else "eager"
+    against = "compiled as a whole" if step is not plain else "eager"
     return rows(f"{name}, %s, a puzzle, against {against}", metrics, times, dataset.num_examples(), device)
 
 
@@ -155,6 +160,7 @@ def rows(
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
     args = parser(doc, repeats=3)
+    args.add_argument("overrides", nargs="*", metavar="key=value", help="settings of pretrain.py, of the model alone")
     args.add_argument("--batch", type=positive, help="global batch size")
     yes_or_no = argparse.BooleanOptionalAction
     args.add_argument("--compile", action=yes_or_no, help="also halt=max with compiled blocks (default: unless --toy)")

@@ -8,12 +8,14 @@
 #   graph      40 steps and two evaluation batches as a CUDA graph and kernel by kernel: losses, halting, answers
 #   resume     pretrain.py for 40 steps, and again from its state after 20: metrics line by line
 #   attention  PyTorch's attention backends and FlashAttention: errors against float64, times
+#   kernels    the kernels of models/fused.py with every tile that is tried: errors against float64, times
 #   compile    eager, compiled blocks, compiled whole: losses of the first steps, compile times
 #   nccl       gradients through NCCL, with one rank
 #   loader     sampler and loader at batch 768
 #   sudoku     one training step at batch 96 and 768: time, TFLOP/s, share of the roofline, peak memory; at 96 with the
 #              real loader too
 #   long       the same for ARC and mazes, 901 positions, at batch 96
+#   fused      Sudoku, ARC and evaluation once more, with those kernels and with AdamATan2 compiled
 #   profile    the kernels of a step, Sudoku at batch 96 and 768 and ARC at 96; the wait for the host; traces
 #   evaluate   puzzles per second, halt=max and halt=q
 #   train      EXPERIMENT (sudoku_extreme_1k) with the settings TRAIN ("lr=2e-4 …"), for MINUTES more minutes; give the
@@ -33,7 +35,7 @@ LIMIT=${LIMIT:-580}
 MINUTES=${MINUTES:-8}
 EXPERIMENT=${EXPERIMENT:-sudoku_extreme_1k}
 read -ra TRAIN <<<"${TRAIN:-}"
-PARTS=(data reference trace graph resume attention compile nccl loader sudoku long profile evaluate train score)
+PARTS=(data reference trace graph resume attention kernels compile nccl loader sudoku long profile evaluate fused train score)
 DATA=$OUT/sudoku
 RUN=$OUT/run
 export WANDB_MODE=${WANDB_MODE:-disabled}
@@ -85,6 +87,18 @@ attention() { agree attention; }
 compile() { agree compile; }
 nccl() { agree nccl; }
 
+kernels() {
+    local options=()
+    if [ -n "$TOY" ]; then
+        "$PYTHON" -c 'import triton' 2>/dev/null || {
+            echo "kernels: left out, there is no Triton here"
+            return
+        }
+        options=(--toy --device cpu --repeats 1)
+    fi
+    TRITON_INTERPRET=${TOY:-0} keep kernels -m benchmarks.kernels "${options[@]}"
+}
+
 loader() {
     local options=()
     [ -n "$TOY" ] && options=(--toy --repeats 2 --count 20)
@@ -112,6 +126,13 @@ long() {
         step step-arc arc
         step step-maze maze
     fi
+}
+
+fused() {
+    local ours=(arch.fused=true compile=all)
+    step step-sudoku-fused sudoku "${ours[@]}"
+    [ -n "$TOY" ] || step step-arc-fused arc "${ours[@]}"
+    keep evaluate-fused -m benchmarks.evaluate --json "$OUT/evaluate-fused.json" "${TOY_OPTION[@]}" arch.fused=true
 }
 
 profile() {

@@ -37,7 +37,7 @@ from benchmarks.sizes import SIZES, Size, config_of, default_size, forward_dtype
 from dataset.format import PuzzleDatasetMetadata
 from errors import first_line, one_line_errors
 from puzzle_dataset import Batch
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, compile_optimizers
 from training.config import PretrainConfig
 from training.cuda_graph import WARM_UP
 from training.data import BATCHES_AHEAD
@@ -72,6 +72,8 @@ class OurTrainer:
     def compile(self) -> None:
         if not compile_blocks(self.head.model, "on", self.device, self.state.total_steps):
             raise RuntimeError("the blocks do not compile here")
+        if self.config.compile == "all":
+            compile_optimizers(self.state.optimizers)
 
     def step(self, batch: Batch) -> dict[str, float] | None:
         """-> the metrics, if they are looked at: every `log_interval` steps, and late, as in pretrain.py."""

@@ -35,6 +35,7 @@ class AdamATan2(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
         self._work: list[tuple[list[nn.Parameter], tuple[float, float], Tensor]] = []  # parameters, betas, factors
         self._factors: list[Tensor] = []  # at the same address in every step
+        self._update = _update
 
     def step(self, closure=None) -> None:
         assert closure is None
@@ -57,7 +58,9 @@ class AdamATan2(torch.optim.Optimizer):
     def apply(self) -> None:
         """Apply the prepared update, with the gradients as they are now."""
         for params, betas, factors in self._work:
-            self._update(params, *betas, *factors.unbind())
+            grads = [p.grad for p in params]
+            m, v = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
+            self._update(params, grads, m, v, betas, factors)
 
     def _place(self, number: int, like: Tensor) -> Tensor:
         if number == len(self._factors):
@@ -79,20 +82,29 @@ class AdamATan2(torch.optim.Optimizer):
             groups[state["step"]].append(p)
         return groups
 
-    def _update(
-        self, params: list[nn.Parameter], beta1: float, beta2: float, decay: Tensor, correction: Tensor, rate: Tensor
-    ) -> None:
-        grads = [p.grad for p in params]
-        m: list[Tensor] = [self.state[p]["exp_avg"] for p in params]
-        v: list[Tensor] = [self.state[p]["exp_avg_sq"] for p in params]
-        torch._foreach_mul_(params, decay)
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_lerp_(v, torch._foreach_mul(grads, grads), 1 - beta2)
-        root = torch._foreach_sqrt(v)
-        torch._foreach_div_(root, correction)
-        angle = [torch.atan2(x, y) for x, y in zip(m, root, strict=True)]  # there is no foreach form
-        torch._foreach_mul_(angle, rate)
-        torch._foreach_add_(params, angle)
+    def compile(self) -> None:
+        """Let the compiler make one kernel of an update's passes over the weights."""
+        self._update = torch.compile(_update, dynamic=False)
+
+
+def _update(
+    params: list[Tensor],
+    grads: list[Tensor],
+    m: list[Tensor],
+    v: list[Tensor],
+    betas: tuple[float, float],
+    factors: Tensor,
+) -> None:
+    """The update in place, with the three factors that `AdamATan2.prepare` sends."""
+    (beta1, beta2), (decay, correction, rate) = betas, factors.unbind()
+    torch._foreach_mul_(params, decay)
+    torch._foreach_lerp_(m, grads, 1 - beta1)
+    torch._foreach_lerp_(v, torch._foreach_mul(grads, grads), 1 - beta2)
+    root = torch._foreach_sqrt(v)
+    torch._foreach_div_(root, correction)
+    angle = [torch.atan2(x, y) for x, y in zip(m, root, strict=True)]  # there is no foreach form
+    torch._foreach_mul_(angle, rate)
+    torch._foreach_add_(params, angle)
 
 
 def adam_atan2(params: Iterable[nn.Parameter], graphed: bool = False, **options) -> torch.optim.Optimizer:

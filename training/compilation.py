@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from errors import first_line
 from models.act import ACTModel
+from models.adam_atan2 import AdamATan2
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +24,9 @@ EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step with
 def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: float, rows: int | None = None) -> bool:
     """Compile what the architecture names, in place (state-dict keys stay), or say why not; -> whether it was done.
 
-    `mode` is `on`, `off`, or `auto`: on CUDA, and on a CPU if it pays within `steps` training steps (or as much other
-    work) on batches of `rows` (default: training's). `DISABLE_COMPILE=1` overrides it. One module is tried out first,
-    forward and backward, so that a broken toolchain costs no more than a warning.
+    `mode` is `on` or `all`, `off`, or `auto`: on CUDA, and on a CPU if it pays within `steps` training steps (or as
+    much other work) on batches of `rows` (default: training's). `DISABLE_COMPILE=1` overrides it. One module is tried
+    out first, forward and backward, so that a broken toolchain costs no more than a warning.
     """
     modules = model.inner.compiled_modules()
     if os.environ.get("DISABLE_COMPILE", "0") not in ("", "0") or mode == "off" or not modules:
@@ -45,6 +47,13 @@ def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: floa
     for module in modules:
         module.compile(dynamic=False)
     return True
+
+
+def compile_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Compile AdamATan2, where the model's blocks do compile: 7 passes over the weights in place of 22."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, AdamATan2):
+            optimizer.compile()
 
 
 def pays(model: ACTModel, device: torch.device, sequences: float) -> bool:
