@@ -50,7 +50,8 @@ class SparseSignSGD(torch.optim.Optimizer):
     """Sign-SGD with decoupled weight decay for the buffers of one `SparseEmbedding`.
 
     For each row that occurs on any rank: `w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients)`.
-    `step` is `prepare` and `apply`, as in `AdamATan2`.
+    `step` is `prepare`, `exchange`, which gathers what the ranks have found, and `apply`. The first and the last are as
+    in `AdamATan2`.
     """
 
     def __init__(self, buffers: Iterable[Tensor], world_size: int, lr: float = 1e-3, weight_decay: float = 1e-2):
@@ -59,10 +60,15 @@ class SparseSignSGD(torch.optim.Optimizer):
         super().__init__(buffers, dict(lr=lr, weight_decay=weight_decay))
         self.world_size = world_size
         self._factors = [self._table(group).new_empty(2) for group in self.param_groups]
+        # Of each group the gradients and ids of all ranks, at the same addresses in every step
+        self._gathered = [
+            tuple(self._place(rows) for rows in _roles(group["params"])[1:]) for group in self.param_groups
+        ]
 
     def step(self, closure=None) -> None:
         assert closure is None
         self.prepare()
+        self.exchange()
         self.apply()
 
     @torch.no_grad()
@@ -71,24 +77,31 @@ class SparseSignSGD(torch.optim.Optimizer):
             send_(factors, (1 - group["lr"] * group["weight_decay"], group["lr"]))
 
     @torch.no_grad()
+    def exchange(self) -> None:
+        if self.world_size == 1:
+            return
+        for group, gathered in zip(self.param_groups, self._gathered, strict=True):
+            _, local_weights, local_ids = _roles(group["params"])
+            if local_weights.grad is not None:
+                for place, rows in zip(gathered, (local_weights.grad, local_ids), strict=True):
+                    dist.all_gather(list(place.chunk(self.world_size)), rows.contiguous())
+
+    @torch.no_grad()
     def apply(self) -> None:
-        for group, factors in zip(self.param_groups, self._factors, strict=True):
+        for group, factors, gathered in zip(self.param_groups, self._factors, self._gathered, strict=True):
             weights, local_weights, local_ids = _roles(group["params"])
-            if local_weights.grad is None:
-                continue
-            grads, ids = self._gather(local_weights.grad), self._gather(local_ids)
-            _sign_update(weights, ids.long(), grads, *factors.unbind())
+            if local_weights.grad is not None:
+                grads, ids = (local_weights.grad, local_ids) if self.world_size == 1 else gathered
+                _sign_update(weights, ids.long(), grads, *factors.unbind())
 
     def _table(self, group: dict) -> Tensor:
         weights, _, _ = _roles(group["params"])
         return weights
 
-    def _gather(self, rows: Tensor) -> Tensor:
+    def _place(self, rows: Tensor) -> Tensor | None:
         if self.world_size == 1:
-            return rows
-        gathered = rows.new_empty((self.world_size * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather(list(gathered.chunk(self.world_size)), rows.contiguous())
-        return gathered
+            return None
+        return rows.new_empty((self.world_size * rows.shape[0], *rows.shape[1:]), requires_grad=False)
 
 
 def _roles(buffers: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,15 +3,21 @@
 import sys
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 from errors import UserError
+from tests.in_memory import METADATA, TINY, composed, random_batches
+from tests.recording import record
 from tests.runs import TRAJECTORY
 from tests.tiny_model import SEQ_LEN, VOCAB
+from training import step
 from training.config import arch_config
+from training.cuda_graph import WARM_UP, StepGraph
 from training.distributed import Ranks
+from training.step import create_state, train_step
 
 BATCH, STEPS = 8, 3  # sequences of all ranks
 
@@ -41,14 +47,37 @@ def sums(ranks):
     ranks.broadcast_module(head)
     summed = ranks.sum_gradients_of(head)
     found = []
-    for step in range(STEPS):
+    for number in range(STEPS):
         plain.zero_grad()
-        loss_of(plain, plain, step, mine).backward()
+        loss_of(plain, plain, number, mine).backward()
         for p in plain.parameters():
             dist.all_reduce(p.grad)
         head.zero_grad()
-        loss_of(head, summed, step, mine).backward()
+        loss_of(head, summed, number, mine).backward()
         found.append({"a call a parameter": gradients_of(plain), "in training": gradients_of(head)})
+    return found
+
+
+def graphs(ranks):
+    """Weights, puzzle embeddings, average and metrics after some steps: kernel by kernel, and as two graphs."""
+    run = composed(*TINY, "lr=1e-2", "puzzle_emb_lr=1e-2", "lr_warmup_steps=3", "ema_decay=0.9", "global_batch_size=8")
+    mine = slice(ranks.rank * BATCH // 2, (ranks.rank + 1) * BATCH // 2)
+    found = []
+    for graphed in (False, True):
+        with (
+            mock.patch.object(step, "uses_graph", lambda *_, graphed=graphed: graphed),
+            mock.patch.object(step, "StepGraph", lambda *parts: StepGraph(*parts, record)),
+        ):
+            torch.manual_seed(ranks.rank)  # other weights and draws on the other rank
+            state, batches = create_state(run, METADATA, ranks, torch.device("cpu")), random_batches(BATCH)
+            state.head.train()
+            for _ in range(WARM_UP + 5):
+                batch = {name: field[mine] for name, field in next(batches).items()}
+                metrics, _ = train_step(state, batch, run)
+        assert bool(state.graphs) == graphed
+        found.append(
+            dict(state.head.state_dict()) | metrics | {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
+        )
     return found
 
 
@@ -87,7 +116,13 @@ def work_as_a_rank(folder: Path):
     ranks = Ranks.from_environment()
     ranks.connect(torch.device("cuda", ranks.local_rank))
     torch.save(
-        {"sums": sums(ranks), "vote": vote(ranks), "refusal": refuse(ranks), "backends": backends},
+        {
+            "sums": sums(ranks),
+            "graphs": graphs(ranks),
+            "vote": vote(ranks),
+            "refusal": refuse(ranks),
+            "backends": backends,
+        },
         folder / f"{ranks.rank}.pt",
     )
     ranks.close()

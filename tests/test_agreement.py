@@ -26,7 +26,7 @@ def record_steps(monkeypatch, recorder) -> None:
     """`cuda_graph` without CUDA (tests/recording.py), and without the compiler."""
     monkeypatch.setattr(training_step, "uses_graph", lambda mode, *_: mode != "off")
     monkeypatch.setattr(agreement, "uses_graph", lambda mode, *_: mode != "off")
-    monkeypatch.setattr(training_step, "StepGraph", lambda call: StepGraph(call, recorder))
+    monkeypatch.setattr(training_step, "StepGraph", lambda *parts: StepGraph(*parts, recorder))
     monkeypatch.setattr(agreement, "Graph", lambda what: Graph(what, recorder))
     monkeypatch.setattr(step.OurTrainer, "compile", lambda trainer: None)
 

@@ -59,7 +59,7 @@ def everything(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def record_with(monkeypatch: pytest.MonkeyPatch, recorder) -> None:
-    monkeypatch.setattr(step, "StepGraph", lambda call: StepGraph(call, recorder))
+    monkeypatch.setattr(step, "StepGraph", lambda *parts: StepGraph(*parts, recorder))
 
 
 ONE_STEP = ["arch.halt_max_steps=1"]

@@ -7,6 +7,16 @@ from tests import warm
 from tests.summing_ranks import BATCH, STEPS, build_head, gradients_of, loss_of
 from training.distributed import Ranks
 
+METRICS = {
+    "count",
+    "accuracy",
+    "exact_accuracy",
+    "q_halt_accuracy",
+    "steps",
+    "lm_loss",
+    "q_halt_loss",
+    "q_continue_loss",
+}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -32,6 +42,15 @@ def test_the_sums_are_the_gradients_of_the_whole_batch(found):
         loss_of(head, head, step, slice(None)).backward()
         for name, gradient in gradients_of(head).items():
             torch.testing.assert_close(found[0]["sums"][step]["in training"][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_as_two_graphs_is_the_plain_step_bit_for_bit(found):
+    """Only the ranks' own metrics differ between them."""
+    (plain, graphed), (other, _) = (rank["graphs"] for rank in found)
+    assert any(name.endswith("puzzle_emb.weights") for name in plain) and any(name.startswith("ema.") for name in plain)
+    for name, value in plain.items():
+        assert torch.equal(graphed[name], value), name
+        assert torch.equal(other[name], value) or name in METRICS, name
 
 
 def test_votes_and_objects_go_by_way_of_the_cpu(found):

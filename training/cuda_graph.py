@@ -1,4 +1,4 @@
-"""A step as a CUDA graph: recorded once, then launched as a whole instead of kernel by kernel.
+"""A step as CUDA graphs: recorded once, then launched as a whole instead of kernel by kernel.
 
 A graph holds addresses, so all that it reads and writes must stay in place: weights, optimiser states, the carry, and
 the batch, which is copied to where the recorded one lay. Random draws are the same as without a graph: PyTorch advances
@@ -23,7 +23,7 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]  # what to record 
 
 
 def uses_graph(mode: str, device: torch.device, ranks: Ranks | None = None) -> bool:
-    """Whether to use a graph. `auto`: on CUDA with one rank; with several, only `on` records NCCL's calls too.
+    """Whether to use graphs. `auto`: on CUDA with one rank, as with several it has not been measured yet.
 
     Raises `UserError` if `on` is not possible.
     """
@@ -73,11 +73,28 @@ class Graph:
 
 
 class StepGraph:
-    """A training step, from a batch to metrics."""
+    """A training step, from a batch to metrics, in two halves: up to a rank's gradients, and from those of all ranks.
 
-    def __init__(self, step: Callable[[Batch], dict[str, Tensor]], record: Recorder = record_on_cuda):
-        self._step = step
-        self._graph = Graph("a training step", record)
+    With one rank it is one graph. With several there is one for each half, and between them `exchange`, which is not
+    recorded: what NCCL does while it is depends on its version, and a mistake there is a hang.
+    """
+
+    def __init__(
+        self,
+        gradients: Callable[[Batch], dict[str, Tensor]],
+        exchange: Callable[[], None] | None,
+        update: Callable[[], None],
+        record: Recorder = record_on_cuda,
+    ):
+        """`exchange` is None with one rank."""
+        self._gradients, self._exchange = gradients, exchange
+        if exchange is None:
+            self._parts = [(Graph("a training step", record), lambda: (self._find(), update()))]
+        else:
+            self._parts = [
+                (Graph("the first half of a training step", record), self._find),
+                (Graph("the second half of a training step", record), update),
+            ]
         self._batch: Batch = {}
         self._names: list[str] = []
         self._values = torch.empty(0)  # the metrics of the last replay
@@ -85,16 +102,20 @@ class StepGraph:
     def ready(self, batch: Batch) -> bool:
         if not self._batch:
             self._batch = {name: field.clone() for name, field in batch.items()}
-        return self._graph.ready(self._call)
+        ready = [graph.ready(call) for graph, call in self._parts]  # all of them count the warm-up
+        return all(ready)
 
     def replay(self, batch: Batch) -> dict[str, Tensor]:
         """-> the step's metrics."""
         for name, field in batch.items():
             self._batch[name].copy_(field)
-        self._graph.replay()
+        for number, (graph, _) in enumerate(self._parts):
+            if number:
+                self._exchange()
+            graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
-    def _call(self) -> None:
-        metrics = self._step(self._batch)
+    def _find(self) -> None:
+        metrics = self._gradients(self._batch)
         self._names = list(metrics)
         self._values = torch.stack([value.to(torch.float64) for value in metrics.values()])

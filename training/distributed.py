@@ -161,9 +161,10 @@ class Ranks:
     def sum_gradients_of(self, module: nn.Module) -> nn.Module:
         """What to call in place of `module`, so that `backward()` leaves sums over the ranks in its gradients.
 
-        This is PyTorch's DistributedDataParallel, which sends gradients during the backward pass. It would average
-        them, but the loss is already divided by the global batch, so `_sum_bucket` sums them instead. Puzzle embeddings
-        are not parameters; `SparseSignSGD` gathers their gradients itself.
+        This is PyTorch's DistributedDataParallel, which sends gradients during the backward pass; a step that is
+        recorded has `GradientSum` instead. It would average them, but the loss is already divided by the global batch,
+        so `_sum_bucket` sums them instead. Puzzle embeddings are not parameters; `SparseSignSGD` gathers their
+        gradients itself.
         """
         if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
@@ -175,6 +176,31 @@ class Ranks:
             parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
         parallel.register_comm_hook(None, _sum_bucket)
         return parallel
+
+
+class GradientSum:
+    """Sums gradients over the ranks in one call after the backward pass, for a step whose two halves are CUDA graphs.
+
+    `collect` ends the first half and `give_back` begins the second; both work on the device alone and always at the
+    same addresses. `exchange` between them is the only one that needs the other ranks.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._flat = torch.cat([torch.zeros_like(p).flatten() for p in self._parameters] or [torch.empty(0)])
+
+    def collect(self) -> None:
+        if self._parameters:
+            torch.cat([p.grad.flatten() for p in self._parameters], out=self._flat)
+
+    def exchange(self) -> None:
+        if self._parameters:
+            dist.all_reduce(self._flat)
+
+    def give_back(self) -> None:
+        parts = self._flat.split([p.numel() for p in self._parameters])
+        for p, part in zip(self._parameters, parts, strict=True):
+            p.grad = part.view_as(p)
 
 
 def _sum_bucket(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

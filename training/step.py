@@ -1,6 +1,7 @@
 """One training step, and everything that it changes: model, optimisers, carry, average, and the step counter.
 
-A step is forward, backward, optimisers, average; it runs kernel by kernel, or as a CUDA graph (training/cuda_graph.py).
+A step is forward, backward, the ranks' exchange, optimisers, average; it runs kernel by kernel, or as CUDA graphs
+(training/cuda_graph.py).
 """
 
 import math
@@ -20,7 +21,7 @@ from puzzle_dataset import Batch
 from training.checkpoints import find_checkpoint, load_weights
 from training.config import PretrainConfig
 from training.cuda_graph import StepGraph, uses_graph
-from training.distributed import Ranks
+from training.distributed import GradientSum, Ranks
 from training.memory import check_available
 from training.optimizers import check_optimizer, weight_optimizers
 from training.stopping import EarlyStopping
@@ -31,7 +32,8 @@ class TrainState:
     """What a run changes. Its plain values are saved as they are (`progress`); only rank 0 has those marked *."""
 
     head: ACTLossHead
-    summed: nn.Module  # the head, but `backward()` leaves sums over the ranks in the gradients
+    summed: nn.Module  # the head, but without `sums` `backward()` leaves sums over the ranks in the gradients
+    sums: GradientSum | None  # with graphs and several ranks
     optimizers: list[torch.optim.Optimizer]
     base_lrs: list[float]  # one per optimiser; the last is logged
     total_steps: int
@@ -90,9 +92,11 @@ def create_state(
     check_available(
         copies * trained, "training (gradients, two moments, perhaps the average) needs as much again", device
     )
+    sums = GradientSum(head) if graphed and ranks.world_size > 1 else None
     return TrainState(
         head=head,
-        summed=ranks.sum_gradients_of(head),
+        summed=ranks.sum_gradients_of(head) if sums is None else head,
+        sums=sums,
         optimizers=optimizers,
         base_lrs=base_lrs,
         total_steps=total_steps(config, metadata),
@@ -153,35 +157,60 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
     if state.graphs is not None:
         # A graph holds all of a step but the counting on the host, see `AdamATan2.prepare`.
         if depends_on not in state.graphs:
-            state.graphs[depends_on] = StepGraph(
-                lambda batch: compute(state, batch, config, lambda optimizer: optimizer.apply())
-            )
+            state.graphs[depends_on] = step_graph(state, config)
         graph = state.graphs[depends_on]
         if graph.ready(batch):
             for optimizer in state.optimizers:
                 optimizer.prepare()
             return graph.replay(batch), lr
-    metrics = compute(state, batch, config, lambda optimizer: optimizer.step())
+    metrics = find_gradients(state, batch, config)
     if is_first:
         check_gradients(state)
+    if state.sums is not None:
+        state.sums.collect()
+        state.sums.exchange()
+    update(state, lambda optimizer: optimizer.step())
     return metrics, lr
 
 
-def compute(
-    state: TrainState, batch: Batch, config: PretrainConfig, update: Callable[[torch.optim.Optimizer], None]
-) -> dict[str, Tensor]:
-    """Everything that the device does in a step; -> metrics. The carry is updated in place."""
+def step_graph(state: TrainState, config: PretrainConfig) -> StepGraph:
+    def gradients(batch: Batch) -> dict[str, Tensor]:
+        metrics = find_gradients(state, batch, config)
+        if state.sums is not None:
+            state.sums.collect()
+        return metrics
+
+    def exchange() -> None:
+        state.sums.exchange()
+        for optimizer in state.optimizers:
+            if isinstance(optimizer, SparseSignSGD):
+                optimizer.exchange()
+
+    def apply() -> None:
+        update(state, lambda optimizer: optimizer.apply())
+
+    return StepGraph(gradients, None if state.sums is None else exchange, apply)
+
+
+def find_gradients(state: TrainState, batch: Batch, config: PretrainConfig) -> dict[str, Tensor]:
+    """Forward and backward -> metrics. The carry is updated in place."""
     for optimizer in state.optimizers:
         optimizer.zero_grad()
     out = state.summed(carry=state.carry, batch=batch)
     # Divided by the global batch, so that the sum over the ranks is the gradient of the mean.
     (out.loss / config.global_batch_size).backward()
     state.carry.copy_(out.carry)
+    return out.metrics
+
+
+def update(state: TrainState, call: Callable[[torch.optim.Optimizer], None]) -> None:
+    """Everything that changes the weights: `call` for every optimiser, then the average."""
+    if state.sums is not None:
+        state.sums.give_back()
     for optimizer in state.optimizers:
-        update(optimizer)
+        call(optimizer)
     if state.ema is not None:
         state.ema.update()
-    return out.metrics
 
 
 def check_gradients(state: TrainState) -> None:
