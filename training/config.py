@@ -173,7 +173,7 @@ class PretrainConfig(StrictModel):
         "AdamATan2 too",
     )
     cuda_graph: Literal["auto", "on", "off"] = Field(
-        default="auto", description="launch a step as one CUDA graph; auto: on one GPU"
+        default="auto", description="launch a step as one CUDA graph, with several ranks as two; auto: with one rank"
     )
     log_interval: int = Field(
         default=1, ge=1, le=MOST, description="steps between fetches of the metrics; all are kept"
