@@ -33,6 +33,7 @@ def main() -> None:
         print("evaluate", file=sys.stderr)
         results += evaluate.run(evaluate.options().parse_args(common), device)
         publish(results, device, path)
+        evaluate.refuse_differences(results)
 
 
 if __name__ == "__main__":

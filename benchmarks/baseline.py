@@ -38,7 +38,7 @@ def as_the_original(head: ACTLossHead) -> ACTLossHead:
 
 def without_our_kernels(config: PretrainConfig) -> PretrainConfig:
     """The same run with PyTorch's kernels alone, without a CUDA graph."""
-    known = {"fused": False} if hasattr(config.arch, "fused") else {}
+    known = {"mixing": "torch"} if hasattr(config.arch, "mixing") else {}
     return config.model_copy(update={"cuda_graph": "off", "arch": config.arch.model_copy(update=known)})
 
 

@@ -1,4 +1,4 @@
-"""Puzzles per second in evaluation: python -m benchmarks.evaluate [options]
+"""Puzzles per second in evaluation: python -m benchmarks.evaluate [options]  # of HRM; --size trm: of TRM
 
 halt=max    training.evaluation against a loop that asks for the whole loss after every step, on CUDA with the model
             compiled as a whole where that works; same metrics, checked
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.baseline import plain_evaluation
+from benchmarks.baseline import plain_evaluation, without_our_kernels
 from benchmarks.report import Result, in_turns, parser, positive, publish
-from benchmarks.sizes import SIZES, build_head, config_of, default_size, forward_dtype, write_dataset
+from benchmarks.sizes import SIZES, config_of, default_size, forward_dtype, write_dataset
 from errors import first_line, one_line_errors
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
@@ -41,6 +41,7 @@ BATCHES_ON_CUDA = 8  # of the baseline's size: a graph is recorded anew for each
 # How far the metrics may differ: relative, absolute. Shares of puzzles may change by a few puzzles through rounding.
 TOLERANCE = {torch.float32: (1e-4, 1e-6)}
 HALF_TOLERANCE = (2e-2, 2e-3)
+DIFFERS = "differs from the baseline"
 
 
 @torch.inference_mode()
@@ -48,6 +49,7 @@ def make_q_head(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device)
     """Give the model a Q head whose puzzles halt after MEAN_SHARE of the steps, on average over the first batch."""
     q_head, max_steps = head.model.inner.q_head, head.model.config.halt_max_steps
     direction = torch.randn(q_head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    direction /= direction.norm()  # Q values of about 1, so that their loss does not magnify what rounding changes
     q_head.weight.copy_(torch.stack((direction, torch.zeros_like(direction))))
     q_head.bias.zero_()
     batch = first_batch(dataset, device)
@@ -70,18 +72,20 @@ def made_up(
     args: argparse.Namespace, scratch: Path, device: torch.device
 ) -> tuple[str, ACTLossHead, ACTLossHead, PuzzleDataset]:
     """An untrained model on random tokens, and the same one without kernels of our own."""
-    name = default_size(args.toy, device)
+    name = args.size or default_size(args.toy, device)
     batch = args.batch or SIZES[name].batches[-1]
     examples = 20 if args.toy else BATCHES_ON_CUDA * batch if device.type == "cuda" else batch
     write_dataset(scratch, "test", SIZES[name], groups=examples, puzzles_a_group=1)
-    dataset = open_split(config_of(SIZES[name], batch, f"data_path='{scratch}'"), "test", ONE)
+    config = config_of(SIZES[name], batch, f"data_path='{scratch}'")
+    dataset = open_split(config, "test", ONE)
     torch.manual_seed(0)
-    head = build_head(SIZES[name], batch, device, *args.overrides)
+    head, plain = (
+        one.arch.build_for(SIZES[name].metadata, batch_size=batch, device=device)
+        for one in (config, without_our_kernels(config))
+    )
     make_q_head(head, dataset, device)
-    plain = build_head(SIZES[name], batch, device, *args.overrides, "arch.fused=false")
     plain.load_state_dict(head.state_dict())
-    label = ", ".join([name, f"batch {batch}", "made Q head", *args.overrides])
-    return label, head, plain, dataset
+    return f"{name}, batch {batch}, made Q head", head, plain, dataset
 
 
 def check_same_metrics(
@@ -135,15 +139,28 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Result]:
         metrics: dict[str, dict[str, float]] = {}
         calls = {way: lambda way=way, call=call: metrics.update({way: call()}) for way, call in ways.items()}
         times = in_turns(calls, args.repeats, device)
-    for way in metrics.keys() - {"baseline", "halt=q"}:
-        check_same_metrics(metrics["baseline"], metrics[way], forward_dtype(head), same_padding=way == "halt=max")
+    differences = {}
+    for way in (way for way in metrics if way not in ("baseline", "halt=q")):
+        try:
+            check_same_metrics(metrics["baseline"], metrics[way], forward_dtype(head), same_padding=way == "halt=max")
+        except AssertionError as error:
+            differences[way] = str(error)
     against = "compiled as a whole" if step is not plain else "eager"
-    return rows(f"{name}, %s, a puzzle, against {against}", metrics, times, dataset.num_examples(), device)
+    found = rows(f"{name}, %s, a puzzle, against {against}", metrics, times, dataset.num_examples(), device)
+    for way, difference in differences.items():
+        found[way].details[DIFFERS] = difference
+    return list(found.values())
+
+
+def refuse_differences(results: list[Result]) -> None:
+    """Raise `AssertionError` if a way has other metrics than the baseline: after its times have been shown."""
+    for row in results:
+        assert DIFFERS not in row.details, f"{row.what}: {row.details[DIFFERS]}"
 
 
 def rows(
     label: str, metrics: dict[str, dict], times: dict[str, list[float]], examples: int, device: torch.device
-) -> list[Result]:
+) -> dict[str, Result]:
     each = {way: [seconds / examples for seconds in values] for way, values in times.items()}
     results = {}
     for way in (way for way in each if way != "baseline"):
@@ -155,12 +172,12 @@ def rows(
         results[best].target = CUDA_TARGET
     else:
         results["halt=q"].target = metrics["halt=max"]["eval/steps"] / metrics["halt=q"]["eval/steps"]
-    return list(results.values())
+    return results
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
     args = parser(doc, repeats=3)
-    args.add_argument("overrides", nargs="*", metavar="key=value", help="settings of pretrain.py, of the model alone")
+    args.add_argument("--size", choices=SIZES, help="default: sudoku on CUDA, else small")
     args.add_argument("--batch", type=positive, help="global batch size")
     yes_or_no = argparse.BooleanOptionalAction
     args.add_argument("--compile", action=yes_or_no, help="also halt=max with compiled blocks (default: unless --toy)")
@@ -171,7 +188,9 @@ def main() -> None:
     args = options().parse_args()
     with one_line_errors():
         device = select_device(args.device)
-        publish(run(args, device), device, args.json)
+        results = run(args, device)
+        publish(results, device, args.json)
+        refuse_differences(results)
 
 
 if __name__ == "__main__":

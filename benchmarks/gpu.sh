@@ -8,15 +8,15 @@
 #   graph      40 steps and two evaluation batches as a CUDA graph and kernel by kernel: losses, halting, answers
 #   resume     pretrain.py for 40 steps, and again from its state after 20: metrics line by line
 #   attention  PyTorch's attention backends and FlashAttention: errors against float64, times
-#   kernels    the kernels of models/fused.py with every tile that is tried: errors against float64, times
+#   mixing     the kernel of models/mixing.py with every tile that is tried: errors against float64, times
 #   compile    eager, compiled blocks, compiled whole: losses of the first steps, compile times
 #   nccl       gradients through NCCL, with one rank
 #   loader     sampler and loader at batch 768
 #   sudoku     one training step at batch 96 and 768: time, TFLOP/s, share of the roofline, peak memory; at 96 with the
 #              real loader too
 #   long       the same for ARC and mazes, 901 positions, at batch 96
-#   fused      Sudoku, ARC and evaluation once more, with those kernels and with AdamATan2 compiled
-#   profile    the kernels of a step, Sudoku at batch 96 and 768 and ARC at 96; the wait for the host; traces
+#   trm        the same for TRM with mlp_t on Sudoku, at batch 384
+#   profile    the kernels of a step, Sudoku at batch 96 and 768, TRM at 384, ARC at 96; the wait for the host; traces
 #   evaluate   puzzles per second, halt=max and halt=q
 #   train      EXPERIMENT (sudoku_extreme_1k) with the settings TRAIN ("lr=2e-4 …"), for MINUTES more minutes; give the
 #              part again, as a new command, to go on
@@ -35,7 +35,7 @@ LIMIT=${LIMIT:-580}
 MINUTES=${MINUTES:-8}
 EXPERIMENT=${EXPERIMENT:-sudoku_extreme_1k}
 read -ra TRAIN <<<"${TRAIN:-}"
-PARTS=(data reference trace graph resume attention kernels compile nccl loader sudoku long profile evaluate fused train score)
+PARTS=(data reference trace graph resume attention mixing compile nccl loader sudoku long trm profile evaluate train score)
 DATA=$OUT/sudoku
 RUN=$OUT/run
 export WANDB_MODE=${WANDB_MODE:-disabled}
@@ -87,16 +87,16 @@ attention() { agree attention; }
 compile() { agree compile; }
 nccl() { agree nccl; }
 
-kernels() {
+mixing() {
     local options=()
     if [ -n "$TOY" ]; then
         "$PYTHON" -c 'import triton' 2>/dev/null || {
-            echo "kernels: left out, there is no Triton here"
+            echo "mixing: left out, there is no Triton here"
             return
         }
         options=(--toy --device cpu --repeats 1)
     fi
-    TRITON_INTERPRET=${TOY:-0} keep kernels -m benchmarks.kernels "${options[@]}"
+    TRITON_INTERPRET=${TOY:-0} keep mixing -m benchmarks.mixing "${options[@]}"
 }
 
 loader() {
@@ -128,15 +128,12 @@ long() {
     fi
 }
 
-fused() {
-    local ours=(arch.fused=true compile=all)
-    step step-sudoku-fused sudoku "${ours[@]}"
-    [ -n "$TOY" ] || step step-arc-fused arc "${ours[@]}"
-    keep evaluate-fused -m benchmarks.evaluate --json "$OUT/evaluate-fused.json" "${TOY_OPTION[@]}" arch.fused=true
+trm() {
+    step step-trm trm
 }
 
 profile() {
-    local sizes=(sudoku arc) size
+    local sizes=(sudoku trm arc) size
     [ -n "$TOY" ] && sizes=(toy)
     for size in "${sizes[@]}"; do
         keep "profile-$size" -m benchmarks.profile --size "$size" --out "$OUT" "${TOY_OPTION[@]}"

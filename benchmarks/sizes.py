@@ -36,6 +36,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "sudoku": Size("sudoku_extreme_1k", 81, 11, 1, (96, 768)),
+    "trm": Size("trm_sudoku_mlp", 81, 11, 1, (384,)),
     "arc": Size("arc_1", 900, 12, 876_406, (96,)),
     "maze": Size("maze_hard_1k", 900, 6, 1, (96,)),
     "small": Size("sudoku_extreme_1k", 81, 11, 1, (64,), SMALL),

@@ -2,8 +2,7 @@
 
 Weights stay in float32 and are cast to the activations' dtype where they are used, so that the optimiser sees full
 precision. State-dict names follow the published checkpoints. Attention has no mask, and is one function in
-front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_attn`), or PyTorch's own `sdpa`. Where no
-gradient is needed, kernels of our own may do several parts at once (models/fused.py).
+front of several kernels: FlashAttention 3 (`flash_attn_interface`), 2 (`flash_attn`), or PyTorch's own `sdpa`.
 """
 
 import importlib
@@ -61,9 +60,7 @@ AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 _FLASH_MODULES = {"flash3": "flash_attn_interface", "flash2": "flash_attn"}
 _FLASH_CAPABILITY = {"flash3": (9,), "flash2": range(8, 100)}  # major compute capabilities that `auto` uses them on
 ATTENTION_KERNELS = ("auto", *_FLASH_MODULES, "sdpa")
-
-# What the kernels of models/fused.py are made for. Longer sequences are left to the attention kernels above.
-FUSED_HEAD_SIZES, FUSED_POSITIONS, FUSED_HIDDEN = (32, 64, 128), 128, 128
+HALF = (torch.float16, torch.bfloat16)
 
 
 class CastedLinear(nn.Module):
@@ -76,7 +73,7 @@ class CastedLinear(nn.Module):
         self.ready: Tensor | None = None  # the weight in the activations' dtype, where `weights_cast` keeps it
 
     def cast_weight(self, dtype: torch.dtype) -> Tensor:
-        if self.ready is not None and not torch.is_grad_enabled():
+        if self.ready is not None and self.ready.dtype == dtype and not torch.is_grad_enabled():
             return self.ready
         return self.weight.to(dtype)
 
@@ -179,19 +176,11 @@ def run_blocks(
 class Block(nn.Module):
     """A post-norm Transformer block."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        expansion: float,
-        eps: float,
-        kernel: AttentionKernel,
-        fused: bool = False,
-    ):
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, eps: float, kernel: AttentionKernel):
         super().__init__()
         self.eps = eps
-        self.self_attn = Attention(hidden_size, num_heads, kernel, fused)
-        self.mlp = SwiGLU(hidden_size, expansion, fused)
+        self.self_attn = Attention(hidden_size, num_heads, kernel)
+        self.mlp = SwiGLU(hidden_size, expansion)
 
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
         attended = self.self_attn(x, cos_sin, first_only)
@@ -200,10 +189,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, hidden_size: int, num_heads: int, kernel: AttentionKernel, fused: bool = False):
+    def __init__(self, hidden_size: int, num_heads: int, kernel: AttentionKernel):
         super().__init__()
         self.num_heads, self.kernel = num_heads, kernel
-        self.fused = fused and hidden_size // num_heads in FUSED_HEAD_SIZES
         self.qkv_proj = CastedLinear(hidden_size, 3 * hidden_size, bias=False)
         self.o_proj = CastedLinear(hidden_size, hidden_size, bias=False)
 
@@ -211,9 +199,6 @@ class Attention(nn.Module):
         """x (B, S, hidden) -> (B, S, hidden); with `first_only` (B, 1, hidden), what position 0 takes from all."""
         batch, length, hidden = x.shape
         queries = 1 if first_only else length
-        fits = cos_sin is not None and not first_only and length <= FUSED_POSITIONS
-        if self.fused and fits and needs_no_gradient(x):
-            return self.o_proj(torch.ops.hrm.attention(self.qkv_proj(x), *cos_sin, self.num_heads))
         if first_only:
             of_q, of_kv = self.qkv_proj.cast_weight(x.dtype).split([hidden, 2 * hidden])
             q, kv = F.linear(x[:, :1], of_q), F.linear(x, of_kv)
@@ -228,17 +213,14 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, hidden_size: int, expansion: float, fused: bool = False):
+    def __init__(self, hidden_size: int, expansion: float):
         super().__init__()
-        self.fused = fused and hidden_size % FUSED_HIDDEN == 0
         # Two thirds of the width make up for the third matrix of a gated unit; multiples of 256 suit the hardware.
         width = -(-round(expansion * hidden_size * 2 / 3) // 256) * 256
         self.gate_up_proj = CastedLinear(hidden_size, 2 * width, bias=False)
         self.down_proj = CastedLinear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused and needs_no_gradient(x):
-            return self.down_proj(torch.ops.hrm.swiglu(x, self.gate_up_proj.cast_weight(x.dtype)))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -269,27 +251,6 @@ def _flash(name: str) -> AttentionKernel:
     return attend
 
 
-def needs_no_gradient(x: Tensor) -> bool:
-    """Whether x is where kernels without a gradient may work: on CUDA, while none is recorded."""
-    return x.is_cuda and not torch.is_grad_enabled()
-
-
-@cache
-def select_fused(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether the kernels of models/fused.py work here: on CUDA in half precision, with Triton. Logs it once."""
-    if device_type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return False
-    try:
-        importlib.import_module("models.fused").try_out(dtype)
-    except Exception as error:  # Triton is missing, or does not work here: what it raises may be anything
-        log.warning(
-            "arch.fused does not work here, continuing without: %s", f"{type(error).__name__}: {first_line(error)}"
-        )
-        return False
-    log.info("passes without gradient: fused kernels")
-    return True
-
-
 @cache
 def select_attention(name: str, device_type: str, dtype: torch.dtype) -> AttentionKernel:
     """The kernel for `name`; `auto` takes FA3, then FA2, on CUDA in half precision, else SDPA. Logs each choice once.
@@ -299,7 +260,7 @@ def select_attention(name: str, device_type: str, dtype: torch.dtype) -> Attenti
     """
     if name not in ATTENTION_KERNELS:
         raise UserError(f"unknown attention kernel '{name}'; choose one of {', '.join(ATTENTION_KERNELS)}")
-    fits = device_type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    fits = device_type == "cuda" and dtype in HALF
     wanted = [name] if name != "auto" else []
     if name == "auto" and fits:
         major, _ = torch.cuda.get_device_capability()

@@ -21,7 +21,6 @@ from models.layers import (
     CastedLinear,
     RotaryEmbedding,
     select_attention,
-    select_fused,
     weights_cast,
 )
 from models.sparse_embedding import SparseEmbedding
@@ -49,11 +48,6 @@ class TokenConfig(ACTConfig):
     )
     attention: Literal[ATTENTION_KERNELS] = Field(
         default="auto", description="kernel; auto: FlashAttention if it is installed and fits, else PyTorch's (sdpa)"
-    )
-    fused: bool = Field(
-        default=False,
-        description="several parts of a block in one kernel where no gradient is needed, on CUDA in half precision; "
-        "not measured yet",
     )
 
     @property
@@ -101,7 +95,6 @@ class TokenNetwork(InnerNetwork):
         device = torch.empty(0).device  # what a surrounding `with torch.device(…)` says
         self.forward_dtype = resolve_dtype(config.forward_dtype, device.type)
         self.kernel: AttentionKernel = select_attention(config.attention, device.type, self.forward_dtype)
-        self.fused = config.fused and select_fused(device.type, self.forward_dtype)
         self.embed_scale = hidden**0.5
         self.puzzle_emb_len = config.prefix_len  # P
         self.positions = self.puzzle_emb_len + data.seq_len
@@ -130,9 +123,7 @@ class TokenNetwork(InnerNetwork):
     def block(self) -> Block:
         """A new Transformer block, as the config describes it."""
         config = self.config
-        return Block(
-            config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps, self.kernel, self.fused
-        )
+        return Block(config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps, self.kernel)
 
     @abstractmethod
     def think(

@@ -10,25 +10,23 @@ z ← (1 - damping) z + damping f(z + injection) + noise ε. Shapes: B sequences
 hold the puzzle's embedding, D hidden size.
 """
 
+import importlib
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from errors import first_line
 from models.act import ACTModel, DataShape
-from models.layers import (
-    FUSED_HIDDEN,
-    FUSED_POSITIONS,
-    ReasoningModule,
-    SwiGLU,
-    needs_no_gradient,
-    rms_norm,
-    trunc_normal,
-    trunc_normal_init_,
-)
+from models.layers import HALF, ReasoningModule, SwiGLU, rms_norm, trunc_normal, trunc_normal_init_
 from models.token_network import TokenConfig, TokenNetwork
+
+log = logging.getLogger(__name__)
+MOST_POSITIONS, CHANNELS = 128, 64  # of models/mixing.py: at most so many, and a multiple of so many
 
 
 class TRMConfig(TokenConfig):
@@ -41,6 +39,11 @@ class TRMConfig(TokenConfig):
     )
     puzzle_emb_len: int = Field(
         default=0, ge=0, le=10**6, description="positions of a puzzle's embedding; 0: as many as the vector needs"
+    )
+    mixing: Literal["auto", "triton", "torch"] = Field(
+        default="auto",
+        description="kernel of mlp_t where no gradient is needed, on CUDA in half precision; auto: Triton's on H100s "
+        "and H200s, where it was measured; triton: on any GPU; torch: PyTorch's",
     )
     state_init: Literal["fixed", "random"] = Field(
         default="fixed", description="states start from H_init and L_init, or from a draw for each row and position"
@@ -86,7 +89,8 @@ class TinyRecursiveModelInner(TokenNetwork):
         if not self.config.mlp_t:
             return super().block()
         config = self.config
-        return MixerBlock(self.positions, config.hidden_size, config.expansion, config.rms_norm_eps, self.fused)
+        triton = select_mixing(config.mixing, torch.empty(0).device.type, self.forward_dtype)
+        return MixerBlock(self.positions, config.hidden_size, config.expansion, config.rms_norm_eps, triton)
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, self.positions, self.config.hidden_size)
@@ -126,24 +130,46 @@ class MixerBlock(nn.Module):
     The first norm is over the positions too, as in TRM's code. `cos_sin` is not used: weights tell positions apart.
     """
 
-    def __init__(self, positions: int, hidden_size: int, expansion: float, eps: float, fused: bool = False):
+    def __init__(self, positions: int, hidden_size: int, expansion: float, eps: float, triton: bool = False):
+        """`triton`: whether the kernel of models/mixing.py is there; it is used where it fits."""
         super().__init__()
         self.eps = eps
         self.mlp_t = SwiGLU(positions, expansion)
-        self.mlp = SwiGLU(hidden_size, expansion, fused)
-        self.fused = fused and positions <= FUSED_POSITIONS and hidden_size % FUSED_HIDDEN == 0
+        self.mlp = SwiGLU(hidden_size, expansion)
+        self.triton = triton and positions <= MOST_POSITIONS and hidden_size % CHANNELS == 0
 
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, first_only: bool = False) -> Tensor:
-        x = self._mixed(x)
+        x = self.mixed(x)
         x = x[:, :1] if first_only else x
         return rms_norm(x + self.mlp(x), self.eps)
 
-    def _mixed(self, x: Tensor) -> Tensor:
-        if self.fused and needs_no_gradient(x):
+    def uses_triton(self, x: Tensor) -> bool:
+        return self.triton and x.is_cuda and not torch.is_grad_enabled()
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """Positions of x (B, P + S, D), which tell each other what they hold."""
+        if self.uses_triton(x):
             weights = (linear.cast_weight(x.dtype) for linear in (self.mlp_t.gate_up_proj, self.mlp_t.down_proj))
             return torch.ops.hrm.mix(x, *weights, self.eps)
         across = x.transpose(1, 2)  # (B, D, P + S)
         return rms_norm(across + self.mlp_t(across), self.eps).transpose(1, 2)
+
+
+@cache
+def select_mixing(name: str, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the kernel of models/mixing.py is to be used and works here. Logs it once."""
+    if name == "torch" or device_type != "cuda" or dtype not in HALF:
+        return False
+    if name == "auto" and torch.cuda.get_device_capability()[0] != 9:
+        return False
+    try:
+        importlib.import_module("models.mixing").try_out(dtype)
+    except Exception as error:  # Triton is missing, or does not work here: what it raises may be anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        log.warning("the kernel for mlp_t does not work here, continuing with PyTorch's: %s", reason)
+        return False
+    log.info("mixing: triton")
+    return True
 
 
 class TinyRecursiveModel(ACTModel):

@@ -10,7 +10,14 @@ from models.adam_atan2 import AdamATan2, adam_atan2, load_optimizer, portable_st
 from tests.reference_models import DEVICE, REFERENCE, vectors
 
 
-@pytest.mark.parametrize("make", [AdamATan2, adam_atan2])  # on CUDA the second takes the extension, where there is one
+def compiled(params, **options):
+    optimizer = AdamATan2(params, **options)
+    optimizer.compile()
+    return optimizer
+
+
+# On CUDA the second takes the extension, where there is one.
+@pytest.mark.parametrize("make", [AdamATan2, adam_atan2, pytest.param(compiled, marks=pytest.mark.slow)])
 def test_eight_steps_equal_the_original(make):
     arrays = vectors(REFERENCE / "adam_atan2.npz")
     params = [torch.nn.Parameter(arrays[f"p{i}_init"]) for i in range(3)]

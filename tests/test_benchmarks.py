@@ -298,7 +298,8 @@ def test_a_row_says_ratio_and_quartiles():
 @pytest.mark.usefixtures("one_thread")
 def test_evaluation_halts_at_different_steps_and_equals_the_plain_loop():
     args = evaluate.options().parse_args(["--toy", "--repeats", "1"])
-    by_max, by_q = evaluate.run(args, CPU)  # which compares the metrics with the plain loop's
+    by_max, by_q = evaluate.run(args, CPU)
+    evaluate.refuse_differences([by_max, by_q])  # of the metrics from the plain loop's
     assert by_max.details["mean steps"] == 4
     assert 1 < by_q.details["mean steps"] == pytest.approx(4 / 3, abs=0.25)
     assert by_q.target == pytest.approx(4 / by_q.details["mean steps"])
@@ -314,6 +315,16 @@ def test_compiled_evaluation_is_compared_too(monkeypatch):
         evaluate.check_same_metrics(plain, ours, torch.float32)
     with pytest.raises(AssertionError, match="lm_loss is 2"):
         evaluate.check_same_metrics(plain, {"eval/lm_loss": 2.001}, torch.float32)
+
+
+def test_times_are_shown_before_other_metrics_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "plain_evaluation", lambda *_: {"lm_loss": 9.0, "count": 1.0, "steps": 1.0})
+    monkeypatch.setattr(evaluate, "evaluate_split", lambda *_, **__: [{"eval/lm_loss": 1.0, "eval/steps": 1.0,
+                                                                       "eval/exact_accuracy": 0.0}])  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--toy", "--device", "cpu", "--repeats", "1"])
+    with pytest.raises(AssertionError, match=r"halt=max.*: eval/lm_loss is 1\.0, the baseline has 9\.0"):
+        evaluate.main()
+    assert "puzzles/s" in capsys.readouterr().out
 
 
 @pytest.mark.apart

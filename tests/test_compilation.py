@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from models.adam_atan2 import AdamATan2
 from tests.in_memory import TINY, build_head, composed
 from tests.launch import run
 from tests.runs import TRAJECTORY, assert_lines_close, lines_with, read_metrics, reference_overrides
-from training.compilation import EVALUATION, compile_blocks, pays
+from training.compilation import EVALUATION, compile_blocks, compile_optimizers, pays
 
 CPU = torch.device("cpu")
 
@@ -46,6 +47,32 @@ def test_trying_out_the_compiler_leaves_no_trace(monkeypatch):
     assert len(tried) == 1
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_optimizer_is_compiled_on_cuda_alone_and_where_that_works(monkeypatch, caplog, broken):
+    compiled = []
+
+    def compile(function, **options):  # stands in for the compiler
+        if broken:
+            raise RuntimeError("no such operation\nsee the log")
+        return lambda *args: compiled.append(len(args[0])) or function(*args)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda size, device: ones(size))  # there is no CUDA to try it out on
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    ours, other = AdamATan2(parameters), torch.optim.AdamW(parameters)
+    compile_optimizers([other, ours], CPU)
+    compile_optimizers([other], torch.device("cuda"))
+    assert not compiled
+    compile_optimizers([other, ours], torch.device("cuda"))
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    ours.step()
+    assert compiled == ([] if broken else [1, 3])  # what is tried out, and the update
+    warning = "the optimizer does not compile here, continuing without: no such operation"
+    assert [warning] * broken == caplog.messages
 
 
 @pytest.mark.slow

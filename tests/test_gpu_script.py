@@ -15,8 +15,8 @@ from training.config import load_config
 
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 TABLES = (
-    "data reference trace graph resume attention compile nccl loader kernels step-sudoku step-sudoku-loader "
-    "step-sudoku-fused profile-toy evaluate evaluate-fused train curve score-max score-q"
+    "data reference trace graph resume attention compile nccl loader mixing step-sudoku step-sudoku-loader "
+    "step-trm profile-toy evaluate train curve score-max score-q"
 )
 
 
@@ -38,7 +38,7 @@ def test_gpu_script_runs_from_end_to_end(tmp_path):
     out = tmp_path / "out"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     tables = {path.stem: path.read_text() for path in out.glob("*.md")}
-    without = {"kernels"} if find_spec("triton") is None else set()
+    without = {"mixing"} if find_spec("triton") is None else set()
     assert set(tables) == set(TABLES.split()) - without
     for name in ("trace", "graph", "resume", "attention", "compile", "nccl", "loader", "step-sudoku", "profile-toy"):
         assert tables[name].count("\n| ") >= 3 or name == "resume", name

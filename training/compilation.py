@@ -24,9 +24,9 @@ EVALUATION = 3 / 8  # of a training step's operations, for a reasoning step with
 def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: float, rows: int | None = None) -> bool:
     """Compile what the architecture names, in place (state-dict keys stay), or say why not; -> whether it was done.
 
-    `mode` is `on` or `all`, `off`, or `auto`: on CUDA, and on a CPU if it pays within `steps` training steps (or as
-    much other work) on batches of `rows` (default: training's). `DISABLE_COMPILE=1` overrides it. One module is tried
-    out first, forward and backward, so that a broken toolchain costs no more than a warning.
+    `mode` is `on`, `off`, or `auto`: on CUDA, and on a CPU if it pays within `steps` training steps (or as much other
+    work) on batches of `rows` (default: training's). `DISABLE_COMPILE=1` overrides it. One module is tried out first,
+    forward and backward, so that a broken toolchain costs no more than a warning.
     """
     modules = model.inner.compiled_modules()
     if os.environ.get("DISABLE_COMPILE", "0") not in ("", "0") or mode == "off" or not modules:
@@ -49,11 +49,22 @@ def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: floa
     return True
 
 
-def compile_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Compile AdamATan2, where the model's blocks do compile: 7 passes over the weights in place of 22."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, AdamATan2):
-            optimizer.compile()
+def compile_optimizers(optimizers: Iterable[torch.optim.Optimizer], device: torch.device) -> None:
+    """Compile AdamATan2 on CUDA, where the model's blocks do compile: 7 passes over the weights in place of 22.
+
+    It is tried out first, on a few numbers, so that what the compiler cannot do costs no more than a warning.
+    """
+    for optimizer in (one for one in optimizers if isinstance(one, AdamATan2) and device.type == "cuda"):
+        few = torch.nn.Parameter(torch.ones(8, device=device))
+        few.grad = torch.ones_like(few)
+        trial = AdamATan2([few])
+        try:
+            trial.compile()
+            trial.step()
+        except Exception as error:  # whatever the compiler stack raises: it is optional
+            log.warning("the optimizer does not compile here, continuing without: %s", first_line(error))
+            return
+        optimizer.compile()
 
 
 def pays(model: ACTModel, device: torch.device, sequences: float) -> bool:

@@ -167,10 +167,8 @@ class PretrainConfig(StrictModel):
 
     seed: int = Field(default=0, ge=0, le=2**62, description="seed of weights, sampling and exploration")
     device: Literal[DEVICES] = Field(default="auto", description="auto: CUDA, then MPS, then the CPU")
-    compile: Literal["auto", "on", "all", "off"] = Field(
-        default="auto",
-        description="torch.compile of the model; auto: on CUDA, and on a CPU where it pays within the run; all: of "
-        "AdamATan2 too",
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile; auto: on CUDA, and on a CPU where it pays within the run"
     )
     cuda_graph: Literal["auto", "on", "off"] = Field(
         default="auto", description="launch a step as one CUDA graph, with several ranks as two; auto: with one rank"

@@ -1,0 +1,175 @@
+"""The kernel for TRM's mixing of positions, and casts of weights: python -m pytest tests/test_mixing.py
+
+The kernel runs in Triton's interpreter (tests/conftest.py), on the CPU, in float32 and float16: it has no products of
+bfloat16.
+"""
+
+import importlib
+import os
+import sys
+from importlib.util import find_spec
+from unittest import mock
+
+import pytest
+import torch
+
+from benchmarks import mixing as benchmark
+from models import layers, trm
+from models.layers import RotaryEmbedding, SwiGLU, apply_rotary, weights_cast
+from models.trm import MixerBlock
+from tests.in_memory import FAMILY, build_head, composed, random_batches
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative to the size of the result
+WIDE = ("arch.hidden_size=128", "arch.num_heads=2", "arch.halt_max_steps=4", "global_batch_size=4", "arch.L_layers=1")
+WIDE = (*WIDE, "arch.H_cycles=2", "arch.L_cycles=1")
+
+
+@pytest.fixture
+def kernel():
+    if find_spec("triton") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "pip install triton==3.6.0 (PyTorch for CUDA brings one)"
+        )
+    return importlib.import_module("models.mixing")
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("positions", "hidden"), [(5, 64), (16, 128), (97, 192), (128, 64)])
+def test_the_kernel_against_float64(kernel, dtype, positions, hidden):
+    torch.manual_seed(positions)
+    x, block = torch.randn(2, positions, hidden).to(dtype), MixerBlock(positions, hidden, 4.0, 1e-5)
+    weights = [linear.weight.detach().to(dtype) for linear in (block.mlp_t.gate_up_proj, block.mlp_t.down_proj)]
+    for linear, weight in zip((block.mlp_t.gate_up_proj, block.mlp_t.down_proj), weights, strict=True):
+        linear.weight.data = weight.double()  # the rounded weights
+    with torch.no_grad():
+        expected = block.mixed(x.double())
+    assert difference(kernel.mix(x, *weights, 1e-5), expected) < TOLERANCE[dtype]
+
+
+def test_a_model_with_the_kernel_computes_the_same(kernel, monkeypatch):
+    """In training and evaluation, where no gradient is recorded; the rest of a training step stays PyTorch's."""
+    config = composed(*WIDE, experiment="trm_sudoku_mlp")
+    torch.manual_seed(0)
+    plain, ours, calls = build_head(config), build_head(config), []
+    ours.load_state_dict(plain.state_dict())
+    mix = kernel.mix
+
+    def called(x, *rest):
+        calls.append(torch.is_grad_enabled())
+        return mix(x, *rest)
+
+    for block in ours.model.inner.L_level.layers:
+        monkeypatch.setattr(block, "uses_triton", lambda x: not torch.is_grad_enabled())
+    monkeypatch.setattr(torch.ops, "hrm", mock.Mock(mix=called))
+    batch = next(random_batches(4))
+    for training in (True, False):
+        results = []
+        for head in (plain, ours):
+            head.train(training)
+            torch.manual_seed(1)
+            with torch.set_grad_enabled(training):
+                carry = head.initial_carry(batch)
+                for _ in range(2):
+                    carry, loss, *_ = head(carry=carry, batch=batch)
+            results.append((loss, carry.inner_carry))
+        assert results[1][0].item() == pytest.approx(results[0][0].item(), rel=1e-5)
+        for name, expected in vars(results[0][1]).items():
+            assert difference(getattr(results[1][1], name), expected) < 1e-5
+    assert calls == [False] * (2 * 2 + 2 * 4)  # one round of two updates without gradient, then two of them
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """Says that there is an H100, where the kernel works."""
+    trm.select_mixing.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    loaded = mock.Mock()
+    monkeypatch.setattr(trm.importlib, "import_module", loaded)
+    yield loaded
+    trm.select_mixing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "capability", "used"),
+    [
+        ("auto", "cuda", torch.bfloat16, 9, True),
+        ("auto", "cuda", torch.bfloat16, 8, False),  # not measured there
+        ("triton", "cuda", torch.bfloat16, 8, True),
+        ("triton", "cuda", torch.float32, 9, False),
+        ("triton", "cpu", torch.bfloat16, 9, False),  # a model that was trained on a GPU, elsewhere
+        ("triton", "meta", torch.bfloat16, 9, False),
+        ("torch", "cuda", torch.bfloat16, 9, False),
+    ],
+)
+def test_where_the_kernel_is_used(a_gpu, monkeypatch, name, device, dtype, capability, used):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    assert trm.select_mixing(name, device, dtype) == used
+    assert a_gpu.called == used
+
+
+def test_a_kernel_that_does_not_work_is_warned_of(a_gpu, caplog):
+    a_gpu.side_effect = ImportError("no Triton\nhere")
+    assert not trm.select_mixing("auto", "cuda", torch.bfloat16)
+    assert caplog.messages == [
+        "the kernel for mlp_t does not work here, continuing with PyTorch's: ImportError: no Triton"
+    ]
+
+
+@pytest.mark.parametrize(("positions", "hidden", "fits"), [(97, 512, True), (129, 512, False), (97, 96, False)])
+def test_sizes_that_the_kernel_is_not_made_for_are_left_to_pytorch(positions, hidden, fits):
+    assert MixerBlock(positions, hidden, 1.0, 1e-5, triton=True).triton == fits
+
+
+def test_the_benchmark_at_toy_size(kernel, monkeypatch, capsys):
+    before = (kernel.TILE, kernel.LAUNCH)
+    monkeypatch.setattr(sys, "argv", ["mixing", "--toy", "--device", "cpu", "--repeats", "1"])
+    benchmark.main()
+    kernel.TILE, kernel.LAUNCH = before
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| (2, 97, 128)")]
+    assert [row[1] for row in rows] == ["PyTorch", "128 × 64, 4 warps, 2 ahead"]
+    assert all(0 < float(row[4].strip("| ")) < 1e-3 for row in rows)
+
+
+def test_rotating_has_the_gradient_of_its_formula():
+    torch.manual_seed(0)
+    x, tables = torch.randn(2, 7, 3, 8, requires_grad=True), RotaryEmbedding(8, 9, 100.0)()
+    cos, sin = (table[:7].unsqueeze(-2) for table in tables)
+    upstream = torch.randn(2, 7, 3, 8)
+    (expected,) = torch.autograd.grad(layers._rotate(x, cos, sin), x, upstream)
+    (found,) = torch.autograd.grad(apply_rotary(x, tables), x, upstream)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("experiment", FAMILY)
+def test_casting_weights_once_changes_nothing(monkeypatch, experiment):
+    """Gradients and the next state, to the bit; after a step nothing of the cast is left."""
+    config = composed(*FAMILY[experiment], "arch.forward_dtype=bfloat16", experiment=experiment)
+    results = []
+    for cast in (True, False):
+        torch.manual_seed(0)
+        head = build_head(config).train()
+        if not cast:
+            monkeypatch.setattr(layers.CastedLinear, "cast_weight", lambda self, dtype: self.weight.to(dtype))
+        batch = next(random_batches(config.global_batch_size))
+        out = head(carry=head.initial_carry(batch), batch=batch)
+        out.loss.backward()
+        assert all(m.ready is None for m in head.modules() if isinstance(m, layers.CastedLinear))
+        results.append([*(p.grad for p in head.parameters()), *vars(out.carry.inner_carry).values()])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_a_cast_is_dropped_after_an_error():
+    network = SwiGLU(16, 1.0)
+
+    def fail() -> None:
+        with weights_cast(network, torch.bfloat16):
+            assert network.down_proj.ready.dtype == torch.bfloat16
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert network.down_proj.ready is None
