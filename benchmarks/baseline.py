@@ -1,6 +1,7 @@
 """The baseline of every ratio: the same work, written like a straightforward port of the original.
 
-    model        the Q target by a whole forward pass, logits included; torch.compile of the whole model if asked for
+    model        the Q target by a whole forward pass, logits included; weights cast in every pass; rotations that
+                 autograd takes apart; torch.compile of the whole model if asked for
     optimisers   AdamATan2 as training has it without a graph: the CUDA extension where it is installed, else over all
                  tensors at once; sign-SGD on the rows that `unique` finds
     ranks        one all-reduce per parameter
@@ -12,6 +13,7 @@ It computes the same as ours: benchmarks/step.py, loader.py and evaluate.py chec
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch.utils.data import IterableDataset
 
 from dataset.format import IGNORE_LABEL_ID, PuzzleDatasetMetadata, PuzzleSet
 from models.act import InnerNetwork
+from models.layers import Attention
 from models.losses import ACTLossHead, ACTOutput
 from puzzle_dataset import Batch, PuzzleDataset
 from training.config import PretrainConfig
@@ -30,10 +33,21 @@ from training.step import create_state, learning_rate
 
 
 def as_the_original(head: ACTLossHead) -> ACTLossHead:
-    """The same head, with its Q target made by a whole forward pass."""
+    """The same head; its Q target takes a whole forward pass, weights are cast in every pass, rotations are plain."""
     own = type(head.model.inner)
-    head.model.inner.__class__ = type(f"Plain{own.__name__}", (own,), {"q_values": InnerNetwork.q_values})
+    plain = {"q_values": InnerNetwork.q_values, "cast_once": lambda self: nullcontext()}
+    head.model.inner.__class__ = type(f"Plain{own.__name__}", (own,), plain)
+    for module in head.modules():
+        if isinstance(module, Attention):
+            module.rotate = plain_rotary
     return head
+
+
+def plain_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions as a formula that autograd takes apart."""
+    cos, sin = (table[: x.shape[1]].unsqueeze(-2) for table in cos_sin)
+    first, second = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 def without_our_kernels(config: PretrainConfig) -> PretrainConfig:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.baseline import plain_evaluation, without_our_kernels
+from benchmarks.baseline import as_the_original, plain_evaluation, without_our_kernels
 from benchmarks.report import Result, in_turns, parser, positive, publish
 from benchmarks.sizes import SIZES, config_of, default_size, forward_dtype, write_dataset
 from errors import first_line, one_line_errors
@@ -71,7 +71,7 @@ def first_batch(dataset: PuzzleDataset, device: torch.device) -> dict[str, torch
 def made_up(
     args: argparse.Namespace, scratch: Path, device: torch.device
 ) -> tuple[str, ACTLossHead, ACTLossHead, PuzzleDataset]:
-    """An untrained model on random tokens, and the same one without kernels of our own."""
+    """An untrained model on random tokens, and the same one as the original computes it."""
     name = args.size or default_size(args.toy, device)
     batch = args.batch or SIZES[name].batches[-1]
     examples = 20 if args.toy else BATCHES_ON_CUDA * batch if device.type == "cuda" else batch
@@ -85,7 +85,7 @@ def made_up(
     )
     make_q_head(head, dataset, device)
     plain.load_state_dict(head.state_dict())
-    return f"{name}, batch {batch}, made Q head", head, plain, dataset
+    return f"{name}, batch {batch}, made Q head", head, as_the_original(plain), dataset
 
 
 def check_same_metrics(

@@ -189,6 +189,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    rotate = staticmethod(apply_rotary)
+
     def __init__(self, hidden_size: int, num_heads: int, kernel: AttentionKernel):
         super().__init__()
         self.num_heads, self.kernel = num_heads, kernel
@@ -208,7 +210,7 @@ class Attention(nn.Module):
         q = q.view(batch, queries, *heads)
         k, v = kv.view(batch, length, 2, *heads).unbind(2)  # (B, S, heads, head_dim)
         if cos_sin is not None:
-            q, k = apply_rotary(q, cos_sin), apply_rotary(k, cos_sin)
+            q, k = self.rotate(q, cos_sin), self.rotate(k, cos_sin)
         return self.o_proj(self.kernel(q, k, v).reshape(batch, queries, hidden))
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Channels and columns of the width at a time; the fastest of those in benchmarks/kernels.py on an H200.
+# Channels and columns of the width at a time; the fastest of those in benchmarks/mixing.py on an H200.
 TILE, LAUNCH = (64, 64), dict(num_warps=4, num_stages=2)
 
 

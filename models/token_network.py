@@ -5,6 +5,7 @@ before them, D hidden size.
 """
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -137,15 +138,18 @@ class TokenNetwork(InnerNetwork):
         """
 
     def forward(self, state: Any, data: Data) -> tuple[Any, Tensor, QValues]:
-        with weights_cast(self, self.forward_dtype):
+        with self.cast_once():
             state, z = self.think(state, *self._embed(data))
         logits = self.lm_head(z)[:, self.puzzle_emb_len :]
         return map_tensors(Tensor.detach, state), logits, self._read_q(z)
 
     def q_values(self, state: Any, data: Data) -> QValues:
-        with weights_cast(self, self.forward_dtype):
+        with self.cast_once():
             _, z = self.think(state, *self._embed(data), first_only=True)
         return self._read_q(z)
+
+    def cast_once(self) -> AbstractContextManager:
+        return weights_cast(self, self.forward_dtype)
 
     def _read_q(self, z: Tensor) -> QValues:
         """Q values from position 0: the first of the puzzle embedding or, without one, the first token's."""

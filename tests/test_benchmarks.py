@@ -282,6 +282,24 @@ def test_another_sampler_is_noticed(dataset, monkeypatch):
         loader.check_same_batches(puzzles, 12)
 
 
+def test_the_port_has_none_of_our_shortcuts(monkeypatch):
+    """Neither weights that are cast once a step nor our gradient of a rotation; ours has both."""
+    size = SIZES["toy"]
+    config = config_of(size, 8, "arch.forward_dtype=bfloat16")
+    plain, ours = (kind(config, size.metadata, ONE, CPU) for kind in (PlainTrainer, step.OurTrainer))
+    batch = next(random_batches(size, 8, CPU))
+
+    def shortcut(*_):
+        raise NotImplementedError
+
+    for name in ("models.layers._Rotary.backward", "models.token_network.weights_cast"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, shortcut)
+            plain.step(batch)
+            with pytest.raises(NotImplementedError):
+                ours.step(batch)
+
+
 def test_ways_take_turns():
     called = []
     times = report.in_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3, CPU)
