@@ -92,7 +92,7 @@ def train_and_evaluate(
     config, ranks, device, state = run.config, run.ranks, run.device, run.state
     if compile_blocks(state.head.model, config.compile, device, state.total_steps):
         log.info("compiling the model's blocks")
-        compile_optimizers(state.optimizers, device)
+        compile_optimizers(state.optimizers, device, state.total_steps)
     for data in (eval_data, test_data):
         if data is not None:
             choose_batch_size(config.eval_batch_size, data, state.head, ranks, device)

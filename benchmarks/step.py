@@ -72,7 +72,7 @@ class OurTrainer:
     def compile(self) -> None:
         if not compile_blocks(self.head.model, "on", self.device, self.state.total_steps):
             raise RuntimeError("the blocks do not compile here")
-        compile_optimizers(self.state.optimizers, self.device)
+        compile_optimizers(self.state.optimizers, self.device, self.state.total_steps)
 
     def step(self, batch: Batch) -> dict[str, float] | None:
         """-> the metrics, if they are looked at: every `log_interval` steps, and late, as in pretrain.py."""

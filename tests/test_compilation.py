@@ -1,13 +1,18 @@
 """When compiling pays, and that it changes no results: python -m pytest tests/test_compilation.py"""
 
+import functools
+import itertools
+
 import pytest
 import torch
 
 from models.adam_atan2 import AdamATan2
-from tests.in_memory import TINY, build_head, composed
+from tests.in_memory import METADATA, TINY, build_head, composed, random_batches
 from tests.launch import run
 from tests.runs import TRAJECTORY, assert_lines_close, lines_with, read_metrics, reference_overrides
 from training.compilation import EVALUATION, compile_blocks, compile_optimizers, pays
+from training.distributed import Ranks
+from training.step import create_state, train_step
 
 CPU = torch.device("cpu")
 
@@ -50,7 +55,7 @@ def test_trying_out_the_compiler_leaves_no_trace(monkeypatch):
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_optimizer_is_compiled_on_cuda_alone_and_where_that_works(monkeypatch, caplog, broken):
+def test_the_optimizer_is_compiled_in_long_runs_on_cuda_where_that_works(monkeypatch, caplog, broken):
     compiled = []
 
     def compile(function, **options):  # stands in for the compiler
@@ -63,16 +68,35 @@ def test_the_optimizer_is_compiled_on_cuda_alone_and_where_that_works(monkeypatc
     monkeypatch.setattr(torch, "ones", lambda size, device: ones(size))  # there is no CUDA to try it out on
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
     ours, other = AdamATan2(parameters), torch.optim.AdamW(parameters)
-    compile_optimizers([other, ours], CPU)
-    compile_optimizers([other], torch.device("cuda"))
+    cuda = torch.device("cuda")
+    compile_optimizers([other, ours], CPU, 1e6)
+    compile_optimizers([other], cuda, 1e6)
+    compile_optimizers([other, ours], cuda, 1000)
     assert not compiled
-    compile_optimizers([other, ours], torch.device("cuda"))
+    compile_optimizers([other, ours], cuda, 1e6)
     for p in parameters:
         p.grad = torch.ones_like(p)
     ours.step()
     assert compiled == ([] if broken else [1, 3])  # what is tried out, and the update
     warning = "the optimizer does not compile here, continuing without: no such operation"
     assert [warning] * broken == caplog.messages
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_finds_what_was_tried_out_compiled(monkeypatch, dtype):
+    """With and without gradient; a third graph is that of the last layer of the Q target."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setenv("DISABLE_COMPILE", "0")
+    run = composed(*TINY, f"arch.forward_dtype={dtype}")
+    state = create_state(run, METADATA, Ranks(0, 1, 0), CPU)
+    graphs = torch._dynamo.utils.counters["stats"]
+    torch.compiler.reset()
+    before = graphs["unique_graphs"]
+    assert compile_blocks(state.head.train().model, "on", CPU, steps=1e6)
+    assert graphs["unique_graphs"] == before + 2
+    for batch in itertools.islice(random_batches(run.global_batch_size), 2):
+        train_step(state, batch, run)
+    assert graphs["unique_graphs"] == before + 3
 
 
 @pytest.mark.slow
