@@ -2,7 +2,7 @@
 
 import re
 from functools import reduce
-from typing import get_args
+from typing import Annotated, Literal, get_args
 
 import pytest
 import yaml
@@ -21,6 +21,7 @@ class Config(StrictModel):
     split: str = "test"
     steps: int | None = None
     plain: bool = False
+    parts: Annotated[list[Literal["x", "y"]], Field(max_length=2)] | None = None
 
 
 def read(*args: str) -> Config:
@@ -33,6 +34,8 @@ def read(*args: str) -> Config:
         (["a", "b"], {"runs": ["a", "b"]}),
         (["checkpoints/lr=1", "a"], {"runs": ["checkpoints/lr=1", "a"]}),  # a path may hold a `=`
         (["runs=[a,b]"], {"runs": ["a", "b"]}),
+        (["a", "parts=x"], {"parts": ["x"]}),
+        (["a", "parts=null"], {"parts": None}),
         (["a", "out=123"], {"out": "123"}),  # texts are taken as they are typed
         (["a", "out=x #1"], {"out": "x #1"}),
         (["a", "out='x y'"], {"out": "x y"}),
@@ -89,7 +92,8 @@ def test_help_lists_every_key_with_its_default(capsys):
     assert left.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "What it does."
-    assert [line.split()[0] for line in lines[2:]] == ["runs=…", "out=null", "split=test", "steps=null", "plain=false"]
+    expected = ["runs=…", "out=null", "split=test", "steps=null", "plain=false", "parts=null"]
+    assert [line.split()[0] for line in lines[2:]] == expected
 
 
 class Moved(StrictModel):

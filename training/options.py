@@ -10,7 +10,7 @@ import os
 import re
 import textwrap
 from collections.abc import Collection, Sequence
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -189,7 +189,13 @@ def unquoted(text: str) -> str:
 
 
 def _is_list(field: FieldInfo) -> bool:
-    return any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
+    return _holds_list(field.annotation)
+
+
+def _holds_list(kind: Any) -> bool:
+    """Whether it is a list, or has one as an alternative, perhaps with what is checked of it."""
+    inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    return get_origin(kind) is list or (get_origin(kind) is not dict and any(_holds_list(one) for one in inner))
 
 
 def describe(fields: dict[str, Any], values: dict[str, Any] | None = None) -> str:
