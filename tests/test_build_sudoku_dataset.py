@@ -353,7 +353,8 @@ def test_help_documents_every_option() -> None:
 
 @pytest.mark.apart
 def test_thousand_puzzles_with_thousand_copies(tmp_path: Path) -> None:
-    """The budget of the documentation: 10 s on 2 cores and 0.5 GB; measured 2 s and 0.1 GB."""
+    """The budget of the documentation: 10 s on 2 cores, of which other work takes none here, and 0.5 GB; measured 2 to
+    4 s and 0.1 GB."""
     reference = np.load(REFERENCE / "built.npz")
     augmenter = SudokuAugmenter(99, np.random.SeedSequence(5))
     inputs, labels = next(
@@ -366,6 +367,6 @@ def test_thousand_puzzles_with_thousand_copies(tmp_path: Path) -> None:
     build = ("dataset/build_sudoku_dataset.py", "--source-dir", source, "--subsample-size", 1000, "--num-aug", 1000)
     done = run("-m", "scripts.measure", *build, "--output-dir", tmp_path / "built")
     measured = json.loads(done.stdout.splitlines()[-1])
-    assert measured["seconds"] < 10
+    assert measured["cpu_seconds"] < 20
     assert measured["peak_mb"] < 500
     assert sum(path.stat().st_size for path in (tmp_path / "built").rglob("*.npy")) >= 2 * 1_001_000 * 81
