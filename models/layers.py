@@ -85,13 +85,14 @@ class CastedLinear(nn.Module):
 def weights_cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within the block, passes without gradient take weights that are cast once, here, and not in every pass.
 
-    Casting is the same wherever it is done, so that no number changes. Where weights have the dtype, nothing happens.
+    Casting is the same wherever it is done, so that no number changes, as long as the weights do not change within the
+    block. Where they have the dtype, nothing happens.
     """
     linears = [m for m in network.modules() if isinstance(m, CastedLinear) and m.weight.dtype != dtype]
-    with torch.no_grad():
-        for linear in linears:
-            linear.ready = linear.weight.to(dtype)
     try:
+        with torch.no_grad():
+            for linear in linears:
+                linear.ready = linear.weight.to(dtype)
         yield
     finally:
         for linear in linears:
@@ -126,7 +127,10 @@ class RotaryEmbedding(nn.Module):
 
 def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x (B, S, heads, head_dim) by its position, in float32."""
-    return _Rotary.apply(x, *(table[: x.shape[1]].unsqueeze(-2) for table in cos_sin))
+    cos, sin = (table[: x.shape[1]].unsqueeze(-2) for table in cos_sin)
+    if cos.requires_grad or sin.requires_grad:  # tables that are learned
+        return _rotate(x, cos, sin)
+    return _Rotary.apply(x, cos, sin)
 
 
 class _Rotary(torch.autograd.Function):

@@ -38,14 +38,14 @@ def _mix(
     at = (tl.program_id(0) // (D // BD)).to(tl.int64) * length * D + p[:, None] * D + d[None, :]
     inside = p[:, None] < length
     state = tl.load(x + at, mask=inside, other=0)  # (BP, BD)
-    across = state.T
+    across = tl.trans(state)
     mixed = tl.zeros((BD, BP), tl.float32)
     for start in range(0, W, BW):
         gate = tl.dot(across, tl.load(gate_up + (start + w)[None, :] * BP + p[:, None]))
         up = tl.dot(across, tl.load(gate_up + (W + start + w)[None, :] * BP + p[:, None]))
         inner = _silu_times(gate, up, state.dtype)
         mixed = tl.dot(inner, tl.load(down + p[None, :] * W + (start + w)[:, None]), mixed)
-    y = state.to(tl.float32) + mixed.to(state.dtype).to(tl.float32).T
+    y = state.to(tl.float32) + tl.trans(mixed.to(state.dtype).to(tl.float32))
     y *= tl.rsqrt(tl.sum(y * y, 0) / length + eps)[None, :]
     tl.store(out + at, y.to(state.dtype), mask=inside)
 
@@ -53,13 +53,13 @@ def _mix(
 @torch.library.custom_op("hrm::mix", mutates_args=())
 def mix(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
     """x (B, S, D), gate_up (2 W, S), down (S, W) -> rms_norm(xᵀ + SwiGLU(xᵀ))ᵀ, (B, S, D), the norm over positions."""
-    batch, length, hidden = x.shape
-    x, width = x.contiguous(), down.shape[1]
-    block = max(16, triton.next_power_of_2(length))
-    gate_up = F.pad(gate_up, (0, block - length))
-    down = F.pad(down, (0, 0, 0, block - length))
-    out = torch.empty_like(x)
+    (batch, length, hidden), width = x.shape, down.shape[1]
     BD, BW = TILE
+    assert hidden % BD == 0 and width % BW == 0 and gate_up.shape == (2 * width, length) and len(down) == length
+    block = max(16, triton.next_power_of_2(length))
+    gate_up = F.pad(gate_up, (0, block - length)).contiguous()
+    down = F.pad(down, (0, 0, 0, block - length)).contiguous()
+    x, out = x.contiguous(), x.new_empty(x.shape)
     _mix[(batch * (hidden // BD),)](
         x, gate_up, down, out, length, eps, hidden, width, block, BD, BW, **LAUNCH
     )  # fmt: skip
@@ -68,7 +68,7 @@ def mix(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
 
 @mix.register_fake
 def _(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 def try_out(dtype: torch.dtype) -> None:

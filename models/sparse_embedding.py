@@ -50,8 +50,8 @@ class SparseSignSGD(torch.optim.Optimizer):
     """Sign-SGD with decoupled weight decay for the buffers of one `SparseEmbedding`.
 
     For each row that occurs on any rank: `w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients)`.
-    `step` is `prepare`, `exchange`, which gathers what the ranks have found, and `apply`. The first and the last are as
-    in `AdamATan2`.
+    `step` is `prepare`, `collect`, `exchange`, which gathers what the ranks have found, and `apply`. The first and the
+    last are as in `AdamATan2`; `exchange` reads and writes what lies at the same addresses in every step.
     """
 
     def __init__(self, buffers: Iterable[Tensor], world_size: int, lr: float = 1e-3, weight_decay: float = 1e-2):
@@ -60,14 +60,15 @@ class SparseSignSGD(torch.optim.Optimizer):
         super().__init__(buffers, dict(lr=lr, weight_decay=weight_decay))
         self.world_size = world_size
         self._factors = [self._table(group).new_empty(2) for group in self.param_groups]
-        # Of each group the gradients and ids of all ranks, at the same addresses in every step
-        self._gathered = [
-            tuple(self._place(rows) for rows in _roles(group["params"])[1:]) for group in self.param_groups
-        ]
+        # Of each group the gradients and ids of this rank, and of all ranks
+        self._mine, self._all = (
+            [self._places(group, ranks) for group in self.param_groups] for ranks in (1, world_size)
+        )
 
     def step(self, closure=None) -> None:
         assert closure is None
         self.prepare()
+        self.collect()
         self.exchange()
         self.apply()
 
@@ -77,18 +78,23 @@ class SparseSignSGD(torch.optim.Optimizer):
             send_(factors, (1 - group["lr"] * group["weight_decay"], group["lr"]))
 
     @torch.no_grad()
+    def collect(self) -> None:
+        if self.world_size > 1:
+            for group, mine in zip(self.param_groups, self._mine, strict=True):
+                _, local_weights, local_ids = _roles(group["params"])
+                if local_weights.grad is not None:
+                    torch._foreach_copy_(list(mine), [local_weights.grad, local_ids])
+
+    @torch.no_grad()
     def exchange(self) -> None:
-        if self.world_size == 1:
-            return
-        for group, gathered in zip(self.param_groups, self._gathered, strict=True):
-            _, local_weights, local_ids = _roles(group["params"])
-            if local_weights.grad is not None:
-                for place, rows in zip(gathered, (local_weights.grad, local_ids), strict=True):
-                    dist.all_gather(list(place.chunk(self.world_size)), rows.contiguous())
+        if self.world_size > 1:
+            for mine, gathered in zip(self._mine, self._all, strict=True):
+                for rows, place in zip(mine, gathered, strict=True):
+                    dist.all_gather(list(place.chunk(self.world_size)), rows)
 
     @torch.no_grad()
     def apply(self) -> None:
-        for group, factors, gathered in zip(self.param_groups, self._factors, self._gathered, strict=True):
+        for group, factors, gathered in zip(self.param_groups, self._factors, self._all, strict=True):
             weights, local_weights, local_ids = _roles(group["params"])
             if local_weights.grad is not None:
                 grads, ids = (local_weights.grad, local_ids) if self.world_size == 1 else gathered
@@ -98,10 +104,11 @@ class SparseSignSGD(torch.optim.Optimizer):
         weights, _, _ = _roles(group["params"])
         return weights
 
-    def _place(self, rows: Tensor) -> Tensor | None:
+    def _places(self, group: dict, ranks: int) -> tuple[Tensor, ...]:
+        """Room for the gradients and ids of so many ranks; with one rank there is nothing to send."""
         if self.world_size == 1:
-            return None
-        return rows.new_empty((self.world_size * rows.shape[0], *rows.shape[1:]), requires_grad=False)
+            return ()
+        return tuple(rows.detach().repeat(ranks, *[1] * (rows.ndim - 1)) for rows in _roles(group["params"])[1:])
 
 
 def _roles(buffers: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

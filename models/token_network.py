@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.act import ACTConfig, Data, DataShape, InnerNetwork, QValues, map_tensors, no_target
 from models.layers import (
@@ -149,7 +149,8 @@ class TokenNetwork(InnerNetwork):
         return self._read_q(z)
 
     def cast_once(self) -> AbstractContextManager:
-        return weights_cast(self, self.forward_dtype)
+        """Around `think`: its passes without gradient need not cast the weights of the blocks each time."""
+        return weights_cast(nn.ModuleList(self.compiled_modules()), self.forward_dtype)
 
     def _read_q(self, z: Tensor) -> QValues:
         """Q values from position 0: the first of the puzzle embedding or, without one, the first token's."""

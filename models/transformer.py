@@ -6,6 +6,7 @@ prediction": one pass from the input to the answer. Shapes: B sequences, S token
 them, D hidden size.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,9 @@ class RecurrentTransformerInner(TokenNetwork):
     ) -> tuple[State, Tensor]:
         z_H = self.H_level(state.z_H, x, cos_sin, first_only)
         return State(z_H), z_H
+
+    def cast_once(self) -> AbstractContextManager:
+        return nullcontext()  # in training every pass carries gradient
 
     def compiled_modules(self) -> list[nn.Module]:
         return [*self.H_level.layers]

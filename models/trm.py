@@ -90,7 +90,11 @@ class TinyRecursiveModelInner(TokenNetwork):
             return super().block()
         config = self.config
         triton = select_mixing(config.mixing, torch.empty(0).device.type, self.forward_dtype)
-        return MixerBlock(self.positions, config.hidden_size, config.expansion, config.rms_norm_eps, triton)
+        block = MixerBlock(self.positions, config.hidden_size, config.expansion, config.rms_norm_eps, triton)
+        if triton and not block.triton:
+            needs = f"at most {MOST_POSITIONS} positions and a hidden_size that is a multiple of {CHANNELS}"
+            log.warning("arch.mixing: the kernel is not used, it needs %s", needs)
+        return block
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, self.positions, self.config.hidden_size)

@@ -8,11 +8,8 @@ from unittest import mock
 import pytest
 import torch
 
-from models.losses import ACTLossHead
 from tests import fake_gym
 from tests.sample_datasets import build_sudoku
-from training import outlook
-from training.flops import flops_per_step
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
 if os.environ.get("HRM_TEST_DEVICE", "cpu") == "cpu":
@@ -40,9 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def operations_are_counted_once():
     """A run counts the operations of its steps before it starts, which takes a third of the time of a tiny one."""
+    from training import outlook  # imports Triton, which reads the environment that is set above
+    from training.flops import flops_per_step
+
     known: dict[tuple, float] = {}
 
-    def count(head: ACTLossHead, batch: int, training: bool = True) -> float:
+    def count(head: torch.nn.Module, batch: int, training: bool = True) -> float:
         model, trained = head.model, tuple(p.requires_grad for p in head.parameters())
         key = (type(model), repr(model.config), repr(model.data), head.loss_fn, trained, batch, training)
         if key not in known:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from errors import UserError
 from tests import warm
 from tests.summing_ranks import BATCH, STEPS, build_head, gradients_of, loss_of
-from training.distributed import Ranks
+from training.distributed import GradientSum, Ranks
 
 METRICS = {
     "count",
@@ -51,6 +52,12 @@ def test_a_step_as_two_graphs_is_the_plain_step_bit_for_bit(found):
     for name, value in plain.items():
         assert torch.equal(graphed[name], value), name
         assert torch.equal(other[name], value) or name in METRICS, name
+
+
+def test_a_weight_without_a_gradient_cannot_be_summed_apart():
+    head = build_head(BATCH)
+    with pytest.raises(UserError, match=r"leaves weights without a gradient.*use cuda_graph=off"):
+        GradientSum(head).collect()
 
 
 def test_votes_and_objects_go_by_way_of_the_cpu(found):

@@ -50,6 +50,39 @@ def test_the_kernel_against_float64(kernel, dtype, positions, hidden):
     assert difference(kernel.mix(x, *weights, 1e-5), expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_kernel_is_an_operator_that_the_compiler_can_trust(kernel, transposed):
+    """Also of what is not contiguous, the weights included."""
+    torch.manual_seed(0)
+    x, block = torch.randn(2, 64, 16), MixerBlock(16, 64, 4.0, 1e-5)
+    x = x.transpose(1, 2) if transposed else x.transpose(1, 2).contiguous()
+    weights = [linear.weight.detach() for linear in (block.mlp_t.gate_up_proj, block.mlp_t.down_proj)]
+    if transposed:
+        weights = [weight.T.contiguous().T for weight in weights]
+    torch.library.opcheck(kernel.mix, (x, *weights, 1e-5), test_utils=("test_schema", "test_faketensor"))
+    with torch.no_grad():
+        assert difference(kernel.mix(x, *weights, 1e-5), block.double().mixed(x.double())) < 2e-6
+
+
+@pytest.mark.parametrize(("hidden", "width", "length"), [(96, 128, 16), (64, 96, 16), (64, 128, 15)])
+def test_the_kernel_refuses_what_it_is_not_made_for(kernel, hidden, width, length):
+    with pytest.raises(AssertionError):
+        kernel.mix(torch.zeros(1, 16, hidden), torch.zeros(2 * width, length), torch.zeros(length, width), 1e-5)
+
+
+def test_the_kernel_is_for_passes_without_gradient_on_a_gpu():
+    block, gpu = MixerBlock(97, 64, 4.0, 1e-5, triton=True), mock.Mock(is_cuda=True)
+    assert not block.uses_triton(gpu)
+    with torch.no_grad():
+        assert block.uses_triton(gpu)
+        assert not block.uses_triton(mock.Mock(is_cuda=False))
+        assert not MixerBlock(97, 64, 4.0, 1e-5).uses_triton(gpu)
+
+
+def test_the_tile_divides_what_the_kernel_is_used_for(kernel):
+    assert trm.CHANNELS % kernel.TILE[0] == 0 and 256 % kernel.TILE[1] == 0  # SwiGLU's width is a multiple of 256
+
+
 def test_a_model_with_the_kernel_computes_the_same(kernel, monkeypatch):
     """In training and evaluation, where no gradient is recorded; the rest of a training step stays PyTorch's."""
     config = composed(*WIDE, experiment="trm_sudoku_mlp")
@@ -144,6 +177,13 @@ def test_rotating_has_the_gradient_of_its_formula():
     assert torch.equal(found, expected)
 
 
+def test_tables_that_are_learned_have_gradients():
+    torch.manual_seed(0)
+    x, tables = torch.randn(2, 7, 3, 8), [table.requires_grad_() for table in RotaryEmbedding(8, 7, 100.0)()]
+    for gradient in torch.autograd.grad(apply_rotary(x, tables).square().sum(), tables):
+        assert gradient.abs().sum() > 0
+
+
 @pytest.mark.parametrize("experiment", FAMILY)
 def test_casting_weights_once_changes_nothing(monkeypatch, experiment):
     """Gradients and the next state, to the bit; after a step nothing of the cast is left."""
@@ -160,6 +200,31 @@ def test_casting_weights_once_changes_nothing(monkeypatch, experiment):
         assert all(m.ready is None for m in head.modules() if isinstance(m, layers.CastedLinear))
         results.append([*(p.grad for p in head.parameters()), *vars(out.carry.inner_carry).values()])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_what_is_cast_is_used(monkeypatch):
+    """In HRM each of the blocks' weights is cast once for the two passes of a step, and its heads are left alone."""
+    head = build_head(composed(*FAMILY["sudoku_extreme_1k"], "arch.forward_dtype=bfloat16"))
+    inner, seen = head.model.inner, []
+    with torch.no_grad(), inner.cast_once():
+        seen = [name for name, m in inner.named_modules() if isinstance(m, layers.CastedLinear) and m.ready is not None]
+        assert all(inner.get_submodule(name).cast_weight(torch.bfloat16).dtype == torch.bfloat16 for name in seen)
+        assert inner.get_submodule(seen[0]).cast_weight(torch.float64).dtype == torch.float64
+    assert {name.split(".")[0] for name in seen} == {"H_level", "L_level"} and len(seen) == 2 * 4
+
+
+def test_a_cast_that_fails_leaves_nothing(monkeypatch):
+    network, to, fits = SwiGLU(16, 1.0), torch.Tensor.to, iter([True, False])
+
+    def to_with_little_memory(tensor, dtype):
+        if not next(fits):
+            raise MemoryError
+        return to(tensor, dtype)
+
+    monkeypatch.setattr(torch.Tensor, "to", to_with_little_memory)
+    with pytest.raises(MemoryError), weights_cast(network, torch.bfloat16):
+        pass
+    assert network.gate_up_proj.ready is None
 
 
 def test_a_cast_is_dropped_after_an_error():

@@ -16,10 +16,11 @@ import pretrain as pretrain_module
 from errors import UserError
 from files import locked, put_in_place
 from tests import warm
+from tests.in_memory import composed
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.runs import PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
 from training.config import RETIRED_ARCH_KEYS, load_config
-from training.resume import Schedule, check_metrics, find_state, read_state, saved_states, set_aside
+from training.resume import Schedule, check_metrics, check_same_run, find_state, read_state, saved_states, set_aside
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,16 @@ def test_a_state_of_an_earlier_version_goes_on(stopped):
     saved = json.loads((stopped / "state_2/manifest.json").read_text())
     assert not retired.keys() & saved["fixed"].keys()
     assert re.fullmatch("[0-9a-f]{16,32}", saved["fixed"]["content.train"])
+
+
+def test_a_state_from_before_there_was_a_kernel_goes_on_with_any(tmp_path):
+    config = composed("arch.mixing=torch", experiment="trm_sudoku_mlp")
+    fixed = {f"arch.{key}": value for key, value in config.arch.model_dump().items()} | {"optimizer": config.optimizer}
+    fixed["eval_interval"] = 1
+    before = {key: value for key, value in fixed.items() if key != "arch.mixing"}
+    check_same_run(tmp_path, SimpleNamespace(fixed=before), fixed, config)
+    with pytest.raises(UserError, match=r"another arch\.mixing \(was triton, is torch\)"):
+        check_same_run(tmp_path, SimpleNamespace(fixed=before | {"arch.mixing": "triton"}), fixed, config)
 
 
 def found(run: Path, **changes):

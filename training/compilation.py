@@ -37,7 +37,9 @@ def compile_blocks(model: ACTModel, mode: str, device: torch.device, steps: floa
     if mode == "auto" and not pays(model, device, steps * rows):
         return False
     torch._dynamo.config.optimize_ddp = False  # a block is one graph, even if gradients are summed over ranks
-    if torch.__version__ < "2.5":  # newer ones do it anyway: blocks of one class share a graph, 5 of them and not 33
+    if torch.__version__ < "2.5":
+        # Newer ones do it anyway: blocks of one class share a graph, 5 of them and not 33, and one that was made of
+        # `CastedLinear.ready` is good for the next step's.
         torch._dynamo.config.inline_inbuilt_nn_modules = True
     try:
         _try_out(model, modules[0], rows, device)

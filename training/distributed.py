@@ -190,6 +190,12 @@ class GradientSum:
         self._flat = torch.cat([torch.zeros_like(p).flatten() for p in self._parameters] or [torch.empty(0)])
 
     def collect(self) -> None:
+        """Raises `UserError` for a parameter without a gradient: the other ranks may have one."""
+        if any(p.grad is None for p in self._parameters):
+            raise UserError(
+                "a step leaves weights without a gradient, which cuda_graph=on cannot sum over several ranks; "
+                "use cuda_graph=off"
+            )
         if self._parameters:
             torch.cat([p.grad.flatten() for p in self._parameters], out=self._flat)
 

@@ -48,6 +48,7 @@ STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes it
 FIXED_KEYS = (
     "arch", "data", "content", "global_batch_size", "eval_interval", "seed", "ema_decay", "freeze", "optimizer",
 )  # fmt: skip
+NEW_KERNELS = ("arch.mixing",)  # choices that states of earlier versions do not hold
 
 
 def fixed_values(config: PretrainConfig) -> dict:
@@ -342,6 +343,8 @@ def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: Pretrain
     """Raise `UserError` unless the run may go on with this config, whose `fixed_values` are given."""
     # A hyper-parameter that is new since then counts as its default; one that no longer exists did nothing.
     defaults = {f"arch.{key}": field.default for key, field in type(config.arch).model_fields.items()}
+    # Where a kernel is new there is a choice: the default, or PyTorch's, which the run had.
+    defaults |= {key: fixed[key] for key in NEW_KERNELS if key in fixed}
     then = {"optimizer": PretrainConfig.model_fields["optimizer"].default} | defaults | manifest.fixed
     then = {key: value for key, value in then.items() if key.removeprefix("arch.") not in RETIRED_ARCH_KEYS}
     if then.get("eval_interval") is None:  # of an earlier version: a pass had all epochs, whose number it does not say

@@ -88,11 +88,12 @@ def create_state(
     graphed = config.optimizer == "adam_atan2" and uses_graph(config.cuda_graph, device, ranks)
     optimizers, base_lrs = create_optimizers(head, config, ranks, graphed)
     trained = sum(p.numel() * p.element_size() for p in head.parameters() if p.requires_grad)
-    copies = 3 if config.ema_decay is None else 4
+    summed_apart = graphed and ranks.world_size > 1
+    copies = 3 + (config.ema_decay is not None) + summed_apart
     check_available(
         copies * trained, "training (gradients, two moments, perhaps the average) needs as much again", device
     )
-    sums = GradientSum(head) if graphed and ranks.world_size > 1 else None
+    sums = GradientSum(head) if summed_apart else None
     return TrainState(
         head=head,
         summed=ranks.sum_gradients_of(head) if sums is None else head,
@@ -174,17 +175,20 @@ def train_step(state: TrainState, batch: Batch, config: PretrainConfig) -> tuple
 
 
 def step_graph(state: TrainState, config: PretrainConfig) -> StepGraph:
+    puzzle_embeddings = [optimizer for optimizer in state.optimizers if isinstance(optimizer, SparseSignSGD)]
+
     def gradients(batch: Batch) -> dict[str, Tensor]:
         metrics = find_gradients(state, batch, config)
         if state.sums is not None:
             state.sums.collect()
+            for optimizer in puzzle_embeddings:
+                optimizer.collect()
         return metrics
 
     def exchange() -> None:
         state.sums.exchange()
-        for optimizer in state.optimizers:
-            if isinstance(optimizer, SparseSignSGD):
-                optimizer.exchange()
+        for optimizer in puzzle_embeddings:
+            optimizer.exchange()
 
     def apply() -> None:
         update(state, lambda optimizer: optimizer.apply())
