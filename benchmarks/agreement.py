@@ -143,7 +143,7 @@ def graph(args: argparse.Namespace, device: torch.device) -> None:
         overrides = ["lr_warmup_steps=5", "arch.halt_exploration_prob=0.5", "cuda_graph=off"]
         config = config_of(size, rows, f"arch.forward_dtype={dtype}", *overrides)
         batches = list(itertools.islice(random_batches(size, rows, device), args.steps))
-        # PyTorch's own attention for float32 adds up gradients in any order, so that no run would equal another.
+        # PyTorch's own attention for float32 may add up gradients in any order: then no run equals another.
         with sdpa_kernel(SDPBackend.MATH) if dtype == "float32" else nullcontext():
             plain, heads[dtype] = steps_of(config, size, batches, device, compiled)
             again, _ = steps_of(config, size, batches, device, compiled)
