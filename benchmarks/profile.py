@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: python -m benchmarks.profile [--size sudoku|arc|maze|small] [--batch N]
+"""Where the time of a training step goes: python -m benchmarks.profile [--size sudoku|trm|arc|maze|small] [--batch N]
 
 Profiles 5 steps of ours, in the last of the ways of benchmarks/step.py that works here: on CUDA compiled blocks as a
 CUDA graph, on a CPU eager, or compiled with --compile. Prints the 15 kernels (on a CPU: operators, each without those
