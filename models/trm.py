@@ -91,9 +91,9 @@ class TinyRecursiveModelInner(TokenNetwork):
         config = self.config
         triton = select_mixing(config.mixing, torch.empty(0).device.type, self.forward_dtype)
         block = MixerBlock(self.positions, config.hidden_size, config.expansion, config.rms_norm_eps, triton)
-        if triton and not block.triton:
+        if config.mixing == "triton" and triton and not block.triton:
             needs = f"at most {MOST_POSITIONS} positions and a hidden_size that is a multiple of {CHANNELS}"
-            log.warning("arch.mixing: the kernel is not used, it needs %s", needs)
+            log.warning("arch.mixing=triton is not used: the kernel needs %s", needs)
         return block
 
     def initial_state(self, batch_size: int) -> State:

@@ -157,6 +157,13 @@ def test_sizes_that_the_kernel_is_not_made_for_are_left_to_pytorch(positions, hi
     assert MixerBlock(positions, hidden, 1.0, 1e-5, triton=True).triton == fits
 
 
+@pytest.mark.parametrize(("name", "warned"), [("triton", True), ("auto", False)])
+def test_a_kernel_that_was_asked_for_and_does_not_fit_is_warned_of(monkeypatch, caplog, name, warned):
+    monkeypatch.setattr(trm, "select_mixing", lambda *_: True)
+    build_head(composed(*WIDE, "arch.hidden_size=96", f"arch.mixing={name}", experiment="trm_sudoku_mlp"))
+    assert any("arch.mixing=triton is not used" in message for message in caplog.messages) == warned
+
+
 def test_the_benchmark_at_toy_size(kernel, monkeypatch, capsys):
     before = (kernel.TILE, kernel.LAUNCH)
     monkeypatch.setattr(sys, "argv", ["mixing", "--toy", "--device", "cpu", "--repeats", "1"])
