@@ -18,6 +18,7 @@ from models import layers, trm
 from models.layers import RotaryEmbedding, SwiGLU, apply_rotary, weights_cast
 from models.trm import MixerBlock
 from tests.in_memory import FAMILY, build_head, composed, random_batches
+from tests.launch import run
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative to the size of the result
 WIDE = ("arch.hidden_size=128", "arch.num_heads=2", "arch.halt_max_steps=4", "global_batch_size=4", "arch.L_layers=1")
@@ -62,6 +63,30 @@ def test_the_kernel_is_an_operator_that_the_compiler_can_trust(kernel, transpose
     torch.library.opcheck(kernel.mix, (x, *weights, 1e-5), test_utils=("test_schema", "test_faketensor"))
     with torch.no_grad():
         assert difference(kernel.mix(x, *weights, 1e-5), block.double().mixed(x.double())) < 2e-6
+
+
+# In a process of its own, as the interpreter is chosen where Triton is imported. Prints bytes of shared memory.
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from models.mixing import LAUNCH, TILE, _mix
+
+constants = dict(D=512, W=512, BP=128, BD=TILE[0], BW=TILE[1])
+types = {name: "*bf16" for name in ("x", "gate_up", "down", "out")} | dict(length="i32", eps="fp32")
+source = ASTSource(_mix, types | dict.fromkeys(constants, "constexpr"), constants)
+compiled = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=LAUNCH)
+assert b"_mix" in compiled.asm["cubin"]
+print(compiled.metadata.shared)
+"""
+
+
+@pytest.mark.apart
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227)])
+def test_the_kernel_compiles_to_machine_code(kernel, tmp_path, capability, shared):
+    """For A100s and H100s, which have so many KiB of shared memory for a block; no GPU is needed for that."""
+    compiled = run("-c", COMPILE, str(capability), TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert 0 < int(compiled.stdout) <= 2**10 * shared
 
 
 @pytest.mark.parametrize(("hidden", "width", "length"), [(96, 128, 16), (64, 96, 16), (64, 128, 15)])
