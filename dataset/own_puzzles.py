@@ -22,7 +22,7 @@ from puzzles.cells import characters, split_symbols
 from puzzles.draw import missing_glyphs
 from puzzles.grid import Grid
 from puzzles.kind import PAD, Transform, hash_rows
-from puzzles.rule import broken_rules
+from puzzles.rule import RuleFailed, broken_rules
 
 TRIES_PER_COPY = 5
 MAX_CELLS = 1 << 14  # of a canvas, as many as solve.py reads
@@ -239,7 +239,10 @@ def examine(table: PairTable, kind: Grid, options: Options) -> Facts:
 
 def _check_rule(table: PairTable, kind: Grid, rows: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> None:
     for row, question, answer in zip(rows, inputs, outputs, strict=True):
-        broken = broken_rules(kind.rule, kind.rows_of(question), kind.rows_of(answer))
+        try:
+            broken = broken_rules(kind.rule, kind.rows_of(question), kind.rows_of(answer))
+        except RuleFailed as failure:
+            raise UserError(f"{table.place(row)}: {failure}; correct it") from failure
         if broken:
             raise UserError(f"{table.place(row)}: the output does not pass --valid {kind.rule}: {broken[0]:.200}")
 

@@ -176,7 +176,8 @@ def _example(file: str, line: int | None, record: dict[str, Any], writing: Writi
     labels = {key: _label(file, line, key, record[key]) for key in LABELS if record.get(key) is not None}
     if labels.get("split") not in (None, *SPLITS):
         _fail(file, line, f"the split is {labels['split']!r:.40}; it is one of {', '.join(SPLITS)}, or left out")
-    return Example(file, line, **grids, numbers=are_numbers(record["input"]), **labels)
+    numbers = are_numbers((record["input"], record["output"]), writing.hole)
+    return Example(file, line, **grids, numbers=numbers, **labels)
 
 
 def _label(file: str, line: int | None, key: str, value: Any) -> str:

@@ -10,7 +10,7 @@ and halves of surrogate pairs are none: nothing can show the ones, and nothing c
 """
 
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +118,14 @@ def _refuse_unfit(text: str) -> None:
             raise ValueError(f"has the character {character!r}, which no symbol may have")
 
 
-def are_numbers(value: Any) -> bool:
-    """Whether a value is written in numbers, not in text, as far as its first cell tells."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return type(value) is int
+def are_numbers(values: Iterable[Any], hole: str | None) -> bool:
+    """Whether grids are written in numbers, not in text, as far as their first cell that is no hole tells."""
+    for value in values:
+        for row in value if isinstance(value, list) else [value]:
+            for cell in row if isinstance(row, list) else [row]:
+                if cell is not None and cell != hole:
+                    return type(cell) is int
+    return True
 
 
 def split_symbols(text: str, words: bool, known: Container[str] = ()) -> list[str]:

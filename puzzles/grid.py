@@ -25,7 +25,7 @@ from errors import UserError
 from puzzles.canvas import corner_shapes, grids_alone, with_ends
 from puzzles.cells import Rows, Writing, read_cells
 from puzzles.kind import PAD, Kind, Look, Puzzle, Transform, hash_rows
-from puzzles.rule import broken_rules, can_be_asked
+from puzzles.rule import RuleFailed, broken_rules, can_be_asked
 from puzzles.symmetry import dihedral_transform
 
 END = 1  # where there is one
@@ -232,11 +232,16 @@ class Grid(Kind):
         has_holes = any(cell is None for row in rows for cell in row)
         return np.array(rows, object) if has_holes else np.array(rows)
 
-    def rows_of(self, tokens: np.ndarray) -> list[list]:
-        """The cells of a grid on a board (cells,) as in the files: texts or numbers, None in a hole."""
+    def rows_of(self, tokens: np.ndarray, shape: tuple[int, int] | None = None) -> list[list]:
+        """The cells of a grid on a board (cells,) as in the files: texts or numbers, None in a hole.
+
+        `shape` is its number of rows and of columns; None: as many as hold a cell.
+        """
         cells: list = [None] * self.first_symbol + list(self.vocabulary[self.first_symbol :])
         cells = [None if cell == self.hole else int(cell) if self.numbers and cell else cell for cell in cells]
-        return [[cells[token] for token in row] for row in self.grid(tokens).tolist()]
+        rows, columns = shape or self.extent(tokens)
+        board = tokens.reshape(self.rows, self.columns)[:rows, :columns]
+        return [[cells[token] for token in row] for row in board.tolist()]
 
     # Boards
 
@@ -273,10 +278,21 @@ class Grid(Kind):
         return np.array(found, bool).reshape(answers.shape[:-1])
 
     def violations(self, inputs: np.ndarray, answer: np.ndarray) -> list[str]:
-        answer = self.visible(self.counted(inputs, answer))
-        if not (answer != PAD).any():
+        """A rule that fails on an answer finds fault with it: a model may answer with a grid of any shape."""
+        answer = self.counted(inputs, answer)
+        shape = self.extent(answer if self.ends else inputs)
+        if not (answer != PAD).any() or 0 in shape:
             return ["there is no grid"]
-        return broken_rules(self.rule, self.rows_of(inputs), self.rows_of(answer)) if self.has_rules else []
+        if not self.ends and not self.ignored:
+            empty = np.flatnonzero((answer == PAD) & (inputs != PAD))
+            if len(empty):
+                return [f"{self.place(cell)} is empty" for cell in empty.tolist()]
+        if not self.has_rules:
+            return []
+        try:
+            return broken_rules(self.rule, self.rows_of(inputs), self.rows_of(answer, shape))
+        except RuleFailed as failure:
+            return [str(failure)]
 
     def praise(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         return f"the rule {self.rule} says so"

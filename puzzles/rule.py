@@ -1,9 +1,10 @@
 """A rule of one's own, `module:function`, for puzzles that are described by their dataset alone.
 
 The function gets a puzzle and an answer as lists of rows, with cells as they are in the files that the dataset was
-built from (None in a hole), and returns whether the answer obeys the rule, or a list of sentences that say what it
-breaks. Its module lies in a folder that PYTHONPATH names in full: a dataset may be anybody's, and must not be able to
-call whatever Python can import. `reasoning-gym:task` stands for a scorer of that package (puzzles/gym.py).
+built from (None in a hole; last rows and columns that are nothing but holes are left out). It returns whether the
+answer obeys the rule, or a list of sentences that say what it breaks. Its module lies in a folder that PYTHONPATH names
+in full: a dataset may be anybody's, and must not be able to call whatever Python can import. `reasoning-gym:task`
+stands for a scorer of that package (puzzles/gym.py).
 """
 
 import importlib
@@ -19,6 +20,10 @@ from errors import UserError, first_line
 from puzzles import gym
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+
+
+class RuleFailed(UserError):
+    """The function raised an error: its own fault or, where it expects another form of answer, the answer's."""
 
 
 @lru_cache
@@ -55,13 +60,16 @@ def can_be_asked(name: str) -> bool:
 
 
 def broken_rules(name: str, puzzle: list, answer: list) -> list[str]:
-    """What the rule of this name says of an answer: sentences, none if it obeys. Raises `UserError` if it fails."""
+    """What the rule of this name says of an answer: sentences, none if it obeys.
+
+    Raises `RuleFailed` if it fails, and `UserError` if there is none or it returns something else.
+    """
     try:
         said = find_rule(name)(puzzle, answer)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"the rule {name} failed: {type(error).__name__}: {first_line(error)}; correct it") from error
+        raise RuleFailed(f"the rule {name} failed: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(said, list | tuple):
         return [str(sentence) for sentence in said]
     if type(said).__name__ not in ("bool", "bool_"):  # Python's and NumPy's

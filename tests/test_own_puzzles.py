@@ -211,6 +211,15 @@ def test_a_vocabulary_of_words_or_numbers_is_given_with_blanks_between(tmp_path)
     assert kind_at(built(source, test_fraction=0, vocabulary="1 2 30")).symbols == ("", "1", "2", "3", "0")
 
 
+@pytest.mark.parametrize(
+    ("first", "numbers"),
+    [([[None, 1]], True), ([["-", 3], [1, 2]], True), ([[None, "1"]], False), ("1", False)],
+)
+def test_a_hole_says_nothing_of_whether_cells_are_numbers(tmp_path, first, numbers):
+    source = jsonl(tmp_path / "p.jsonl", pair(first, [[2, 2]]), pair([[1, 2, 3]], [[3, 2, 1]]))
+    assert kind_at(built(source, test_fraction=0, hole="-")).numbers == numbers
+
+
 def test_options_name_a_letter_with_its_accent_however_it_is_encoded(tmp_path):
     """As in files: a letter and its accent may be one code point or two."""
     (tmp_path / "symbols.yaml").write_text('"e\u0301": red\n', encoding="utf-8")
@@ -428,6 +437,57 @@ def test_a_rule_checks_the_pairs(tmp_path, monkeypatch):
     assert "this" not in sys.modules  # nothing else was even imported
 
 
+SAME_SIZE = """
+def valid(puzzle, answer):
+    return all(puzzle[r][c] == answer[r][c] for r in range(len(puzzle)) for c in range(len(puzzle[r])))
+
+
+def compared(puzzle, answer):
+    return all(one == other for rows in zip(puzzle, answer) for one, other in zip(*rows))
+
+
+def turned(puzzle, answer):
+    return all(puzzle[r][c] == answer[c][r] for r in range(len(puzzle)) for c in range(len(puzzle[r])))
+"""
+
+
+@pytest.fixture
+def same_size(tmp_path, monkeypatch):
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/own_rule_d.py").write_text(SAME_SIZE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "rules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "rules"))
+    monkeypatch.delitem(sys.modules, "own_rule_d", raising=False)
+    find_rule.cache_clear()
+
+
+@pytest.mark.parametrize("rule", ["valid", "compared"])
+def test_an_answer_with_an_empty_cell_obeys_no_rule(tmp_path, same_size, rule):
+    """Where the puzzle says how large the answer is: a rule must not be asked about a smaller one."""
+    pairs = [pair(rows, rows) for rows in (["aab", "bbb"], ["ab"])]
+    dataset = built(jsonl(tmp_path / "p.jsonl", *pairs), valid=f"own_rule_d:{rule}", test_fraction=0)
+    kind, question = kind_at(dataset), Arrays(dataset).inputs[0]
+    assert kind.violations(question, question) == []
+    for empty, where in ((slice(3, 6), [4, 5, 6]), (slice(2, 6, 3), [3, 6]), (slice(1, 2), [2])):
+        answer = question.copy()
+        answer[empty] = 0
+        places = [f"row {(n - 1) // 3 + 1}, column {(n - 1) % 3 + 1} is empty" for n in where]
+        assert kind.violations(question, answer) == places
+        assert not kind.valid(question, answer)
+    assert kind.violations(question, 0 * question) == ["there is no grid"]
+
+
+def test_a_rule_that_fails_on_an_answer_finds_fault_with_it(tmp_path, same_size):
+    """Where the model says how large its answer is, it may be of a size that the rule is not made for."""
+    source = jsonl(tmp_path / "p.jsonl", pair(["aab", "bbb"], ["ab", "ab", "bb"]), pair(["aa"], ["a", "a"]))
+    dataset = built(source, valid="own_rule_d:turned", test_fraction=0)
+    kind, inputs, (right, smaller) = kind_at(dataset), Arrays(dataset).inputs, Arrays(dataset).labels
+    assert kind.ends and kind.valid(inputs, Arrays(dataset).labels).all()
+    failure = "the rule own_rule_d:turned failed: IndexError: list index out of range"
+    assert kind.violations(inputs[0], smaller) == [failure]
+    assert kind.valid(inputs[0], np.stack([right, smaller])).tolist() == [True, False]
+
+
 @pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "raise SystemExit('enough')", "return 1 / 0"])
 def test_a_rule_that_fails_or_ends_the_program_is_named(body, tmp_path, monkeypatch):
     (tmp_path / "own_rule_b.py").write_text(f"def valid(puzzle, answer):\n    {body}\n")
@@ -435,7 +495,7 @@ def test_a_rule_that_fails_or_ends_the_program_is_named(body, tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_rule_b", raising=False)
     find_rule.cache_clear()
-    with pytest.raises(UserError, match=r"the rule own_rule_b:valid failed: .*; correct it"):
+    with pytest.raises(UserError, match=r"p.jsonl:1: the rule own_rule_b:valid failed: .*; correct it"):
         built(jsonl(tmp_path / "p.jsonl", *random_pairs(4)), valid="own_rule_b:valid")
 
 
