@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 
 from errors import one_line_errors
-from files import check_writable, written_beside
+from files import check_writable
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
 from training.checkpoints import beside, load_model, open_run
@@ -33,7 +33,7 @@ from training.metrics import start_logging
 from training.options import StrictModel, from_cli
 from training.predictions import MAX_STEPS, PredictionWriter, writing_predictions
 from training.reasoning import HALTING
-from training.torch_predictions import torch_path, torch_paths
+from training.torch_predictions import save_torch, torch_path
 
 
 class EvalConfig(StrictModel):
@@ -158,26 +158,6 @@ def open_writer(
         logits=config.save_logits,
         answers_by_step=config.save_steps,
     )
-
-
-def save_torch(prefix: Path, saved: dict[str, torch.Tensor], ranks: Ranks) -> None:
-    """Save every rank's dictionary, in place of earlier ones when all are on disk.
-
-    Rank 0's gets its name last: without it the others are not read, so that those of two evaluations are not mixed
-    after a kill.
-    """
-    place = torch_path(prefix, ranks.rank)
-    with written_beside(place, lambda file: torch.save(saved, file)) as (beside, _):
-        ranks.barrier()
-        if ranks.is_main:
-            for path in torch_paths(prefix).values():
-                path.unlink()
-        ranks.barrier()
-        if not ranks.is_main:
-            beside.replace(place)
-        ranks.barrier()
-        if ranks.is_main:
-            beside.replace(place)
 
 
 def warm_up(head: ACTLossHead, dataset: PuzzleDataset, device: torch.device) -> None:

@@ -35,7 +35,7 @@ from training.flops import count_parameters
 from training.metrics import MetricsLog, Unread, progress_bar, start_logging, train_metrics
 from training.step import TrainState, create_state, train_step
 from training.stopping import Stopped, StopRequest
-from training.torch_predictions import save_predictions
+from training.torch_predictions import save_torch
 
 CONFIG_DIR = str(Path(__file__).resolve().parent / "config")
 
@@ -140,6 +140,7 @@ def start(
     saved, keep_bytes = (None, 0) if found is None else (found.path, found.manifest.metrics_bytes)
     if found is not None:
         resume.check_same_run(saved, found.manifest, fixed, config)
+        resume.check_not_past_the_end(saved, found.manifest, config)
     ranks.from_main(lambda: run_folder.check_free(config, saved))
     torch.manual_seed(config.seed + ranks.rank)
     # The state has weights of its own; the checkpoint that the run began with may be gone by now.
@@ -331,7 +332,7 @@ def evaluate_pass(run: Run, eval_data: PuzzleDataset | None) -> None:
     if run.config.checkpoint_every_eval or improved or run.finished():
         run.ranks.from_main(lambda: save_checkpoints(run, improved))
         if outputs:
-            save_predictions(run.folder, run.evaluated_name, run.ranks.rank, outputs)
+            save_torch(run.folder / run.evaluated_name, outputs, run.ranks)
         save_state(run)
 
 

@@ -17,7 +17,7 @@ from tests.tiny_model import EXAMPLES, SEQ_LEN, VOCAB, build_model, every_step, 
 from training.distributed import Ranks
 from training.evaluation import evaluate_split
 from training.predictions import PredictionWriter, read_manifest, read_predictions
-from training.torch_predictions import save_predictions
+from training.torch_predictions import save_torch, torch_paths
 
 DATA = PIPELINE / "dataset"
 ALL = ["inputs", "labels", "puzzle_identifiers", "logits", "q_halt_logits", "q_continue_logits"]
@@ -57,15 +57,15 @@ def save_compact(prefix, path=DATA, ranks=1, **changes):
         writer.__exit__(None, None, None)
 
 
-def save_torch(prefix, path=DATA, ranks=1, **changes):
+def save_dictionaries(prefix, path=DATA, ranks=1, **changes):
     head = build_model()
     for rank in range(ranks):
         dataset = open_test_split(path, rank, ranks, **changes)
         _, saved = evaluate_split(head, dataset, InTurn(rank, ranks, 0), torch.device("cpu"), ALL)
-        save_predictions(prefix.parent, prefix.name, rank, saved)
+        save_torch(prefix, saved, InTurn(rank, ranks, 0))
 
 
-SAVE = {"compact": save_compact, "torch": save_torch}
+SAVE = {"compact": save_compact, "torch": save_dictionaries}
 
 
 def read(prefix, path=DATA, **options):
@@ -219,7 +219,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
 
 def test_the_newer_format_is_read(tmp_path):
     prefix = tmp_path / "step_1"
-    save_torch(prefix)
+    save_dictionaries(prefix)
     save_compact(prefix, max_examples=5)
     assert len(read(prefix)["answers"]) == 5
     later = (tmp_path / "step_1_preds/manifest.json").stat().st_mtime + 1
@@ -227,17 +227,27 @@ def test_the_newer_format_is_read(tmp_path):
     assert len(read(prefix)["answers"]) == EXAMPLES
 
 
+def test_dictionaries_of_more_ranks_are_replaced(tmp_path):
+    """Else those of ranks that are no more would be read as well."""
+    prefix = tmp_path / "step_1"
+    save_dictionaries(prefix, ranks=4)
+    assert list(torch_paths(prefix)) == [0, 1, 2, 3]
+    save_dictionaries(prefix, ranks=2)
+    assert list(torch_paths(prefix)) == [0, 1]
+    assert len(read(prefix)["answers"]) == EXAMPLES
+
+
 def test_fewer_fields_in_the_original_format(tmp_path, expected):
     """As other people's scripts save them: answers in place of logits, or half-precision logits, without labels."""
     prefix = tmp_path / "step_1"
-    save_torch(prefix)
+    save_dictionaries(prefix)
     whole = torch.load(tmp_path / "step_1_all_preds.0", weights_only=True)
     part = {key: whole[key] for key in ("inputs", "puzzle_identifiers", "q_halt_logits")}
     for answers in (
         {"predictions": whole["logits"].argmax(-1).to(torch.uint8)},
         {"logits": whole["logits"].bfloat16()},
     ):
-        save_predictions(tmp_path, "step_1", 0, part | answers)
+        save_torch(prefix, part | answers, ONE)
         (rows,) = read_predictions(prefix, DATA)
         assert rows.labels is None
         assert rows.q_continue_logits is None
@@ -519,7 +529,7 @@ TORCH_DAMAGE = {
 @pytest.fixture(scope="module")
 def torch_predictions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torch")
-    save_torch(folder / "step_1", ranks=2)
+    save_dictionaries(folder / "step_1", ranks=2)
     return folder
 
 

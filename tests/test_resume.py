@@ -20,7 +20,16 @@ from tests.in_memory import composed
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.runs import PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
 from training.config import RETIRED_ARCH_KEYS, load_config
-from training.resume import Schedule, check_metrics, check_same_run, find_state, read_state, saved_states, set_aside
+from training.resume import (
+    Schedule,
+    check_metrics,
+    check_same_run,
+    find_state,
+    later_checkpoints,
+    read_state,
+    saved_states,
+    set_aside,
+)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +324,27 @@ def test_checkpoints_of_a_future_that_was_left_are_set_aside(tmp_path, uninterru
     assert sorted(path.name for path in run.glob("state_*")) == ["state_56", "state_57", "state_60.aside"]
 
 
+def test_what_was_made_with_a_checkpoint_is_set_aside_with_it(tmp_path):
+    """Else it would be taken for the work of the checkpoint that comes in its place."""
+    suffixes = ("", "_ema", "_preds", "_ema_preds", "_all_preds.0", "_ema_all_preds.12", "_search", "_ema_search")
+    for step in (100, 200):
+        for suffix in (*suffixes, ".aside", "_of_mine.txt", "_preds.aside"):
+            (tmp_path / f"step_{step}{suffix}").touch()
+    assert {path.name for path in later_checkpoints(tmp_path, 100)} == {f"step_200{suffix}" for suffix in suffixes}
+
+
+@pytest.mark.parametrize("state", ["state_56", "state_60"])
+def test_a_run_cannot_go_on_to_an_earlier_end(two_states, capsys, state):
+    """It would be past it, and never over."""
+    line = refusal(capsys, two_states, **CHANGES | {"resume": two_states / state, "epochs": 8})
+    assert f"{two_states / state} is of epoch 12, which is behind epochs=8; give epochs=12 or more, or go on" in line
+
+
+def test_a_run_can_be_made_shorter(stopped, uninterrupted):
+    assert pretrain(stopped, **CHANGES | {"epochs": 4})[-1]["step"] == 20
+    assert pretrain(stopped, **CHANGES | {"epochs": 4})[-1]["step"] == 20, "it was finished"
+
+
 def test_the_best_of_a_future_that_was_left_is_no_longer_the_best(tmp_path):
     """Else evaluate.py would look for a checkpoint that is not there."""
     run = tmp_path / "run"
@@ -498,6 +528,18 @@ def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/lr": 0.5}\n')
     pretrain(folder, **CHANGES | {"max_minutes": 1e-5})
     assert read_metrics(folder) == read_metrics(uninterrupted)[:1]
+
+
+def test_a_branch_that_left_no_state_branches_off_again(stopped, capsys):
+    """Not from the first step, which `resume=true` would begin with."""
+    branch = stopped.parent / "branch"
+    asked = CHANGES | {"resume": stopped / "state_1", "max_minutes": 1e-5}
+    pretrain(branch, **asked)
+    shutil.rmtree(branch / "state_2")  # as if it had been killed before
+    line = refusal(capsys, branch, **asked | {"resume": "true"})
+    assert line.endswith(f"has no training state of its own yet; give resume={stopped / 'state_1'} again")
+    assert "already holds a run" in refusal(capsys, branch, **asked | {"resume": stopped})
+    assert [line["step"] for line in pretrain(branch, **asked)] == [1, 2]
 
 
 def test_the_run_of_wandb_goes_on_but_a_branch_is_another(stopped):

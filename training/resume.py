@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes its place
+# See training/run_folder.py
+CHECKPOINT_OR_ITS_WORK = re.compile(r"step_(\d+)(_ema)?(_preds|_all_preds\.\d+|_search)?")
 
 # If one of these changes, the position in the data or the weights mean nothing any more.
 FIXED_KEYS = (
@@ -325,8 +327,9 @@ def find_state(config: PretrainConfig) -> Found | None:
 
 
 def later_checkpoints(run: Path, step: int) -> list[Path]:
-    """Checkpoints of steps that the run has not made yet, since it goes on from an earlier state."""
-    matches = ((re.fullmatch(r"step_(\d+)(_ema)?", path.name), path) for path in run.glob("step_*"))
+    """Checkpoints of steps that the run has not made yet, since it goes on from an earlier state, and what was made
+    with them: it would be taken for the work of the checkpoints that will come in their place."""
+    matches = ((CHECKPOINT_OR_ITS_WORK.fullmatch(path.name), path) for path in sorted(run.glob("step_*")))
     return [path for match, path in matches if match and int(match[1]) > step]
 
 
@@ -369,6 +372,17 @@ def check_same_run(path: Path, manifest: Manifest, fixed: dict, config: Pretrain
         raise UserError(
             f"{path} cannot be resumed with another {', '.join(differing)}; "
             f"restore these, or start a new run with load_checkpoint"
+        )
+
+
+def check_not_past_the_end(path: Path, manifest: Manifest, config: PretrainConfig) -> None:
+    """Raise `UserError` if the run has begun epochs that this config does not have: it would never be over."""
+    done = manifest.progress
+    begun = config.epochs_per_pass * (done.passes + (done.batches > 0))  # epochs
+    if begun > config.epochs:
+        raise UserError(
+            f"{path} is of epoch {begun}, which is behind epochs={config.epochs}; give epochs={begun} or more, or "
+            f"go on from an earlier state"
         )
 
 

@@ -36,7 +36,7 @@ from errors import UserError
 from extension import import_below
 from files import locked, read_json, remove_abandoned, write_atomically
 from training.checkpoints import RECORDS, read_records
-from training.config import HEADS, ArchConfig, PretrainConfig
+from training.config import HEADS, ArchConfig, PretrainConfig, load_config
 from training.distributed import Ranks, device_name
 from training.metrics import METRICS_FILE
 
@@ -61,6 +61,14 @@ def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
     read_records(folder)
     if resumed_from is not None and resumed_from.parent.resolve() == folder.resolve():
         return
+    branched_from = _branch_without_a_state(folder)
+    if branched_from is not None and config.resume is True:
+        raise UserError(
+            f"checkpoint_path={folder} branched off and has no training state of its own yet; give "
+            f"resume={branched_from} again"
+        )
+    if branched_from is not None and os.path.abspath(str(config.resume)) == os.path.abspath(branched_from):
+        return
     if any(folder.glob("step_*")) or (config.resume is not True and (folder / METRICS_FILE).exists()):
         remedy = "it has no training state to go on from" if config.resume is True else "go on with it (resume=true)"
         raise UserError(f"checkpoint_path={folder} already holds a run; {remedy}, choose another, or remove it")
@@ -70,6 +78,17 @@ def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
             f"checkpoint_path={folder} is no run folder, but holds {', '.join(theirs)}, which the run would overwrite; "
             f"choose another"
         )
+
+
+def _branch_without_a_state(folder: Path) -> str | None:
+    """What the run in this folder goes on from, if it branched off and was ended before it had saved a state."""
+    if not (folder / CONFIG_FILE).is_file() or any(folder.glob("step_*")) or any(folder.glob("state_*")):
+        return None
+    try:
+        branched_from = load_config(str(folder / CONFIG_FILE)).resume
+    except UserError:  # of a damaged one, which is written anew
+        return None
+    return branched_from if isinstance(branched_from, str) else None
 
 
 def lock(config: PretrainConfig):

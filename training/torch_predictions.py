@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dataset.format import IGNORE_LABEL_ID, PuzzleDatasetMetadata
 from errors import UserError, first_line, is_out_of_memory
-from files import check_is_file, write_atomically
+from files import check_is_file, written_beside
+from training.distributed import Ranks
 from training.prediction_rows import AGAIN, PredictionRows, check_tokens, warn_of_no_numbers
 
 
@@ -34,12 +35,24 @@ def torch_paths(prefix: Path) -> dict[int, Path]:
     return dict(sorted((int(rank), path) for path, rank in ranks.items() if re.fullmatch("0|[1-9][0-9]{0,5}", rank)))
 
 
-def save_predictions(folder: Path, step_name: str, rank: int, saved: dict[str, Tensor]) -> Path:
-    """Write `<step_name>_all_preds.<rank>`."""
-    path = torch_path(folder / step_name, rank)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: torch.save(saved, file))
-    return path
+def save_torch(prefix: Path, saved: dict[str, Tensor], ranks: Ranks) -> None:
+    """Save every rank's dictionary, all ranks together, in place of earlier ones when all are on disk.
+
+    Rank 0's gets its name last: without it the others are not read, so that those of two evaluations are not mixed
+    after a kill. Raises `UserError` if one cannot be written.
+    """
+    place = torch_path(prefix, ranks.rank)
+    with written_beside(place, lambda file: torch.save(saved, file)) as (beside, _):
+        ranks.barrier()
+        if ranks.is_main:
+            for path in torch_paths(prefix).values():
+                path.unlink()
+        ranks.barrier()
+        if not ranks.is_main:
+            beside.replace(place)
+        ranks.barrier()
+        if ranks.is_main:
+            beside.replace(place)
 
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
