@@ -87,12 +87,17 @@ def durably(path: Path) -> Iterator[HashedFile]:
 
     Raises OSError if the disk is full, even under torch.save, and if there is such a file.
     """
-    with HashedFile(path) as file:
-        _try_lock(file.fileno())
+    with _on_disk_at_the_end(HashedFile(path)) as file:
+        yield file
+
+
+@contextmanager
+def _on_disk_at_the_end(file: HashedFile) -> Iterator[HashedFile]:
+    with file:
         try:
             yield file
         except RuntimeError as error:  # torch.save's own, which does not say why
-            if shutil.disk_usage(path.parent).free < 1 << 20:
+            if shutil.disk_usage(Path(file.raw.name).parent).free < 1 << 20:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise OSError(first_line(error)) from error
         file.flush()
@@ -112,16 +117,32 @@ def written_beside(path: Path, save: Callable[[BinaryIO], Any]) -> Iterator[tupl
 
     Raises `UserError` if it cannot be written, and for an OSError of the block.
     """
-    beside = _temporary_name(path)
+    file = lock = None
     try:
-        with durably(beside) as file:
+        while lock is None:  # else it was taken for abandoned just before
+            file = HashedFile(_temporary_name(path))
+            lock = _lock_file(file)
+        with _on_disk_at_the_end(file):
             save(file)
-        yield beside, file.written
+        yield Path(file.raw.name), file.written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
+        if lock is not None:
+            os.close(lock)
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            if file is not None:
+                Path(file.raw.name).unlink(missing_ok=True)
+
+
+def _lock_file(file: HashedFile) -> int | None:
+    """A handle that locks the file, where there are locks, also when it is closed; None if somebody removes it."""
+    if fcntl is None:
+        return os.open(os.devnull, os.O_RDONLY)  # Windows renames nothing that is open
+    if _try_lock(file.fileno()) is not False and os.path.exists(file.raw.name):
+        return os.dup(file.fileno())
+    file.close()
+    return None
 
 
 def _temporary_name(place: Path) -> Path:

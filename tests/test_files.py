@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import files
 from errors import UserError
 from files import (
     check_output,
@@ -148,16 +149,36 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     place = tmp_path / "data"
     write = f"with temporary_folder(Path({str(place)!r})) as f: (f / 'x').touch(); print('here', flush=True); input()"
-    half = f"with durably(Path({str(tmp_path / '.step_1.0123abcd.tmp')!r})) as f: print('here', flush=True); input()"
+    wait = "print('here', flush=True); input()"
+    half = f"write_atomically(Path({str(tmp_path / 'step_1')!r}), lambda file: ({wait.replace(';', ',')}))"
+    whole = f"with written_beside(Path({str(tmp_path / 'step_2')!r}), lambda file: file.write(b'2')): {wait}"
     folder_with(tmp_path / ".data.of-mine", "not called as a temporary one")
-    with another_process(write), another_process(half):
+    with another_process(write), another_process(half), another_process(whole):
         remove_abandoned(tmp_path)
-        assert len(os.listdir(tmp_path)) == 3
-    assert len(os.listdir(tmp_path)) == 3
+        assert len(os.listdir(tmp_path)) == 4
+    assert len(os.listdir(tmp_path)) == 4
     with temporary_folder(place) as folder:
-        assert sorted(os.listdir(tmp_path)) == sorted([".data.of-mine", ".step_1.0123abcd.tmp", folder.name])
+        names = {".data.of-mine", folder.name}
+        assert names < (left := set(os.listdir(tmp_path)))
+        assert {name.split(".")[1] for name in left - names} == {"step_1", "step_2"}
     remove_abandoned(tmp_path)
     assert os.listdir(tmp_path) == [".data.of-mine"]
+
+
+def test_a_file_that_was_taken_for_abandoned_is_begun_again(tmp_path, monkeypatch):
+    """Somebody who looks for abandoned files sees it before it is locked."""
+    lock, seen = files._lock_file, []
+
+    def lock_too_late(file):
+        if not seen:
+            remove_abandoned(tmp_path)
+        seen.append(file.raw.name)
+        return lock(file)
+
+    monkeypatch.setattr(files, "_lock_file", lock_too_late)
+    write_atomically(tmp_path / "step_1", lambda file: file.write(b"whole"))
+    assert contents(tmp_path) == {"step_1": "whole"}
+    assert len(seen) == 2
 
 
 def test_a_folder_that_was_aside_when_its_process_was_killed_comes_back(tmp_path):
