@@ -45,6 +45,6 @@ def risk_coverage(score: np.ndarray, right: np.ndarray, points: int = 400) -> tu
     n = len(score)
     if not n:
         return np.zeros(0), np.zeros(0)
-    wanted = np.unique(np.ceil(np.linspace(1 / n, 1, min(n, points)) * n))
+    wanted = np.unique(np.linspace(1, n, min(n, points)).round())
     answered, good = covered(score, right)
     return wanted / n, 1 - np.interp(wanted, answered, good) / wanted

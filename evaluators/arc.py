@@ -144,7 +144,7 @@ def dataset_pairs(test_sets: Iterable[PuzzleSet], identifiers: Sequence[str]) ->
     """The test pairs of all tasks, equal ones too, from the first puzzle of every group, which is the task itself."""
     pairs: TestPairs = {}
     for puzzles in test_sets:
-        if puzzles.puzzle_identifiers.max() >= len(identifiers):
+        if puzzles.puzzle_identifiers.max(initial=0) >= len(identifiers):
             raise UserError(
                 f"the test split names puzzle {puzzles.puzzle_identifiers.max()}, but identifiers.json ends at "
                 f"{len(identifiers) - 1}; build the dataset again"

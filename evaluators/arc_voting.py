@@ -2,7 +2,9 @@
 
 A prediction is a canvas of tokens (puzzles/arc.py). It is cropped, its augmentation is undone, and the
 grid is one vote for a test input of its task: the one that its own input is an augmentation of. Candidates are ordered
-by votes, then by the mean of sigmoid(q_halt); among equal ones, the first seen comes first.
+by votes, then by the mean of sigmoid(q_halt); among equal ones, that comes first which an earlier example voted for, so
+that it does not matter how many processes made the predictions. Torch dictionaries do not say which example a row is
+of: there, and where two models voted on one example, the one read first comes first.
 
 This module does not touch files: evaluators/arc.py reads and writes them.
 """
@@ -31,7 +33,8 @@ from training.prediction_rows import PredictionRows
 _COLOURS = bytes(range(NUM_COLOURS))
 
 Key = bytes  # a grid: its number of rows, its number of columns, and its colours row by row
-Votes = dict[tuple[str, Key], dict[Key, list]]  # (task, input) -> answer -> [votes, sum of sigmoid(q_halt)]
+# (task, input) -> answer -> [votes, sum of sigmoid(q_halt), the first example]
+Votes = dict[tuple[str, Key], dict[Key, list]]
 TestPairs = dict[str, list[tuple[Key, Key]]]  # task -> (input, answer) of each of its test inputs, in order
 
 
@@ -129,6 +132,7 @@ def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) ->
     """
     votes: Votes = {}
     pairs: TestPairs = {}
+    seen = 0
     for rows in chunks:
         if not len(rows.answers):
             continue
@@ -137,10 +141,13 @@ def count_votes(chunks: Iterable[PredictionRows], identifiers: Sequence[str]) ->
         inputs, answers = original_grids(rows.inputs, augmentations), original_grids(rows.answers, augmentations)
         # In float32, in which sigmoids of large logits become equal, so that ties are the same as in the original.
         confidences = torch.from_numpy(rows.q_halt_logits).sigmoid().tolist()
-        for task, grid, answer, confidence in zip(tasks, inputs, answers, confidences, strict=True):
-            tally = votes.setdefault((task, grid), {}).setdefault(answer, [0, 0.0])
+        examples = range(seen, seen + len(names)) if rows.examples is None else rows.examples.tolist()
+        seen += len(names)
+        for task, grid, answer, confidence, example in zip(tasks, inputs, answers, confidences, examples, strict=True):
+            tally = votes.setdefault((task, grid), {}).setdefault(answer, [0, 0.0, example])
             tally[0] += 1
             tally[1] += confidence
+            tally[2] = min(tally[2], example)
         if rows.labels is not None:
             plain = [i for i, (name, task) in enumerate(zip(names, tasks, strict=True)) if name == task]
             for task, pair in pairs_of_rows(rows.inputs[plain], rows.labels[plain], [names[i] for i in plain]):
@@ -180,8 +187,9 @@ def rank_candidates(votes: Votes, pairs: TestPairs) -> Tasks:
 
 
 def _ranked(tallies: dict[Key, list]) -> list[Candidate]:
-    candidates = [Candidate(key, count, total / count) for key, (count, total) in tallies.items()]
-    return sorted(candidates, key=lambda one: (one.votes, one.confidence), reverse=True)  # equal ones keep their order
+    first = {key: example for key, (_, _, example) in tallies.items()}
+    candidates = [Candidate(key, count, total / count) for key, (count, total, _) in tallies.items()]
+    return sorted(candidates, key=lambda one: (-one.votes, -one.confidence, first[one.key]))
 
 
 def scores(tasks: Tasks, ks: Iterable[int]) -> dict:

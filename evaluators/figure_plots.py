@@ -145,7 +145,7 @@ def draw_scaling(report: dict[str, Any]) -> Figure:
         style = dict(color=colour, ls=line, marker=marker, ms=5, lw=1.6, label=name)
         exact = np.array(report[rule]["exact_accuracy"])
         accuracy.plot(limits, 100 * exact, **style)
-        low, high = wilson_interval(exact, report["examples"])
+        low, high = wilson_interval(exact, report["scored"])
         accuracy.fill_between(limits, 100 * low, 100 * high, color=colour, alpha=0.15, lw=0)
         steps.plot(limits, report[rule]["mean_steps"], **style)
     accuracy.set(ylabel="exact accuracy, %", ylim=(-2, 102))

@@ -316,6 +316,7 @@ def compute_scaling(subject: Subject) -> dict[str, Any]:
     limits = doubling(subject.max_steps)
     return {
         "trained_steps": subject.run.arch.halt_max_steps,
+        "scored": int(scored.sum()),
         "limits": limits,
         **halting_curves(exact[scored], wants_to_halt[scored], limits),
     }

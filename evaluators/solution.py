@@ -72,8 +72,9 @@ def read_typed(puzzle: str | np.ndarray, source: str, trained_on: Kind | None) -
         return _read_text(puzzle, source, trained_on)
     found = _read_text(text_of_cells(puzzle, source, trained_on), source, trained_on)
     rows, columns = puzzle.shape if puzzle.ndim == 2 else (1, len(puzzle))
-    # A single row may hold the cells of a whole board; otherwise their arrangement must be the board's.
-    if rows > 1 and (rows, columns) != found.kind.extent(found.inputs):
+    # A single row may hold the cells of a whole board; otherwise their arrangement must be the board's. What is written
+    # as it is has the array's, of which holes at the end are no part.
+    if rows > 1 and not found.kind.any_text and (rows, columns) != found.kind.extent(found.inputs):
         raise UserError(f"{source} has {rows}×{columns} cells, which is not the shape of {with_article(found.title)}")
     return found
 

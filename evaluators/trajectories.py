@@ -161,6 +161,8 @@ def start_states(model: ACTModel, number: int, plan: Plan, examples: np.ndarray,
     state = _own_starts(inner, seeds, device)
     if plan.start == "fixed":
         return state
+    if inner.draws:  # else the same numbers would be drawn that its own start is made of
+        seeds = [_seed(seed, 1) for seed in seeds]
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     is_first = torch.tensor([start == 0 for *_, start in places], device=device)
 

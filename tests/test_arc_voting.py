@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,26 @@ def test_ties_beyond_float32_go_to_the_first_seen(dataset):
     (test,) = rank_candidates(votes, pairs)["2c0b0aff"]
     assert [one.grid.tolist() for one in test.candidates] == [[[1]], [[2]], [[3]]]
     assert test.candidates[0].confidence == test.candidates[1].confidence == 1
+    # Dealt out to ranks, which are read one after another
+    for examples in ([7, 4, 9], [2, 8, 1]):
+        votes, pairs = count_votes(
+            (replace(part, examples=np.array([one])) for part, one in zip(chunks(rows, 1), examples, strict=True)),
+            read_identifiers(dataset),
+        )
+        (test,) = rank_candidates(votes, pairs)["2c0b0aff"]
+        first = [[[2]], [[1]]] if examples[1] < examples[0] else [[[1]], [[2]]]
+        assert [one.grid.tolist() for one in test.candidates] == [*first, [[3]]]
+
+
+def test_a_set_without_examples_has_no_pairs(dataset):
+    (whole,) = load_test_sets(dataset)
+    none = np.zeros(0, np.int64)
+    empty = replace(
+        whole, inputs=whole.inputs[:0], labels=whole.labels[:0], puzzle_identifiers=none,
+        puzzle_indices=np.zeros(1, np.int64), group_indices=np.zeros(1, np.int64),
+    )  # fmt: skip
+    identifiers = read_identifiers(dataset)
+    assert dataset_pairs([empty, whole], identifiers) == dataset_pairs([whole], identifiers)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -152,6 +152,7 @@ def test_puzzles_without_an_answer_are_not_scored(checkpoint, monkeypatch):
     np.save(path, labels)
     report, _ = make(monkeypatch, "scaling", checkpoint, "max_steps=4")
     assert report["halt_max"]["exact_accuracy"][-1] == pytest.approx(RIGHT / (RIGHT + 3))
+    assert (report["scored"], report["examples"]) == (RIGHT + 3, len(labels))
     report, _ = make(monkeypatch, "reliability", checkpoint)
     assert sum(report["halt_max"]["puzzles"]) == RIGHT + 3
     np.save(path, 0 * labels)

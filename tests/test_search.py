@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -439,6 +439,21 @@ def test_a_start_does_not_depend_on_the_batch(experiment, start, one_thread):
         assert (starts[0][1] - own[0]).std() == pytest.approx(0.5, rel=0.05)
     else:
         assert (starts[0].mean().abs(), starts[0].std()) == (pytest.approx(0, abs=0.02), pytest.approx(1, rel=0.02))
+
+
+def test_noise_is_independent_of_a_start_that_is_drawn(one_thread):
+    model = tiny("eqr_sudoku")
+    plan = Plan(find_kind("sudoku")(9, 9).symmetries(1, 0), breadth=4, start="noise", sigma=0.5, seed=4)
+    own, noisy = (
+        next(trajectories.tensors_of(trajectories.start_states(model, 0, of, np.arange(3), range(4))))
+        for of in (replace(plan, start="fixed"), plan)
+    )
+    own, noise = own.flatten(1), (noisy - own).flatten(1)
+    assert noise.std(1).tolist() == pytest.approx([0, 0.5, 0.5, 0.5] * 3, rel=0.05)
+    for row in (1, 2, 3, 5, 6, 7, 9, 10, 11):
+        for start in range(16):  # vectors of 16 numbers are drawn from the same bits, in another order
+            found = np.corrcoef(own[row, start::16].numpy(), noise[row, start::16].numpy())[0, 1]
+            assert abs(found) < 4 / np.sqrt(own.shape[1] / 16)
 
 
 def test_a_model_that_draws_is_seeded(one_thread):

@@ -140,5 +140,9 @@ def test_abstention_is_the_brute_force():
             kept = int(np.ceil(share * n))
             assert found == pytest.approx(np.mean([right[order[:kept]].mean() for order in orders]), abs=0.1)
         coverage, risk = abstention.risk_coverage(score, right)
-        assert (coverage[0], coverage[-1], risk[-1]) == (1 / n, 1, pytest.approx(1 - right.mean()))
+        assert coverage.tolist() == pytest.approx([(k + 1) / n for k in range(n)])
+        assert risk[-1] == pytest.approx(1 - right.mean())
+    for n in (400, 401, 5000):
+        coverage, _ = abstention.risk_coverage(np.arange(n) / n, np.arange(n) % 2 == 0)
+        assert (len(coverage), coverage[0], coverage[-1]) == (400, 1 / n, 1)
     assert abstention.accuracy_at(np.array([3.0, 2, 1, 0]), np.array([1, 0, 1, 0], bool)) == [1, 0.5, 2 / 3, 0.5]

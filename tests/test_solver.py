@@ -271,6 +271,19 @@ def test_grids_of_one_s_own(tmp_path, monkeypatch):
     assert found.right is True
 
 
+def test_a_grid_whose_last_row_is_holes_is_read_as_an_array(tmp_path, monkeypatch):
+    """As it is in the file that its dataset was built from."""
+    mine, data = tmp_path / "mine.jsonl", tmp_path / "data"
+    grids = [[["a", "b"], ["b", "a"]], [["b", "a"], [None, None]]]
+    mine.write_text("".join(json.dumps({"input": grid, "output": grid}) + "\n" for grid in grids))
+    with redirect_stdout(StringIO()):
+        build(GridConfig(train_file=mine, test_file=mine, output_dir=data))
+    solver = Solver.load(untrained(tmp_path / "grid", data, vocab_size=3, identifiers=1, seq_len=4))
+    dictate(monkeypatch, np.array([2, 1, 0, 0]))
+    for puzzle in (np.array(grids[1], object), json.dumps(grids[1])):
+        assert solver.solve(puzzle).answer == "ba"
+
+
 def test_arc_tasks(tmp_path, monkeypatch):
     path = untrained(tmp_path / "arc", tmp_path / "gone", vocab_size=12, seq_len=900)
     (tmp_path / "mine.json").write_text(

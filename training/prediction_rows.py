@@ -27,6 +27,7 @@ class PredictionRows:
     q_continue_logits: np.ndarray | None  # (n,) float32
     steps: np.ndarray | None = None  # (n,) reasoning steps taken; this and the next where they were asked for
     answers_by_step: np.ndarray | None = None  # (n, max_steps, seq_len)
+    examples: np.ndarray | None = None  # (n,) places in the split; a torch dictionary does not say them
 
     def only(self, numbers: np.ndarray) -> "PredictionRows":
         """The rows where `numbers` (n,) is true."""

@@ -322,7 +322,7 @@ def _read_compact(
                 answers, q_halt, q_continue, *more = (
                     np.array(_map_part(folder, manifest, field, rank)[here]) for field in (*READ, *extras)
                 )
-                also = dict(zip(extras, more, strict=True))
+                also = dict(zip(extras, more, strict=True)) | {"examples": mine[here]}
                 check_tokens(answers, manifest.vocab_size, path, "answers")
                 if "answers_by_step" in also:
                     check_tokens(also["answers_by_step"], manifest.vocab_size, path, "answers_by_step")
