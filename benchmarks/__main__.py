@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks import evaluate, loader, step
-from benchmarks.report import parser, publish
+from benchmarks.report import publish, timing_parser
 from errors import one_line_errors
 from training.distributed import Ranks, select_device
 
@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"  # ignored by git
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    args = timing_parser(__doc__).parse_args()
     common = ["--device", args.device, *["--toy"] * args.toy]
     common += ["--repeats", str(args.repeats)] if args.repeats else []
     path = args.json or RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d_%H%M%S}.json"

@@ -10,8 +10,9 @@ compile     losses of the first steps: eager, blocks compiled, the baseline comp
 nccl        gradients through a process group of one rank: DistributedDataParallel's sums, as training has them, and one
             call per parameter, which must be equal; both are timed
 
-Each part prints a table, and fails if what must agree does not; --out is a folder for files. Runs on a CPU too (without
-a graph, and with gloo for NCCL). `--toy`: a model for a test. In float32, TF32 is off.
+Each part prints a table; graph, resume and nccl fail if what must agree does not, the others only show it. --out is a
+folder for files. Runs on a CPU too (without a graph, and with gloo for NCCL). `--toy`: a model for a test. In float32,
+TF32 is off.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.baseline import as_the_original, plain_evaluation, without_our_kernels
-from benchmarks.report import Result, in_turns, parser, positive, publish
+from benchmarks.report import Result, in_turns, positive, publish, timing_parser
 from benchmarks.sizes import SIZES, config_of, default_size, forward_dtype, write_dataset
 from errors import first_line, one_line_errors
 from models.losses import ACTLossHead
@@ -176,7 +176,7 @@ def rows(
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc, repeats=3)
+    args = timing_parser(doc, repeats=3)
     args.add_argument("--size", choices=SIZES, help="default: sudoku on CUDA, else small")
     args.add_argument("--batch", type=positive, help="global batch size")
     yes_or_no = argparse.BooleanOptionalAction

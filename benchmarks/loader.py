@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.baseline import PlainDataset, plain_batches
-from benchmarks.report import Result, in_turns, parser, positive, publish
+from benchmarks.report import Result, in_turns, positive, publish, timing_parser
 from benchmarks.sizes import SIZES, config_of, write_dataset
 from dataset.format import PuzzleSet
 from errors import one_line_errors
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> list[Result]:
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc, repeats=5)
+    args = timing_parser(doc, repeats=5)
     args.add_argument("--batch", type=positive, default=768, help="global batch size (default: %(default)s)")
     args.add_argument("--count", type=positive, default=60, help="batches a repetition (default: %(default)s)")
     return args

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.report import in_turns, parser
+from benchmarks.report import in_turns, parser, positive
 from errors import UserError, first_line, one_line_errors
 from models.layers import weights_cast
 from models.trm import MixerBlock
@@ -70,7 +70,8 @@ def measure(batch: int, hidden: int, kernel, args: argparse.Namespace, device: t
 
 
 def main() -> None:
-    options = parser(__doc__, repeats=5)
+    options = parser(__doc__)
+    options.add_argument("--repeats", type=positive, default=5, help="timed repetitions of each way")
     options.add_argument("--shown", type=int, default=4, help="of the tiles, the fastest")
     args = options.parse_args()
     with one_line_errors():

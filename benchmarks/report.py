@@ -128,12 +128,18 @@ def publish(results: list[Result], device: torch.device, json_path: Path | None)
         print(f"\nwritten: {json_path}")
 
 
-def parser(doc: str, repeats: int | None = None) -> argparse.ArgumentParser:
+def parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the options that all these commands have."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--repeats", type=positive, default=repeats, help="timed repetitions of each way")
     options.add_argument("--toy", action="store_true", help="small enough for a test: shows that it runs, no more")
     options.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    return options
+
+
+def timing_parser(doc: str, repeats: int | None = None) -> argparse.ArgumentParser:
+    """With the options of those whose `Result`s are published, too."""
+    options = parser(doc)
+    options.add_argument("--repeats", type=positive, default=repeats, help="timed repetitions of each way")
     options.add_argument("--json", type=Path, help="also write the results here")
     return options
 

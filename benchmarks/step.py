@@ -32,7 +32,7 @@ import torch
 from benchmarks import loader
 from benchmarks.baseline import PlainTrainer
 from benchmarks.flops import measure_device, roofline
-from benchmarks.report import Result, in_turns, parser, positive, publish, timed
+from benchmarks.report import Result, in_turns, positive, publish, timed, timing_parser
 from benchmarks.sizes import SIZES, Size, config_of, default_size, forward_dtype, random_batches
 from dataset.format import PuzzleDatasetMetadata
 from errors import first_line, one_line_errors
@@ -314,7 +314,7 @@ def speed(way: Way, flops: float, limit: float) -> dict[str, float | str]:
 
 
 def options(doc: str = __doc__) -> argparse.ArgumentParser:
-    args = parser(doc, repeats=5)
+    args = timing_parser(doc, repeats=5)
     args.add_argument("overrides", nargs="*", metavar="key=value", help="settings of pretrain.py")
     args.add_argument("--size", choices=SIZES, help="default: sudoku on CUDA, else small")
     args.add_argument("--batch", type=positive, help="global batch size (default: those of the size)")

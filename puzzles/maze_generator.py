@@ -12,8 +12,8 @@ more frequent by the same factor 1 / bound. The bound that can be proven, 1 - mi
 but ratios that large are never seen (30×30, 110: the largest of 20 million was 0.31, and 99.9 % of the mazes come from
 ratios below 0.3), so the bound starts at 0.4 and rises to the largest ratio met. Every candidate has a uniform number
 u of its own and is accepted if `u * bound < ratio` with the *final* bound: when the bound rises, what was accepted
-under the lower one is thinned again, so that the result is the same as if that bound had been known from the start.
-Each map is used for one maze at most.
+under the lower one is thinned again, as if that bound had been known from the start. (Where there are so few mazes that
+one comes twice, its later copies go with the first.) Each map is used for one maze at most.
 
 The label is one of the shortest paths: walking back from the goal, each step is uniform among the neighbours that are
 one nearer to the start. Candidate i draws from its own counter-based stream, so a result depends on the seed alone,

@@ -26,9 +26,10 @@ from errors import UserError, one_line_errors
 from evaluators.figure_plots import DPI
 from evaluators.search import SearchConfig, run_search
 from evaluators.search_rules import RULES
-from files import write_atomically
+from files import read_json, write_atomically
 from scripts.study import (
     ARCHITECTURES,
+    PUZZLES,
     TASKS,
     StudyConfig,
     StudyRun,
@@ -90,8 +91,11 @@ def family(config: SearchStudyConfig) -> StudyConfig:
 
 
 def search(config: SearchStudyConfig, one: OneSearch, checkpoint: Path) -> None:
-    folder = one.folder(config)
-    if not (folder / "report.json").exists():
+    folder, puzzles = one.folder(config), min(config.puzzles, PUZZLES)
+    if (report := folder / "report.json").exists():
+        if (its := read_json(report, "remove its folder to search anew").get("puzzles")) != puzzles:
+            raise UserError(f"{report} is of {its} puzzles, not of {puzzles}; give puzzles={its}, or another folder")
+    else:
         words = [f"checkpoint={checkpoint}", *SEARCHES[one.name], f"max_examples={config.puzzles}",
                  f"output_dir={folder}", f"resume={json.dumps(folder.exists())}"]  # fmt: skip
         run_search(from_cli(SearchConfig, words, ""), Ranks(0, 1, 0), torch.device("cpu"))

@@ -196,14 +196,14 @@ def with_its_budget(config: StudyConfig, write: bool) -> StudyConfig:
 
 
 def speeds(config: StudyConfig) -> dict[str, dict[str, dict[str, float]]]:
-    """Task -> model -> seconds of one core and counted operations of a training step, and the parameters.
+    """Task -> architecture -> seconds of one core and counted operations of a training step, and the parameters.
 
     Measured once, in turns, so that what else the machine does meets all alike.
     """
     known = known_speeds(Path(config.folder))
     for task in config.tasks:
         timed = known.setdefault(task, {})
-        new = {model: overrides for model, overrides in (ARCHITECTURES | VARIANTS).items() if model not in timed}
+        new = {model: overrides for model, overrides in ARCHITECTURES.items() if model not in timed}
         if new:
             print(f"{task}: timing a step of {len(new)} models, once; nothing else should run", flush=True)
             timed |= measure_speeds(config, task, new)

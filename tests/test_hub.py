@@ -211,6 +211,11 @@ def test_the_environment_travels_without_the_commands(fake, folder, tmp_path):
     assert (tmp_path / "pulled" / "environment.json").read_text() == uploaded
 
 
+def test_a_command_that_is_none_is_not_shown(folder):
+    (folder / "environment.json").write_text('[{"command": 3}]')
+    assert hub.first_command(folder) is None
+
+
 def test_tensors_that_changed_on_the_way_are_refused(fake, folder, tmp_path):
     hub.push(folder, REPO)
     place = fake.root / REPO / "model.safetensors"

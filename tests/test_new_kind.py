@@ -6,12 +6,16 @@ All that Latin squares need is a folder on PYTHONPATH with `puzzles/latin.py`.
 import json
 import os
 import re
+from math import factorial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.latin_squares import EXAMPLES, write_source
+from errors import UserError
+from puzzles.kind import find_kind
+from tests.latin_squares import EXAMPLES, latin_dropped_in, write_source
 from tests.launch import ROOT, error_line
 from tests.warm import run
 
@@ -55,6 +59,21 @@ def obeys(question: str, answer: str) -> bool:
     lines = [answer[start : start + 4] for start in range(0, 16, 4)] + [answer[column::4] for column in range(4)]
     clues_kept = all(clue in (".", letter) for clue, letter in zip(question, answer, strict=True))
     return clues_kept and all(set(line) == set("ABCD") for line in lines)
+
+
+def test_its_symmetries_are_different_and_all_that_there_are(tmp_path):
+    with latin_dropped_in(tmp_path):
+        latin = find_kind("latin")
+        for size, count in ((2, 8), (3, 216), (4, 1001)):
+            kind = latin(size, size)
+            found = kind.symmetries(count, 0)
+            assert len({one.cells.tobytes() + one.tokens.tobytes() for one in found}) == count
+            assert (found[0].cells == np.arange(size**2)).all()
+            most = factorial(size) ** 3
+            with pytest.raises(
+                UserError, match=f"{most + 1} copies: a {size}×{size} Latin square has {most} different"
+            ):
+                kind.symmetries(most + 1, 0)
 
 
 def test_it_is_evaluated(checkpoint):

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from errors import UserError
 from tests.latin_squares import EXAMPLES
 
 
@@ -60,6 +61,8 @@ def test_symmetries_keep_solutions(queens):
     copies = np.stack([transform.apply(solution) for transform in queens.symmetries(8, 0)])
     assert queens.valid(board(), copies).all()
     assert (copies[0] == solution).all()
+    with pytest.raises(UserError, match=r"9 copies: a .* has 8 different ones"):
+        queens.symmetries(9, 0)
 
 
 def test_test_shares_no_solution_with_train(tmp_path):

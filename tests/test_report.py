@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from training.curves import read_run, shown_panels, smooth
 from training.distributed import Ranks
 from training.prediction_examples import look_at
 from training.predictions import PredictionWriter
-from training.report import report
+from training.report import how_to_predict, report
 from training.report_page import left_out
 
 
@@ -272,7 +273,7 @@ def test_the_page_says_what_was_trained_on_what(run):
         "4×4 Sudoku; train: 200 examples of 40 puzzles; test: 21 examples", "4 epochs in batches of 8; learning rate",
         "step 20 ", "% exactly right after all reasoning steps", "% where the model halts (after ", "steps a second",
         "MFLOP a training step as counted", "cpu (", "PyTorch 2", "The command", "pretrain.py", "Learning curves",
-        f"python evaluate.py checkpoint={run}/step_", "halt=q save_steps=true",
+        f"python evaluate.py checkpoint={shlex.quote(str(run))} halt=q save_steps=true",
     ):  # fmt: skip
         assert part in text, part
     source = (run / "report.html").read_text()
@@ -482,3 +483,10 @@ def test_the_page_fits_a_telephone_and_a_screen(run, browser):
         assert size[0] <= width
         assert size[1] == size[3] != size[2]  # charts are written in the page's ink
     assert not browser.get_log("browser")
+
+
+def test_the_command_for_predictions_can_be_pasted(tmp_path):
+    """The names that runs have by default hold blanks."""
+    folder = tmp_path / "Sudoku ACT-torch" / "R&D"
+    shown = f"&#x27;{tmp_path}/Sudoku ACT-torch/R&amp;D&#x27;"
+    assert f"python evaluate.py checkpoint={shown} halt=q" in how_to_predict(folder)

@@ -59,6 +59,13 @@ def test_each_trained_model_is_searched_once(config, searched, capsys):
     assert len(searched) == 3 * (2 * len(SEARCHES) - 2)
 
 
+def test_searches_of_other_puzzles_are_not_taken(config, searched, capsys):
+    search_study.search_study(config)
+    for puzzles in (20, 400, 1000):
+        with pytest.raises(UserError, match=rf"is of 40 puzzles, not of {min(puzzles, 400)}; give puzzles=40, or an"):
+            search_study.search_study(config.model_copy(update={"puzzles": puzzles}))
+
+
 def test_a_study_of_another_budget_is_searched(config, searched, capsys):
     of = StudyConfig(folder=config.study, tasks=["sudoku-4x4"], budget=2)
     run = next(planned_runs(of))

@@ -13,9 +13,9 @@ dataset.json                 of the training split, if it is at hand: what kind 
 all_config.yaml, metrics.jsonl, the model's source    as in the run folder, see training/run_folder.py
 environment.json             of the run folder, without the commands, in which there may be secrets
 
-A packed folder, such as those in pretrained/, is the same but for two things that make it small enough for a
-repository of code: it has no source, and of the metrics the evaluations alone. `dtype` rounds the weights. Its README
-says with which command the run was started. Every command takes such a folder as a checkpoint.
+A packed folder, such as those in pretrained/, is the same but for what makes it small enough for a repository of code:
+it has no source and no environment.json, and of the metrics the evaluations alone. `dtype` rounds the weights. Its
+README says with which command the run was started. Every command takes such a folder as a checkpoint.
 
 Nothing else is uploaded or brought, training states and predictions neither. Pull also takes repositories in the
 original's format: a pickled `checkpoint` or `step_<n>` beside `all_config.yaml`. Nothing that comes with a download is
@@ -184,7 +184,8 @@ def first_command(run: Path) -> str | None:
     """What the run was started with, as one types it, if environment.json says so."""
     path = run / "environment.json"
     starts = read_json(path, "remove it", limit=1 << 26) if path.is_file() else []
-    words = [str(word) for word in starts[0].get("command") or ()] if starts else []
+    command = starts[0].get("command") if starts else None
+    words = [str(word) for word in command] if isinstance(command, list) else []
     return " ".join(["python", Path(words[1]).name, *map(shlex.quote, words[2:])]) if len(words) > 1 else None
 
 

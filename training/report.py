@@ -11,9 +11,9 @@ both rules of halting and, from the predictions that evaluate.py left, reliabili
     out=x.png      the picture alone; also .pdf and .svg
 """
 
+import shlex
 import sys
 import warnings
-from contextlib import suppress
 from html import escape
 from math import isfinite
 from pathlib import Path
@@ -137,16 +137,9 @@ def examples_of(folder: Path, config: dict) -> tuple:
 
 
 def how_to_predict(folder: Path) -> str:
-    """One line with the command that makes predictions, of the best checkpoint or the last."""
-    checkpoint = "step_&lt;n&gt;"
-    steps = [path.name for path in folder.glob("step_*") if path.is_file() and path.name[5:].isdecimal()]
-    if steps:
-        checkpoint = max(steps, key=lambda name: int(name[5:]))
-    with suppress(UserError, AttributeError, OSError):  # the last for a name that cannot be one
-        best = read_json(folder / "best.json", "").get("checkpoint")
-        checkpoint = escape(best) if isinstance(best, str) and (folder / best).is_file() else checkpoint
-    command = f"python evaluate.py checkpoint={escape(str(folder))}/{checkpoint} halt=q save_steps=true"
-    return f"Reliability, halting and examples appear here after <code>{command}</code>."
+    """One line with the command that makes predictions, which takes the best checkpoint or the last."""
+    command = f"python evaluate.py checkpoint={shlex.quote(str(folder))} halt=q save_steps=true"
+    return f"Reliability, halting and examples appear here after <code>{escape(command)}</code>."
 
 
 class ReportConfig(StrictModel):

@@ -3,10 +3,11 @@
 Tokens are PAD 0, blank 1, the letters from 2. Tests put this file's folder on Python's path (tests/latin_squares.py).
 """
 
-from math import isqrt
+from math import factorial, isqrt
 
 import numpy as np
 
+from errors import UserError
 from puzzles.kind import Kind, Look, Transform
 
 BLANK, FIRST = 1, 2
@@ -50,10 +51,17 @@ class Latin(Kind):
         return found
 
     def symmetries(self, count: int, seed: int) -> list[Transform]:
+        """Any order of the rows, of the columns, and of the letters."""
+        most = factorial(self.rows) ** 3
+        if count > most:
+            raise UserError(f"{count} copies: a {self.title} has {most} different ones; choose at most that")
         rng = np.random.Generator(np.random.PCG64(seed))
-        found = super().symmetries(1, seed)
-        while len(found) < count:
-            rows, columns, letters = (rng.random(self.rows).argsort() for _ in range(3))
+        rows = columns = letters = np.arange(self.rows)
+        found: dict[bytes, Transform] = {}
+        while True:
             cells = (rows[:, None] * self.rows + columns).ravel()
-            found.append(Transform(cells, np.concatenate([[0, BLANK], letters + FIRST]).astype(np.uint8)))
-        return found
+            tokens = np.concatenate([[0, BLANK], letters + FIRST]).astype(np.uint8)
+            found.setdefault(cells.tobytes() + tokens.tobytes(), Transform(cells, tokens))
+            if len(found) == count:
+                return list(found.values())
+            rows, columns, letters = (rng.random(self.rows).argsort() for _ in range(3))

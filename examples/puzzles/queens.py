@@ -7,6 +7,7 @@ from math import isqrt
 
 import numpy as np
 
+from errors import UserError
 from puzzles.kind import Kind, Look, Transform
 from puzzles.symmetry import dihedral_transform
 
@@ -55,6 +56,8 @@ class Queens(Kind):
         return found + [f"{line} has two queens" for line, crowded in self.attacks(answer).items() if crowded]
 
     def symmetries(self, count: int, seed: int) -> list[Transform]:
+        if count > 8:
+            raise UserError(f"{count} copies: a {self.title} has 8 different ones; choose at most that")
         cells, tokens = np.arange(self.seq_len).reshape(self.rows, -1), np.arange(3, dtype=np.uint8)
         found = [Transform(dihedral_transform(cells, tid).ravel(), tokens) for tid in range(8)]
-        return found[:count] if count <= 8 else super().symmetries(count, seed)
+        return found[:count]
