@@ -1,5 +1,6 @@
 """Fixtures that several files of tests share."""
 
+import copy
 import os
 import signal
 from pathlib import Path
@@ -7,8 +8,10 @@ from unittest import mock
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from tests import fake_gym
+from tests.launch import ROOT
 from tests.sample_datasets import build_sudoku
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a process a core; more threads would get in their way
@@ -50,6 +53,29 @@ def operations_are_counted_once():
         return known[key]
 
     with mock.patch.object(outlook, "flops_per_step", count):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def configs_are_composed_once():
+    """Hydra takes a tenth of a second for what most runs have in common: the files of config/, without the values."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from training import command_line
+
+    known: dict[tuple, DictConfig] = {}
+    compose = command_line.compose
+
+    def composed(name: str, overrides: list[str]) -> DictConfig:
+        places = {str(one.path) for one in GlobalHydra.instance().config_loader().get_search_path().get_path()}
+        if f"{ROOT}/config" not in places or any(word.startswith("hydra.searchpath") for word in overrides):
+            return compose(name, overrides)  # of files that a test may change
+        key = (name, *overrides)
+        if key not in known:
+            known[key] = compose(name, overrides)
+        return copy.deepcopy(known[key])
+
+    with mock.patch.object(command_line, "compose", composed):
         yield
 
 
