@@ -17,7 +17,7 @@ def compiled(params, **options):
 
 
 # On CUDA the second takes the extension, where there is one.
-@pytest.mark.parametrize("make", [AdamATan2, adam_atan2, pytest.param(compiled, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [AdamATan2, adam_atan2, pytest.param(compiled, marks=pytest.mark.apart)])
 def test_eight_steps_equal_the_original(make):
     arrays = vectors(REFERENCE / "adam_atan2.npz")
     params = [torch.nn.Parameter(arrays[f"p{i}_init"]) for i in range(3)]

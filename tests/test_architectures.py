@@ -90,7 +90,7 @@ def test_a_figure_of_states_says_which_there_are(run, tmp_path):
     assert [*report["trained"]] == [field.name for field in fields(inner.initial_state(1))]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize("experiment", FAMILY)
 def test_two_ranks_are_one_process(tmp_path, experiment):
     """Without exploration: ranks draw from generators of their own. Where the network draws too, they repeat."""

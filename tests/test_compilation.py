@@ -82,6 +82,7 @@ def test_the_optimizer_is_compiled_in_long_runs_on_cuda_where_that_works(monkeyp
     assert [warning] * broken == caplog.messages
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_finds_what_was_tried_out_compiled(monkeypatch, dtype):
     """With and without gradient; a third graph is that of the last layer of the Q target."""
@@ -99,7 +100,7 @@ def test_training_finds_what_was_tried_out_compiled(monkeypatch, dtype):
     assert graphs["unique_graphs"] == before + 3
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_compiled_equals_eager(tmp_path):
     """Without PyTorch's own trial of the processor's vector instructions, a fifth of the cost."""
     overrides = reference_overrides(tmp_path / "run", compile="on", epochs=4)

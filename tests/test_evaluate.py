@@ -109,7 +109,7 @@ def test_ranks_and_compiled_prefix(checkpoint):
     assert sum((part["labels"][:, 0] != -100).sum() for part in parts) == 21
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_two_ranks_write_one_folder(checkpoint, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     options = [f"checkpoint={checkpoint}", "halt=q", "max_steps=6", "save_logits=true", "save_steps=true"]

@@ -357,7 +357,7 @@ def test_many_steps_are_spread():
 # The command
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_the_command_as_a_user_starts_it(checkpoint, tmp_path):
     target = tmp_path / "pictures/one.png"
     done = run(

@@ -70,6 +70,7 @@ def test_it_goes_on_byte_for_byte_after_stops(whole, tmp_path):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.apart
 def test_two_ranks_are_one_process(tmp_path):
     exact = {"arch.halt_exploration_prob": 0, "epochs": 4}  # ranks draw from generators of their own
     one, two = train(tmp_path / "one", **exact), train(tmp_path / "two", ranks=2, **exact)

@@ -101,7 +101,7 @@ def test_what_the_command_says_is_not_taken_from_the_saved_state(name):
             torch.testing.assert_close(portable_state(new)["state"], saved["state"], rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize("name", marked(OTHERS))
 def test_two_ranks_are_one_process(tmp_path, name):
     """For a few steps: Muon's iteration, in bfloat16, makes much of rounding."""

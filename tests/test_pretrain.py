@@ -106,10 +106,10 @@ def single(tmp_path_factory, puzzles):
     return changes, folder
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("start", "ranks"),
-    [pytest.param(run, 2, id="torchrun, 2", marks=pytest.mark.apart), pytest.param(warm.run, 4, id="4")],
+    [pytest.param(run, 2, id="torchrun, 2"), pytest.param(warm.run, 4, id="4")],
 )
 def test_ranks_equal_one_process(tmp_path, single, start, ranks):
     changes, alone = single

@@ -115,7 +115,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_one_rank_cannot_write_ends_all_of_them_in_a_line(tmp_path, fault):
     _, line, told = FAULTS[fault]

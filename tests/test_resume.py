@@ -562,7 +562,7 @@ def test_a_run_may_branch_off_into_another_folder(stopped, uninterrupted):
     assert read_metrics(stopped) == lines[:1]
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_another_number_of_ranks_restarts_the_sequences(stopped):
     done = warm.run("pretrain.py", *reference_overrides(stopped, **CHANGES | {"max_minutes": 1e-5}), ranks=2)
     assert "was saved by 1 ranks, now there are 2: every sequence starts afresh" in done.stdout

@@ -646,6 +646,7 @@ def test_a_full_disk_says_how_to_go_on(tmp_path):
         rows._file = open(tmp_path / "rows.0.bin", "ab")
 
 
+@pytest.mark.apart
 def test_two_ranks_are_one_process(checkpoint, tmp_path):
     """Even for a model that draws in every segment."""
     words = ["views=2", "breadth=2", "start=random", "patience=1", "json=true", "device=cpu", "global_batch_size=16"]

@@ -401,6 +401,7 @@ def test_a_damaged_pretrained_model_is_named_and_passed_over(models, capsys, con
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.apart
 def test_the_code_in_the_docs():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 10

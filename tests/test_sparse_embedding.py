@@ -40,7 +40,7 @@ def test_equals_the_original():
     check_reference()
 
 
-@pytest.mark.slow
+@pytest.mark.apart
 def test_two_ranks_equal_the_original():
     done = run("-m", "tests.test_sparse_embedding", ranks=2)
     assert done.stdout.count("equal") == 2
