@@ -251,7 +251,7 @@ def chosen(tried: Tried, count: int, kind: Sudoku) -> list[dict[str, Any]]:
     order = np.lexsort((-tried.revisions, ~tried.halts))
     groups = {name: order[group[order] == name] for name in SHARES}
     sizes = {name: min(len(rows), round(count * SHARES[name])) for name, rows in groups.items()}
-    for name in (REVISED, QUICK):  # takes the room of a group that has few
+    for name in (REVISED, QUICK, WRONG):  # takes the room of a group that has few
         sizes[name] = min(len(groups[name]), sizes[name] + count - sum(sizes.values()))
     return [
         {

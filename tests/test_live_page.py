@@ -16,6 +16,7 @@ import yaml
 
 from dataset import build_sudoku_dataset
 from models.losses import ACTLossHead
+from puzzles.kind import find_kind
 from scripts import build_live_page
 from tests.in_memory import TINY, TINY_TRM, composed
 from tests.launch import ROOT
@@ -359,6 +360,56 @@ def test_an_address_that_holds_no_puzzle(live, page_4x4, address, says):
     live.open(page_4x4, address)
     assert live.text("#text-error").startswith(says) and bool(says) == bool(live.text("#text-error"))
     assert live.board() == live.js("return data.puzzles[0].text")
+
+
+def test_the_address_is_that_of_the_puzzle_in_view(live, page_4x4):
+    """A link to it; a reload and the browser's back button lead to it."""
+    live.open(page_4x4, PUZZLE)
+    live.js("setPlaying(false); go(0); location.hash = arguments[0]", SOLVED)
+    live.wait(lambda: live.js("return rules.write(state.clues)") == SOLVED, "another address is not read")
+    live.js("location.hash = '12'")
+    live.wait(lambda: live.text("#text-error").startswith("That is 2 of 16"), "a wrong address is not refused")
+    assert live.js("return rules.write(state.clues)") == SOLVED
+    live.js("history.go(-2)")
+    live.wait(lambda: live.js("return rules.write(state.clues)") == PUZZLE, "back does not lead back")
+    live.find("#clear").click()
+    assert live.js("return location.hash") == "#" + "." * 16
+    live.browser.refresh()
+    live.settle()
+    assert live.js("return rules.write(state.clues)") == "." * 16
+
+
+def test_a_clue_that_the_network_has_changed_is_its_own_answer(live, page_4x4):
+    live.open(page_4x4, PUZZLE)
+    changed = "state.steps[0] = { ...state.steps[0], answer: [...arguments[0]].map(Number) }; go(1); choose(0)"
+    live.js(changed, "2" + SOLVED[1:])
+    assert re.match(r"Row 1, column 1 — 2: \d+ %", live.text("#cell").replace("under ", ""))
+    assert live.text("#changes") == f"Fills {PUZZLE.count('.')} cells at once"
+    live.js("choose(3)")
+    assert live.text("#cell") == "Row 1, column 4 — given"
+
+
+def test_an_empty_answer_has_its_own_probability(live, page_4x4):
+    """And whatever else it gives 10 % or more is in the cell."""
+    live.open(page_4x4, PUZZLE)
+    live.js("""
+      data.network.link = "softmax";
+      const logits = new Float32Array(16 * 6).fill(-9);
+      logits.set([.01, .35, .21, .2, .15, .08].map(Math.log), 6);
+      state.steps[0] = readStep({ logits, halt: 0, wantsToHalt: false, ms: 1 });
+      go(1); choose(1);
+    """)
+    assert live.text("#cell") == "Row 1, column 2 — empty: 35 % · 1: 21 % · 2: 20 % · 3: 15 %"
+    assert live.js("return cellNodes[1].querySelector('small').textContent") == "123"
+
+
+@pytest.mark.parametrize(("count", "right"), [(30, 0), (2, 0), (30, 40), (30, 20), (1, 1), (60, 33)])
+def test_there_are_as_many_puzzles_as_are_asked_for(count, right):
+    n, rng = 40, np.random.default_rng(right)
+    solved, kind = np.arange(n) < right, find_kind("sudoku")(4, 4)
+    revisions, inputs = rng.integers(0, 4, n), np.ones((n, 16), np.uint8)
+    tried = build_live_page.Tried(inputs, np.full(n, 3), solved, solved, solved, revisions)
+    assert len(build_live_page.chosen(tried, count, kind)) == min(count, n)
 
 
 def test_it_plays_until_it_halts_and_then_to_the_end(live, page_4x4):

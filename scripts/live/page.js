@@ -88,20 +88,21 @@ function probabilities(logits) {
 }
 
 function readStep({ logits, halt, wantsToHalt, ms }) {
-  const vocab = data.network.vocab, answer = [], shares = [];
+  const vocab = data.network.vocab, answer = [], sure = [], shares = [];
   for (let cell = 0; cell < cells; cell++) {
     const own = logits.subarray(cell * vocab, (cell + 1) * vocab);
     let best = 0;
     for (let token = 1; token < vocab; token++) if (own[token] > own[best]) best = token;
     answer.push(digitOf(best));
     shares.push(probabilities(own));
+    sure.push(shares[cell][best]);
   }
-  return { answer, shares, sure: answer.map((digit, cell) => digit ? shares[cell][digit + 1] : 0),
-    confidence: 1 / (1 + Math.exp(-halt)), halts: wantsToHalt, ms };
+  return { answer, shares, sure, confidence: 1 / (1 + Math.exp(-halt)), halts: wantsToHalt, ms };
 }
 
 const haltStep = () => state.steps.findIndex(step => step.halts) + 1;  // 0: not yet, or never
 const boardAt = at => at ? state.steps[at - 1].answer : state.clues;
+const isGiven = cell => state.clues[cell] > 0 && state.clues[cell] === boardAt(state.at)[cell];
 
 // Take a puzzle: think about it anew, from its first step.
 function take(clues, { play = false } = {}) {
@@ -110,6 +111,7 @@ function take(clues, { play = false } = {}) {
   setPlaying(play);
   $("text").value = rules.write(clues);
   $("text-error").textContent = "";
+  history.replaceState(null, "", `#${rules.write(clues)}`);  // a link to it, which a reload keeps
   const same = data.puzzles.findIndex(({ text }) => text === rules.write(clues));
   $("puzzles").value = same < 0 ? "own" : String(same);
   show();
@@ -184,7 +186,7 @@ function show() {
     if (clues[cell] && digit !== clues[cell]) broken.add(cell);
     const changed = at > 1 && digit !== earlier[cell];
     const doubt = step ? 1 - step.sure[cell] : 0;
-    drawCell(cell, { digit, clue: clues[cell] > 0 && clues[cell] === digit, changed, wrong: broken.has(cell), doubt });
+    drawCell(cell, { digit, clue: isGiven(cell), changed, wrong: broken.has(cell), doubt });
   });
   showStatus(board, earlier, step);
   showPlayer(wanted, steps);
@@ -197,7 +199,7 @@ function drawCell(cell, { digit, clue, changed, wrong, doubt }) {
   node.className = [node.frame, clue ? "clue" : "answer", changed && "changed", wrong && "wrong", cell === state.chosen && "chosen"]
     .filter(Boolean).join(" ");
   node.style.setProperty("--doubt", clue ? 0 : doubt.toFixed(3));
-  const rivals = state.at && !clue ? others(cell).filter(([, share]) => share >= .1).slice(0, 2).map(([name]) => name) : [];
+  const rivals = state.at && !clue ? others(cell).filter(([, share]) => share >= .1).map(([name]) => name) : [];
   node.replaceChildren(make("span", { textContent: digit || "" }), ...(rivals.length ? [make("small", { textContent: rivals.join("") })] : []));
   const words = [`row ${Math.floor(cell / size) + 1}, column ${cell % size + 1}:`, digit ? `${digit},` : "empty",
     clue ? "given" : digit && state.at ? `${percent(1 - doubt)} sure` : "", changed ? ", just changed" : "", wrong ? ", breaks a rule" : ""];
@@ -214,23 +216,25 @@ function others(cell) {
 
 function describeCell(cell) {
   let words = "";
-  if (cell >= 0 && state.at && !state.clues[cell]) {
+  if (cell >= 0 && isGiven(cell)) words = "given";
+  else if (cell >= 0 && state.at) {
     const { answer, sure } = state.steps[state.at - 1];
     const rest = others(cell).filter(([, share]) => share >= .01).slice(0, 3).map(([digit, share]) => `${digit}: ${percent(share)}`);
     words = [`${answer[cell] || "empty"}: ${percent(sure[cell])}`, ...rest].join(" · ");
-  } else if (cell >= 0 && state.clues[cell]) words = "given";
+  }
   $("cell").textContent = cell < 0 ? "Point at a cell to see what else the network considers." : `Row ${Math.floor(cell / size) + 1}, column ${cell % size + 1}${words && " — "}${words}`;
 }
 
 function showStatus(board, earlier, step) {
   const { at, wanted, clues, steps } = state, halt = haltStep();
   const changed = board.filter((digit, cell) => digit !== earlier[cell]).length;
+  const filled = board.filter((digit, cell) => digit && !clues[cell]).length;
   $("where").textContent = at ? `Step ${at} of ${wanted}` : "The puzzle";
   $("halt").hidden = !(at && halt && at >= halt);
   $("halt").textContent = at === halt ? "here it stops" : "past the point where it stops";
   $("halt").classList.toggle("past", at > halt);
   $("changes").textContent = !at ? `${plural(clues.filter(Boolean).length, "given digit")}, ${plural(clues.filter(digit => !digit).length, "cell")} to fill`
-    : at === 1 ? `Fills ${plural(changed, "cell")} at once` : changed ? `Changes ${plural(changed, "cell")}` : "Changes nothing";
+    : at === 1 ? `Fills ${plural(filled, "cell")} at once` : changed ? `Changes ${plural(changed, "cell")}` : "Changes nothing";
   $("sure").textContent = step ? percent(step.confidence) : "–";
   $("sure-words").textContent = step ? "sure that the whole board is right" : "how sure it is of the whole board";
   $("sure-bar").style.width = step ? `${100 * step.confidence}%` : 0;
@@ -351,6 +355,7 @@ function buildControls() {
   $("puzzles").append(...groups.values(), make("option", { value: "own", textContent: "Your own puzzle" }));
   $("puzzles").onchange = ({ target: { value } }) => value === "own" ? take(Array(cells).fill(0)) : pick(Number(value));
   const count = data.puzzles.length, now = () => Number($("puzzles").value);
+  for (const button of [$("previous-puzzle"), $("next-puzzle")]) button.disabled = !count;
   $("previous-puzzle").onclick = () => pick(((now() || 0) + count - 1) % count);
   $("next-puzzle").onclick = () => pick(Number.isNaN(now()) ? 0 : (now() + 1) % count);
 
@@ -401,11 +406,21 @@ function addressed() {
   }
 }
 
+// Take the puzzle in the address; of a text that is none, say why. -> whether there is one
+function openAddress() {
+  const text = addressed(), { board, error } = rules.parse(text);
+  if (board) take(board, { play: true });
+  $("text-error").textContent = text && error ? error : "";
+  return Boolean(board);
+}
+
 buildBoard();
 buildControls();
 describeModel();
-const linked = rules.parse(addressed());
-if (linked.board) take(linked.board, { play: true });
-else if (data.puzzles.length) pick(0);
-else take(Array(cells).fill(0));
-if (addressed()) $("text-error").textContent = linked.error ?? "";
+if (!openAddress()) {
+  const said = $("text-error").textContent;
+  if (data.puzzles.length) pick(0);
+  else take(Array(cells).fill(0));
+  $("text-error").textContent = said;
+}
+window.addEventListener("hashchange", openAddress);
