@@ -23,7 +23,7 @@ test: $(DEV)  ## every test but test-apart's
 test-fast: $(DEV)  ## the tests that take no more than a few seconds each
 	$(PY) -m pytest -m "not slow and not apart"
 
-test-apart: $(DEV)  ## whole programs from end to end: the demo, Slurm, torchrun, compilation, benchmarks/gpu.sh
+test-apart: $(DEV)  ## browsers, several ranks, compilation, and whole programs: the demo, Slurm, benchmarks/gpu.sh
 	$(PY) -m pytest $(IN_TWO) -m apart
 
 bench: $(READY)  ## time the step, the loader and evaluation against a plain port; minutes on 2 cores
