@@ -21,8 +21,14 @@ from tests.in_memory import FAMILY, build_head, composed, random_batches
 from tests.launch import run
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative to the size of the result
-WIDE = ("arch.hidden_size=128", "arch.num_heads=2", "arch.halt_max_steps=4", "global_batch_size=4", "arch.L_layers=1")
-WIDE = (*WIDE, "arch.H_cycles=2", "arch.L_cycles=1")
+ONE_TILE = (
+    "arch.hidden_size=64",
+    "arch.num_heads=2",
+    "arch.halt_max_steps=4",
+    "global_batch_size=2",
+    "arch.L_layers=1",
+)
+ONE_TILE = (*ONE_TILE, "arch.H_cycles=2", "arch.L_cycles=1")
 
 
 @pytest.fixture
@@ -110,7 +116,7 @@ def test_the_tile_divides_what_the_kernel_is_used_for(kernel):
 
 def test_a_model_with_the_kernel_computes_the_same(kernel, monkeypatch):
     """In training and evaluation, where no gradient is recorded; the rest of a training step stays PyTorch's."""
-    config = composed(*WIDE, experiment="trm_sudoku_mlp")
+    config = composed(*ONE_TILE, experiment="trm_sudoku_mlp")
     torch.manual_seed(0)
     plain, ours, calls = build_head(config), build_head(config), []
     ours.load_state_dict(plain.state_dict())
@@ -123,7 +129,7 @@ def test_a_model_with_the_kernel_computes_the_same(kernel, monkeypatch):
     for block in ours.model.inner.L_level.layers:
         monkeypatch.setattr(block, "uses_triton", lambda x: not torch.is_grad_enabled())
     monkeypatch.setattr(torch.ops, "hrm", mock.Mock(mix=called))
-    batch = next(random_batches(4))
+    batch = next(random_batches(2))
     for training in (True, False):
         results = []
         for head in (plain, ours):
@@ -185,7 +191,7 @@ def test_sizes_that_the_kernel_is_not_made_for_are_left_to_pytorch(positions, hi
 @pytest.mark.parametrize(("name", "warned"), [("triton", True), ("auto", False)])
 def test_a_kernel_that_was_asked_for_and_does_not_fit_is_warned_of(monkeypatch, caplog, name, warned):
     monkeypatch.setattr(trm, "select_mixing", lambda *_: True)
-    build_head(composed(*WIDE, "arch.hidden_size=96", f"arch.mixing={name}", experiment="trm_sudoku_mlp"))
+    build_head(composed(*ONE_TILE, "arch.hidden_size=96", f"arch.mixing={name}", experiment="trm_sudoku_mlp"))
     assert any("arch.mixing=triton is not used" in message for message in caplog.messages) == warned
 
 
