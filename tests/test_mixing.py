@@ -80,7 +80,8 @@ from models.mixing import LAUNCH, TILE, _mix
 
 constants = dict(D=512, W=512, BP=128, BD=TILE[0], BW=TILE[1])
 types = {name: "*bf16" for name in ("x", "gate_up", "down", "out")} | dict(length="i32", eps="fp32")
-source = ASTSource(_mix, types | dict.fromkeys(constants, "constexpr"), constants)
+aligned = {(number,): [["tt.divisibility", 16]] for number in range(4)}  # as PyTorch's tensors are
+source = ASTSource(_mix, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
 compiled = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=LAUNCH)
 assert b"_mix" in compiled.asm["cubin"]
 print(compiled.metadata.shared)
