@@ -85,6 +85,33 @@ return Array.from({ length: columns * canvas.height / unit }, (_, cell) => {
 """
 
 
+# Comparing alone reads streams. `reading` counts the reads that were held: a script runs only where no promise is left
+# to go on with, so that with none of them whatever waited for them has come to its end.
+HOLD_READS = """
+const [path, method] = arguments, real = Blob.prototype[method];
+const gate = new Promise(done => { window.letRead = done; });
+window.reading = 0;
+const held = async read => {
+  reading++;
+  try {
+    await gate;
+    return await read();
+  } finally {
+    reading--;
+  }
+};
+File.prototype.slice = function (...range) {
+  const part = Blob.prototype.slice.apply(this, range);
+  if (!this.webkitRelativePath.includes(path)) return part;
+  part[method] = method === "arrayBuffer" ? () => held(() => real.call(part)) : () => ({ getReader: options => {
+    let reader;
+    return { read: view => held(() => (reader ??= real.call(part).getReader(options)).read(view)) };
+  } });
+  return part;
+};
+"""
+
+
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
     """The browser; without one the test fails where CI is set, and is skipped elsewhere."""
@@ -253,6 +280,19 @@ class Page:
             columns,
             at,
         )
+
+    def chosen(self, selector: str) -> str | None:
+        """What a chooser names as shown."""
+        return self.js("return document.querySelector(arguments[0]).selectedOptions[0]?.text", selector)
+
+    def hold(self, path: str, *, comparing: bool = False) -> None:
+        """Let what is read from files with this in their path wait for `let_read`; or, of it, what comparing reads."""
+        self.js(HOLD_READS, path, "stream" if comparing else "arrayBuffer")
+
+    def let_read(self) -> None:
+        """Let what was held be read, and wait until all of it was."""
+        self.js("letRead()")
+        self.wait(lambda: self.js("return reading === 0"), "the reading does not end")
 
     def fragment(self) -> dict[str, str]:
         entries = self.js("return location.hash.slice(1)").split("&")

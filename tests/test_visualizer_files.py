@@ -39,10 +39,53 @@ def test_a_folder_of_several_datasets_and_a_dropped_one(page, tmp_path):
     assert page.fragment() == dict(dataset="maze-30x30", split="test", set="all", group="1", puzzle="1", example="1")
     page.select("#dataset", "arc")
     page.wait(lambda: page.fragment()["dataset"] == "arc")
-    assert page.js("return document.querySelector('#kind').selectedOptions[0].text") == "ARC"
+    assert page.chosen("#kind") == "ARC"
+    page.go("dataset=maze-30x30&split=test&group=2")
+    page.wait(lambda: page.text("#details").startswith("test/all__inputs.npy[1] "))
+    assert page.chosen("#dataset") == page.fragment()["dataset"] == "maze-30x30" and page.chosen("#kind") == "Maze"
+    page.go("dataset=nowhere&group=2")
+    assert "names dataset nowhere, which is not there" in page.text("#status")
+    assert page.fragment()["dataset"] == "maze-30x30" and page.fragment()["group"] == "2"
+    page.load("dataset=nowhere").open(tmp_path)
+    assert "names dataset nowhere, which is not there" in page.text("#status")
     page.load().drop(maze)
     page.wait(lambda: page.boards() == ["Input", "Label"])
     assert not page.visible("#dataset") and page.text("#title") == "Puzzle 1"
+
+
+def _named(folder: Path) -> Path:
+    """A dataset whose puzzle has its name."""
+    tokens = np.tile(np.arange(1, 5), (1, 4))
+    return write_dataset(folder, tokens, tokens, vocab_size=6, names=[f"puzzle of {folder.name}"])
+
+
+def test_what_cannot_be_opened_leaves_all_as_it_was(page, tmp_path):
+    for name in ("first", "second"):
+        _named(tmp_path / "all" / name)
+    (tmp_path / "all" / "empty").mkdir()
+    write_identifiers(tmp_path / "all" / "empty", [])
+    page.load().open(tmp_path / "all")  # the first that can be
+    said = "all/empty has no split: train/dataset.json is missing"
+    assert page.text("#title") == "puzzle of first" and page.texts("#messages li") == [f"empty: {said}"]
+    page.select("#dataset", "empty")
+    page.wait(lambda: page.texts("#messages li") == [said])
+    assert page.chosen("#dataset") == "first"
+    page.go("dataset=empty")
+    page.wait(lambda: page.fragment()["dataset"] == "first")
+    page.drop(tmp_path / "all" / "empty")
+    page.wait(lambda: page.texts("#messages li") == [said.removeprefix("all/")])
+    page.select("#dataset", "second")
+    page.wait(lambda: page.text("#title") == "puzzle of second")
+    assert page.text("#messages") == "" and page.chosen("#dataset") == "second"
+
+
+def test_what_was_chosen_last_is_shown_and_not_what_took_longest(page, tmp_path):
+    slow, fast = (_named(tmp_path / name) for name in ("slow", "fast"))
+    page.load().hold("slow/")
+    page.choose(slow)
+    page.open(fast)
+    page.let_read()
+    assert page.text("#title") == "puzzle of fast"
 
 
 DTYPES = ["|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8"]

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from dataset.format import SplitWriter, description_digest, write_identifiers
 from puzzles.draw import PALETTE
 from tests.browser import Page
-from tests.sample_datasets import REFERENCE, Arrays, build_arc, describe_anew, digits
+from tests.sample_datasets import REFERENCE, Arrays, build_arc, describe_anew, digits, write_dataset
 
 PIPELINE = REFERENCE / "pipeline" / "dataset"  # 4×4 Sudokus, 21 in test
 STEPS = 6
@@ -319,8 +319,54 @@ def test_predictions_that_do_not_fit_are_refused(page, tmp_path):
     for name, message in names.items():
         page.select("#predictions", name)
         page.wait(lambda message=message: message in page.text("#messages"), message)
+        assert page.chosen("#predictions") == "step_99_preds"
     assert page.boards() == ["Input", "Label", "Prediction"]  # of those opened before
     assert page.console() == []
+
+
+def test_of_several_predictions_the_last_that_fits_is_shown(page, tmp_path):
+    """Also when another dataset is chosen, and after others were refused."""
+    folder, tokens = tmp_path / "all", np.tile(np.arange(1, 5), (3, 4))
+    other = write_dataset(folder / "other", tokens, tokens, vocab_size=6)
+    (other / "identifiers.json").unlink()
+    made = [Made(shutil.copytree(PIPELINE, folder / "pipeline")), Made(folder / "pipeline", seed=1)]
+    for step, some in enumerate([*made, made[0]], 1):
+        some.write(folder / "run" / f"step_{step}_preds", ranks=1)
+    (folder / "run" / "step_3_preds" / "manifest.json").unlink()
+    page.load().open(folder)
+    unfinished = "all/run/step_3_preds/manifest.json is missing: that evaluation was not finished"
+    for line, said in zip(
+        page.texts("#messages li"),
+        ["identifiers.json is missing", unfinished, *["belongs to another dataset"] * 2],
+        strict=True,
+    ):
+        assert said in line
+
+    def check(step: int) -> None:
+        sure = f"confidence {100 * made[step - 1].confidence[0]:.1f} %"
+        page.wait(lambda: page.chosen("#predictions") == f"step_{step}_preds")
+        page.go("dataset=pipeline&split=test")
+        page.wait(lambda: page.texts("#confidence") == [sure], sure)
+        assert page.texts("#predictions option") == ["step_1_preds", "step_2_preds", "step_3_preds"]
+        page.find("#tab-answers").click()
+        assert page.visible("#answers .row")  # which is not to be drawn where there are no predictions any more
+
+    for _ in range(2):
+        page.select("#dataset", "pipeline")
+        check(2)
+        assert page.text("#messages") == ""
+        page.select("#dataset", "other")
+        page.wait(lambda: page.boards() == ["Input", "Label"])
+        assert page.text("#messages li").startswith("identifiers.json is missing")
+    page.select("#dataset", "pipeline")
+    check(2)
+    page.choose(Made(other, split="train").write(tmp_path / "step_9_preds"))
+    page.wait(lambda: "belongs to another dataset" in page.text("#messages"))
+    page.select("#predictions", "step_1_preds")
+    check(1)
+    page.choose(folder / "run")
+    page.wait(lambda: page.texts("#messages li") == [unfinished.removeprefix("all/")])
+    check(2)
 
 
 def test_what_is_no_number_is_no_answer(page, tmp_path):
