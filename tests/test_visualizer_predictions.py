@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from dataset.format import SplitWriter, description_digest, write_identifiers
+from dataset.format import SplitWriter, content_digest, description_digest, write_identifiers
 from puzzles.draw import PALETTE
 from tests.browser import Page
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, describe_anew, digits, write_dataset
@@ -367,6 +367,45 @@ def test_of_several_predictions_the_last_that_fits_is_shown(page, tmp_path):
     page.choose(folder / "run")
     page.wait(lambda: page.texts("#messages li") == [unfinished.removeprefix("all/")])
     check(2)
+
+
+REFUSED = "train was built anew since, or is another; run evaluate.py again, or open the dataset that it read"
+
+
+def test_predictions_of_a_dataset_that_was_built_anew_are_refused(page, tmp_path):
+    """By the digests of its arrays, as Python does: the descriptions are equal."""
+    rng = np.random.default_rng(0)
+    for name in ("then", "now"):
+        tokens = rng.integers(1, 6, (3, 16))
+        write_dataset(tmp_path / name, tokens, tokens, vocab_size=6, names=["ä"] * 3)
+    then, now = (content_digest(tmp_path / name / "train") for name in ("then", "now"))
+    made = Made(tmp_path / "then", split="train")
+    assert made.meta["digests"] and len(then) == 32
+    page.load().open(tmp_path / "then")
+    for step, (said, is_shown) in enumerate([(now, False), (now[:16], False), (then[:16], True), (then, True)]):
+        name = f"step_{step}_preds"
+        folder = made.write(tmp_path / name, ranks=1)
+        _edit(data=said)(folder)
+        page.choose(folder)
+        if is_shown:
+            page.wait(lambda name=name: page.chosen("#predictions") == name and "Prediction" in page.boards(), name)
+            assert page.text("#messages") == ""
+        else:
+            page.wait(lambda name=name: page.text("#messages").startswith(f"{name} belongs to another dataset"), name)
+            assert page.texts("#messages li")[0].endswith(REFUSED) and page.boards() == ["Input", "Label"]
+    shutil.copytree(tmp_path / "then" / "train", tmp_path / "alone" / "train")
+    page.load().open(tmp_path / "alone" / "train")  # identifiers.json is elsewhere
+    page.choose(folder)
+    page.wait(lambda: "Prediction" in page.boards())
+    _edit(data=now)(folder)
+    page.load().open(tmp_path / "then")
+    page.js("Object.defineProperty(crypto, 'subtle', { value: undefined })")  # as where a page is not secure
+    page.choose(folder)
+    page.wait(lambda: "Prediction" in page.boards())
+    describe_anew(tmp_path / "then" / "train", digests={"dataset.json": []})  # which does not say what was built
+    page.load().open(tmp_path / "then")
+    page.choose(folder)
+    page.wait(lambda: "Prediction" in page.boards())
 
 
 def test_what_is_no_number_is_no_answer(page, tmp_path):
