@@ -29,7 +29,7 @@ FLAGS = (
 # Pictures of texts are compared as shares of ink on a raster of 12×12 over the box that the ink fills, and by its
 # shape.
 READ_CELLS = """
-const [board, columns, words] = arguments, canvas = document.querySelectorAll("#boards canvas")[board];
+const [board, columns, words, canvases] = arguments, canvas = document.querySelectorAll(canvases)[board];
 const unit = canvas.width / columns, size = 12, family = getComputedStyle(document.body).fontFamily;
 const hex = ([red, green, blue]) => "#" + [red, green, blue].map(part => part.toString(16).padStart(2, "0")).join("");
 const copyOf = (width, height, draw) => {
@@ -254,13 +254,15 @@ class Page:
         """Titles of the boards that are shown."""
         return self.texts("#boards h3")
 
-    def cells(self, board: int, columns: int, words: Iterable[str] = "123456789") -> list[dict]:
+    def cells(
+        self, board: int, columns: int, words: Iterable[str] = "123456789", canvases: str = "#boards canvas"
+    ) -> list[dict]:
         """What is painted in every cell of a board, by its pixels alone.
 
         `text`: the word whose own picture resembles it most, or ""; `ground`, `ink`: the colours at the cell's corner
         and of what stands out most from it; `mark`: the colour where a line stands below what is wrong.
         """
-        return self.js(READ_CELLS, board, columns, list(words))
+        return self.js(READ_CELLS, board, columns, list(words), canvases)
 
     def pixels(self, board: int, columns: int, at: tuple[float, float] = (0.5, 0.5)) -> list[list[str]]:
         """`#rrggbb` of a painted board, one point of each cell: this share of it from the left and the top."""
@@ -284,6 +286,14 @@ class Page:
     def chosen(self, selector: str) -> str | None:
         """What a chooser names as shown."""
         return self.js("return document.querySelector(arguments[0]).selectedOptions[0]?.text", selector)
+
+    def point(self, board: int, row: int, column: int, columns: int) -> None:
+        """Move the pointer onto a cell of a board that has this many columns."""
+        script = "return document.querySelectorAll('#boards canvas')[arguments[0]].getBoundingClientRect()"
+        box = self.js(script, board)
+        size = box["width"] / columns
+        x, y = box["x"] + (column + 0.5) * size, box["y"] + (row + 0.5) * size
+        self.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def hold(self, path: str, *, comparing: bool = False) -> None:
         """Let what is read from files with this in their path wait for `let_read`; or, of it, what comparing reads."""

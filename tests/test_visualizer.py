@@ -232,6 +232,8 @@ def test_other_vocabularies_show_as_numbers_and_the_kind_can_be_chosen(page, tmp
     assert page.texts("#kind option") == ["Numbers"]
     page.load().open(sudoku)
     assert page.texts("#kind option") == ["Sudoku", "ARC", "Maze", "Numbers"]
+    page.press("c")
+    assert "crop" not in page.fragment()  # a Sudoku is no grid on a canvas
     page.select("#kind", "Numbers")
     assert [cell["text"] for cell in page.cells(0, 9, numbers)] == [str(n) for n in Arrays(sudoku).inputs[0]]
     page.select("#kind", "ARC")
@@ -282,9 +284,7 @@ def test_a_kind_never_heard_of_is_drawn_by_its_description(page, tmp_path):
     says = {0: "padding", 1: "blank", 2: "x", 3: "goal", 4: "é", 5: "☃"}
     wanted = f"Label, 3 rows and 5 columns: {', '.join(says[token] for token in labels[0].tolist())}"
     assert page.js("return document.querySelectorAll('#boards canvas')[1].ariaLabel") == wanted
-    box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
-    x, y = box["x"] + 4.5 * box["width"] / 5, box["y"] + 2.5 * box["height"] / 3
-    page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    page.point(0, 2, 4, columns=5)
     page.wait(lambda: page.text("#readout") == "Row 3, column 5: input é, label é")
     page.screenshot("kakuro")
     page.load(dark=True).open(tmp_path / "kakuro")
@@ -418,15 +418,15 @@ def test_the_page_holds_what_python_draws_with():
 def test_a_cell_is_read_out_under_the_pointer(page, arc):
     arrays = Arrays(arc)
     page.load("split=train&group=1&crop=0").open(arc)
-    box = page.js("return document.querySelector('#boards canvas').getBoundingClientRect()")
-    row, column, size = 2, 1, box["width"] / 30
-    x, y = box["x"] + (column + 0.5) * size, box["y"] + (row + 0.5) * size
-    page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    row, column = 2, 1
+    page.point(0, row, column, columns=30)
     names = ["black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon"]
     say = ["padding", "end of grid", *(f"{colour} {name}" for colour, name in enumerate(names))]
     cell = 30 * row + column
     wanted = f"Row 3, column 2: input {say[arrays.inputs[0, cell]]}, label {say[arrays.labels[0, cell]]}"
     page.wait(lambda: page.text("#readout") == wanted)
+    page.press(Keys.ARROW_RIGHT)
+    assert page.text("#readout") == "Point at a cell to read it."
 
 
 # ---------- Moving about ----------
@@ -524,6 +524,33 @@ def test_search_finds_tasks_augmentations_and_numbers(page, arc):
     page.wait(lambda: page.texts("#found") == ["Not in test/all, but in another split or set."])
 
 
+def test_results_do_not_open_behind_who_left_the_search(page, maze):
+    page.load().open(maze)
+    page.js(
+        """
+        let last = 0;
+        window.late = new Map();
+        window.setTimeout = run => { late.set(++last, run); return last; };
+        window.clearTimeout = timer => late.delete(timer);"""
+    )
+    for keys, is_open in (("1",), True), (("2", Keys.TAB, Keys.TAB), False):
+        page.js("document.querySelector('#search').value = ''; document.activeElement.blur()")
+        page.press("/")
+        page.press(*keys)
+        page.js("for (const run of late.values()) run()")
+        assert page.visible("#found button") == is_open, keys
+
+
+def test_the_focus_stays_in_the_strip(page, arc):
+    page.load("split=test").open(arc)
+    page.js("document.querySelector('#strip button').focus()")
+    for number in ("1", "2"):
+        page.press(Keys.ENTER)  # a demonstration of train
+        assert page.js("return document.activeElement.ariaLabel") == f"Pair {number}"
+        assert page.js("return document.activeElement.ariaCurrent") == "true"
+        page.press(Keys.TAB)
+
+
 # ---------- Looks ----------
 
 
@@ -550,6 +577,20 @@ def test_it_fits_the_screen(page, arc, sudoku, maze, width, dark):
         small = """return [...document.querySelectorAll("main button, header button, header select")].filter(node =>
             node.checkVisibility() && node.getBoundingClientRect().height < 40).map(node => node.outerHTML)"""
         assert page.js(small) == []
+
+
+def test_long_names_do_not_widen_the_page(page, tmp_path):
+    long, tokens = "unbroken" * 25, np.tile(np.arange(1, 5), (2, 4))
+    for name in (long, "other"):
+        write_dataset(tmp_path / "all" / name, tokens, tokens, vocab_size=6, names=[long, f"{long}2"])
+    page.load(f"dataset={long}").open(tmp_path / "all")
+    page.press("/")
+    page.press("unbroken")
+    page.wait(lambda: page.visible("#found button"))
+    for width in (1280, 390):
+        page.resize(width, 844)
+        page.wait(lambda width=width: page.js("return document.documentElement.scrollWidth") <= width, width)
+        assert page.js("const found = document.querySelector('#found'); return found.scrollWidth <= found.clientWidth")
 
 
 def test_the_colour_scheme_can_be_chosen_and_is_kept(page, maze):

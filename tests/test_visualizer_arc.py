@@ -20,7 +20,7 @@ from tests.arc_oracle import oracle_augment, oracle_encode
 from tests.arc_predictions import build_dataset, predict, raw_tasks, save_torch
 from tests.browser import Page
 from tests.sample_datasets import Arrays, as_other_tools_write_it, write_dataset
-from tests.test_visualizer_predictions import Made, open_both
+from tests.test_visualizer_predictions import RIGHT_AND_WRONG, Made, bars, open_both
 
 COLOURS = [PALETTE[f"arc_{colour}"] for colour in range(10)]
 
@@ -324,6 +324,9 @@ def test_end_tokens_and_padding_are_no_cells(page, judged):
         shown = page.pixels(2, shape[1], at=(0.5, 0.1))
         wanted = np.load(judged[1] / "answers.0.npy")[group].reshape(30, 30)[: shape[0], : shape[1]]
         assert [[COLOURS.index(colour) for colour in row] for row in shown] == (wanted.astype(int) - 2).tolist()
+    assert not bars(page) & RIGHT_AND_WRONG  # of the last, whose answer is not known
+    page.go("group=1")
+    assert bars(page) == RIGHT_AND_WRONG
     page.js("document.querySelector('input[value=wrong]').click()")
     assert page.text("#answers-title") == "3 examples"
     page.js("document.querySelector('input[value=right]').click()")

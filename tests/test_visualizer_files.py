@@ -88,6 +88,16 @@ def test_what_was_chosen_last_is_shown_and_not_what_took_longest(page, tmp_path)
     assert page.text("#title") == "puzzle of fast"
 
 
+def test_an_example_that_cannot_be_read_is_not_shown_as_another(page, copy):
+    page.load().open(copy)
+    (copy / "train" / "all__inputs.npy").unlink()
+    page.js("document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowDown', bubbles: true }))")
+    said = "train/all__inputs.npy can no longer be read; choose the folder again"
+    page.wait(lambda: page.texts("#messages li") == [said])
+    assert page.text("#title") == "Puzzle 2" and page.boards() == []
+    page.settle()
+
+
 DTYPES = ["|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8"]
 
 

@@ -5,6 +5,7 @@ sorts is compared with numpy.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.browser import Page
 from tests.sample_datasets import REFERENCE, Arrays, build_arc, describe_anew, digits, write_dataset
 
 PIPELINE = REFERENCE / "pipeline" / "dataset"  # 4×4 Sudokus, 21 in test
+SAID = ["padding", "blank", *"1234"]  # of their tokens
 STEPS = 6
 
 
@@ -99,6 +101,17 @@ def marked(cells: list[dict]) -> list[bool]:
     return [PALETTE["wrong"] in (cell["mark"], cell["ink"]) for cell in cells]
 
 
+RIGHT_AND_WRONG = {PALETTE["right"], PALETTE["wrong"]}
+
+
+def bars(page: Page) -> set[str]:
+    """The colours of the bars over the steps."""
+    shown = page.js(
+        "return Array.from(document.querySelectorAll('#bars i'), bar => getComputedStyle(bar).backgroundColor)"
+    )
+    return {"#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", colour)[:3]) for colour in shown}
+
+
 def answered(tokens: np.ndarray) -> list[str]:
     """What the cells of a wrong Sudoku say: padding is crossed out."""
     return ["×" if token == 0 else digit for token, digit in zip(tokens, digits(tokens), strict=True)]
@@ -119,6 +132,10 @@ def test_wrong_cells_are_marked_and_counted(page, tmp_path):
         count = int(made.wrong[example])
         assert page.text("#verdict") == (f"{count} of 16 cells wrong" if count else "All 16 cells right")
         assert page.text("#confidence") == f"confidence {100 * made.confidence[example]:.1f} %"
+    page.go("split=test&group=2")
+    page.select("#kind", "Numbers")
+    sample = page.texts("#legend span").index("differs from the label")
+    assert page.cells(sample, 1, ["1", "-1"], "#legend canvas")[0]["text"] == "1"
     page.go("split=train")
     assert page.boards() == ["Input", "Label"]
 
@@ -161,6 +178,11 @@ def test_filters_and_order(page, tmp_path):
     assert places == [str(example + 1) for example in kept]
     page.press(Keys.ARROW_RIGHT)
     assert page.fragment()["group"] == places[-1]
+    page.set("#least", 100)
+    check([])
+    page.find("#answers").click()
+    page.press(Keys.HOME, Keys.END)  # of an empty list
+    assert page.text("#messages") == "" and page.fragment()["group"] == places[-1]
 
 
 def test_the_slider_goes_through_the_steps(page, tmp_path):
@@ -168,8 +190,13 @@ def test_the_slider_goes_through_the_steps(page, tmp_path):
     example = int(np.argmax(made.wrong))
     open_both(page, PIPELINE, made.write(tmp_path / "step_100_preds"), f"split=test&group={example + 1}&step=2")
 
+    cell = int(np.argmax(np.ptp(made.by_step[example], axis=0)))
+    page.point(2, cell // 4, cell % 4, columns=4)
+    page.wait(lambda: page.text("#readout").startswith("Row"))
+
     def check(step: int) -> None:
         tokens = made.by_step[example, step - 1]
+        assert page.text("#readout").endswith(f", prediction {SAID[tokens[cell]]}")
         wrong = tokens != made.labels[example]
         cells = page.cells(2, 4, "1234×")
         assert [cell["text"] for cell in cells] == answered(tokens)
@@ -408,6 +435,37 @@ def test_predictions_of_a_dataset_that_was_built_anew_are_refused(page, tmp_path
     page.wait(lambda: "Prediction" in page.boards())
 
 
+def compared_later(page: Page, made: Made, folder: Path) -> None:
+    """Open predictions, and let comparing them wait."""
+    page.load().open(made.dataset)
+    page.hold("answers.", comparing=True)
+    page.choose(made.write(folder, ranks=1))
+    page.wait(lambda: listed(page) and page.js("return reading"))
+
+
+def test_a_slow_click_in_a_list_counts_while_it_is_drawn_anew(page, tmp_path):
+    made = Made(PIPELINE)
+    compared_later(page, made, tmp_path / "step_1_preds")
+    assert all(row.startswith("…") for row in listed(page))
+    box = page.js("return document.querySelectorAll('#answers .row > :first-child')[3].getBoundingClientRect()")
+    press = dict(x=box["x"] + 9, y=box["y"] + box["height"] / 2, button="left", clickCount=1)
+    page.cdp("Input.dispatchMouseEvent", type="mousePressed", **press)
+    page.let_read()
+    page.wait(lambda: not any(row.startswith("…") for row in listed(page)))
+    page.cdp("Input.dispatchMouseEvent", type="mouseReleased", **press)
+    page.wait(lambda: page.text("#title") == "Puzzle 4")
+
+
+def test_what_cannot_be_read_ends_the_comparing(page, tmp_path):
+    folder = tmp_path / "step_1_preds"
+    compared_later(page, Made(PIPELINE), folder)
+    assert page.text("#compare") == "Stop comparing"
+    (folder / "answers.0.npy").unlink()
+    page.let_read()
+    page.wait(lambda: "answers.0.npy can no longer be read; choose the folder again" in page.text("#messages"))
+    assert page.text("#compare") == "Go on comparing" and "21 not compared yet" in page.text("#score")
+
+
 def test_what_is_no_number_is_no_answer(page, tmp_path):
     """However right its cells are."""
     made = Made(PIPELINE)
@@ -418,6 +476,7 @@ def test_what_is_no_number_is_no_answer(page, tmp_path):
     open_both(page, PIPELINE, folder, "split=test&group=1")
     page.wait(lambda: "exactly right" in page.text("#score") and not page.visible("#compare"))
     assert page.text("#confidence").startswith("no answer")
+    assert page.text("#verdict") == "No answer, which counts as wrong" and not bars(page) & RIGHT_AND_WRONG
     right = int((made.wrong == 0).sum() - (made.wrong[np.load(folder / "examples.0.npy")[:2]] == 0).sum())
     assert page.text("#score").startswith(f"{right} of 21 exactly right")
     assert page.console() == []
