@@ -279,6 +279,9 @@ class Moments:
     def add(self, samples: Tensor) -> None:
         """Add samples (n, D), on any device."""
         samples = samples.cpu().double()  # MPS has no float64
+        if not self.count:
+            self.origin = samples[0].clone()
+        samples = samples - self.origin  # else rounding would be all that is left where little varies
         self.count += len(samples)
         self.sum += samples.sum(0)
         self.outer += samples.T @ samples
