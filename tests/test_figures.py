@@ -70,11 +70,11 @@ def test_participation_ratio_of_an_isotropic_gaussian():
 def test_participation_ratio_of_states_that_hardly_vary():
     """Not that of rounding: 0 where they are the same, 1 where they lie on a line."""
     generator = torch.Generator().manual_seed(0)
-    for spread, expected in ((0.0, 0), (1e-7, 1)):
+    for size, expected in ((0.0, 0), (1e-7, 1)):
         for _ in range(20):
             one, direction = torch.randn(2, 64, generator=generator, dtype=torch.float64)
             moments = Moments(64)
-            for part in (one + spread * torch.randn(81, 1, generator=generator) * direction).split(40):
+            for part in (one + size * torch.randn(81, 1, generator=generator) * direction).split(40):
                 moments.add(part)
             assert participation_ratio(moments.covariance()) == pytest.approx(expected, abs=1e-6)
 

@@ -2,8 +2,9 @@
 
 The step runs on the meta device: counting takes a moment and no memory. It counts matrix products, convolutions and
 attention, forward and backward, with 2 m n k for a product; attention is one fused kernel, whose backward pass computes
-the scores again (as FlashAttention does and PyTorch's counter assumes). Left out are embeddings, norms, activations, the
-softmax of attention, the loss and the optimisers: together less than 1 % at the published sizes, 2 to 4 % at width 64.
+the scores again (as FlashAttention does and PyTorch's counter assumes). Left out are embeddings, norms, activations,
+the softmax of attention, the loss and the optimisers: together less than 1 % at the published sizes, 2 to 4 % at width
+64.
 """
 
 import copy
