@@ -32,7 +32,7 @@ from training.data import open_datasets, train_batches_on
 from training.distributed import Ranks, select_device
 from training.evaluation import choose_batch_size, evaluate_split
 from training.flops import count_parameters
-from training.metrics import MetricsLog, Unread, progress_bar, start_logging, train_metrics
+from training.metrics import MetricsLog, Unread, progress_bar, show, start_logging, train_metrics
 from training.step import TrainState, create_state, train_step
 from training.stopping import Stopped, StopRequest
 from training.torch_predictions import save_torch
@@ -70,8 +70,11 @@ class Run:
 
     def finished(self) -> bool:
         """Whether the epochs are used up or a rule of `early_stop` holds; then the last weights are evaluated."""
-        state = self.state
-        return state.passes == self.passes or (state.evaluated == state.step and state.early.holds())
+        return is_over(self.state, self.passes)
+
+
+def is_over(state: TrainState, passes: int) -> bool:
+    return state.passes == passes or (state.evaluated == state.step and state.early.holds())
 
 
 def train(config: PretrainConfig, ranks: Ranks, device: torch.device) -> None:
@@ -122,7 +125,7 @@ def train_and_evaluate(
     run.metrics_log.close()
     ranks.from_main(lambda: run_folder.record_end(run.folder, state.step))
     if ranks.is_main:
-        print(farewell, flush=True)
+        show(farewell)
 
 
 def start(
@@ -154,6 +157,11 @@ def start(
         lambda: outlook.work_left(state, config, ranks, device, passes, eval_data, test_data),
     )
     warning = ranks.from_main(lambda: outlook.check_pace(work, config.max_minutes))
+    branches_off = found is not None and saved.parent.resolve() != Path(config.checkpoint_path).resolve()
+    if branches_off and is_over(state, passes):
+        raise UserError(
+            f"{saved} is of a run that is over, with nothing left to do; raise epochs, or change early_stop"
+        )
     # Only now: a mistake leaves nothing behind.
     folder = ranks.from_main(lambda: prepare_folder(config, found, state, ranks, device, work.step))
     metrics_log = MetricsLog(
@@ -187,13 +195,29 @@ def prepare_folder(
     folder = run_folder.create(config, saved, keep_bytes)
     about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
     run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": flops_per_step}, saved)
+    forgotten = forget_best_of_other_puzzles(state, config)
     if found is not None and saved.parent.resolve() == folder.resolve():
         resume.set_aside(found.passed_over)
         later = [] if config.resume is True else resume.later_checkpoints(folder, state.step)
         resume.set_aside(later)  # after a kill the same ones come again
-        if state.best is not None or later:  # the file may be that of states that are now aside
+        if state.best is not None or later or forgotten:  # the file may be that of states that are now aside
             run_folder.write_best(folder, state.best)
     return folder
+
+
+def forget_best_of_other_puzzles(state: TrainState, config: PretrainConfig) -> bool:
+    """Whether the best so far was found on others than are looked at from here on; then it does not count."""
+    before, now = state.evaluated_on, evaluated_on(config)
+    if before in (None, now):  # None: not yet, or in an earlier version
+        return False
+    log.warning("evaluated was %s, from here on %s is: the best so far no longer counts", before, now)
+    state.forget_best()
+    return True
+
+
+def evaluated_on(config: PretrainConfig) -> str:
+    part = "" if config.eval_max_examples is None else f", {config.eval_max_examples} examples of each set"
+    return f"the split {config.eval_split}{part}"
 
 
 def train_pass(run: Run, train_data: PuzzleDataset) -> None:
@@ -246,7 +270,7 @@ def look(run: Run) -> None:
     if due:
         save_state(run)
     if run.ranks.is_main and (line := run.pace.estimate(*run.stop.limit)):
-        run.bar.write(line)
+        show(line)
 
 
 def stop_between_looks(run: Run) -> NoReturn:
@@ -318,9 +342,10 @@ def evaluate_pass(run: Run, eval_data: PuzzleDataset | None) -> None:
     outputs = {}
     if eval_data is not None:
         metrics, outputs = evaluate_weights(run, eval_data, run.config.eval_save_outputs)
+        state.evaluated_on = evaluated_on(run.config)
         record(run, metrics)
         if run.ranks.is_main:
-            run.bar.write(summary(state.step, metrics))
+            show(summary(state.step, metrics))
     if not state.early.holds():  # else the pass is not over: it would go on if early_stop is lifted
         state.passes, state.batches = state.passes + 1, 0
     state.evaluated = state.step
@@ -351,10 +376,15 @@ def evaluate_weights(run: Run, dataset: PuzzleDataset, save_outputs: list[str]) 
 def save_checkpoints(run: Run, improved: bool) -> None:
     """Save `step_<n>`, the averaged `step_<n>_ema` if there is one, and `best.json` if this is the best."""
     state = run.state
+
+    def save(name: str) -> None:
+        if save_weights(run.folder / name, state.head.state_dict(), run.fixed["content.train"]):
+            resume.set_aside(resume.made_with(run.folder, name))
+
     if state.ema is not None:
         with state.averaged():
-            save_weights(run.folder / run.evaluated_name, state.head.state_dict(), run.fixed["content.train"])
-    save_weights(run.folder / f"step_{state.step}", state.head.state_dict(), run.fixed["content.train"])
+            save(run.evaluated_name)
+    save(f"step_{state.step}")
     if improved:
         run_folder.write_best(run.folder, state.best)
 
@@ -363,7 +393,7 @@ def test_at_the_end(run: Run, test_data: PuzzleDataset) -> None:
     """Evaluate the whole test split, if training looked at something else; its metrics are called `test/…`."""
     metrics, _ = evaluate_weights(run, test_data, [])
     if run.ranks.is_main:
-        run.bar.write("whole test split: " + summary(run.state.step, metrics))
+        show("whole test split: " + summary(run.state.step, metrics))
     record(run, {key.replace("eval/", "test/", 1): value for key, value in metrics.items()})
 
 

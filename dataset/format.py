@@ -153,6 +153,20 @@ def _refuse_foreign(target: Path) -> None:
         raise UserError(f"--output-dir {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / "identifiers.json").exists():
         raise UserError(f"--output-dir {target} is not empty and holds no dataset; name a new folder")
+    if foreign := next(_no_part_of_a_dataset(target), None):
+        raise UserError(
+            f"--output-dir {target} holds {foreign}, which is no part of a dataset and would be removed; move it away, "
+            f"or name a new folder"
+        )
+
+
+def _no_part_of_a_dataset(folder: Path) -> Iterator[Path]:
+    """What somebody else has put there, such as a run; hidden files are not looked at."""
+    for path in folder.glob("[!.]*"):
+        if (path / "dataset.json").exists():
+            yield from (one for one in path.glob("[!.]*") if one.name != "dataset.json" and one.suffix != ".npy")
+        elif path.name not in ("identifiers.json", "test_puzzles.json"):  # the latter in datasets of the original
+            yield path
 
 
 def write_identifiers(folder: Path, names: Sequence[str]) -> None:

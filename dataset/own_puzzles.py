@@ -288,8 +288,8 @@ def assign(table: PairTable, facts: Facts, options: Options, rng: np.random.Gene
     _handle_leaks(facts, roles, options.drop_leaked)
     if not (roles == TRAIN).any():
         raise UserError(
-            f"nothing is left to train on of {len(table)} pairs; lower --test-fraction and --val-fraction, or add "
-            f"pairs (copies of one puzzle, and a group, are in one split)"
+            f"nothing is left to train on of {len(table)} pairs; lower --test-fraction and --val-fraction, give "
+            f"another split, do without --drop-leaked, or add pairs (copies of a puzzle, and a group, are in one split)"
         )
     return roles
 

@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +79,28 @@ def test_folders_that_are_not_datasets_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         build(tmp_path / "thesis.tex", "1")
     assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_what_is_no_part_of_a_dataset_is_not_removed_with_it(tmp_path):
+    """A run in its folder, above all."""
+    build(tmp_path / "data", "1")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir()
+        for name in ("dataset.json", "all__inputs.npy", ".DS_Store"):
+            (tmp_path / "data" / split / name).touch()
+    for name in ("test_puzzles.json", ".DS_Store"):
+        (tmp_path / "data" / name).touch()
+    whole = shutil.copytree(tmp_path / "data", tmp_path / "whole")
+    build(tmp_path / "data", "2")
+    for name in ("run/step_1", "notes.txt", "train/step_1", "test/preds/manifest.json"):
+        mine = shutil.copytree(whole, tmp_path / "mine")
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).touch()
+        foreign = mine / name if name.startswith(("notes", "train")) else (mine / name).parent
+        with pytest.raises(UserError, match=re.escape(f"holds {foreign}, which is no part of a dataset and would be")):
+            build(mine, "2")
+        assert (mine / name).exists()
+        shutil.rmtree(mine)
 
 
 def test_a_refused_build_leaves_nothing(tmp_path):

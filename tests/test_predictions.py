@@ -437,6 +437,18 @@ def test_what_is_no_number_is_passed_over(compact_predictions, torch_predictions
     assert warning.endswith(name)
 
 
+def test_a_dataset_that_was_built_anew_where_it_was_is_called_so(tmp_path):
+    data = shutil.copytree(DATA, tmp_path / "data")
+    save_compact(tmp_path / "step_1", path=data)
+    edit_manifest(dataset=str(data))(tmp_path)
+    text = (data / "test/dataset.json").read_text()
+    (data / "test/dataset.json").write_text(text.replace('"total_groups": ', '"total_groups": 1'))
+    with pytest.raises(
+        UserError, match=rf"predictions for {data}/test, as it was before it was built anew; evaluate aga"
+    ):
+        read_predictions(tmp_path / "step_1", data)
+
+
 def test_another_dataset_or_split_is_refused(compact_predictions, tmp_path):
     prefix = compact_predictions / "step_1"
     with pytest.raises(UserError, match=rf"for {DATA}/test, not for {DATA}/train"):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -483,6 +484,24 @@ def test_the_page_fits_a_telephone_and_a_screen(run, browser):
         assert size[0] <= width
         assert size[1] == size[3] != size[2]  # charts are written in the page's ink
     assert not browser.get_log("browser")
+
+
+def test_newer_dictionaries_are_not_taken_for_the_compact_predictions(run, tmp_path):
+    """Which alone say what they are of, and how many segments each took."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = evaluated(copy, "halt=q")
+    evaluated(copy, "save_format=torch")
+    later = (copy / "step_20_preds/manifest.json").stat().st_mtime + 1
+    os.utime(copy / "step_20_all_preds.0", (later, later))
+    assert text_of(report([copy])) == before
+
+
+def test_a_dataset_that_was_built_anew_is_not_what_was_trained_on(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert "built anew since" not in text_of(report([copy]))
+    records = json.loads((copy / "checkpoints.json").read_text())
+    (copy / "checkpoints.json").write_text(json.dumps({n: r | {"data": "0" * 32} for n, r in records.items()}))
+    assert re.search(r"Data \S+: 4×4 Sudoku; .* test: 21 examples, built anew since", text_of(report([copy])))
 
 
 def test_the_command_for_predictions_can_be_pasted(tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from files import locked, put_in_place
 from tests import warm
 from tests.in_memory import composed
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
+from tests.launch import ROOT, command_environment
 from tests.runs import PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
 from training.config import RETIRED_ARCH_KEYS, load_config
 from training.resume import (
@@ -372,6 +374,8 @@ def test_states_on_another_disk_are_the_runs_own(two_states, uninterrupted):
     (two_states / "state_60").symlink_to(elsewhere)
     assert found(two_states).path == two_states / "state_60"
     assert found(two_states).manifest.metrics_bytes == (uninterrupted / "metrics.jsonl").stat().st_size
+    pretrain(two_states, **CHANGES | {"epochs": 16, "keep_last": 1})
+    assert [path.name for path in saved_states(two_states)] == ["state_80"] and elsewhere.exists()
 
 
 def test_a_run_killed_between_its_first_checkpoint_and_its_first_state_goes_on(tmp_path, monkeypatch):
@@ -397,6 +401,7 @@ def test_a_state_that_was_set_aside_before_is_kept(tmp_path):
 def test_what_lies_beside_the_states_is_mended_or_refused_before_a_step_is_made(two_states, capsys, caplog):
     """best.json is made anew from the state; a list of starts that cannot be read does not cost the run."""
     best = (two_states / "best.json").read_bytes()
+    (two_states / json.loads(best)["checkpoint"]).touch()
     (two_states / "best.json").write_text("{")
     (two_states / "environment.json").write_text("null")
     pretrain(two_states, **CHANGES)
@@ -528,6 +533,81 @@ def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/lr": 0.5}\n')
     pretrain(folder, **CHANGES | {"max_minutes": 1e-5})
     assert read_metrics(folder) == read_metrics(uninterrupted)[:1]
+
+
+def test_a_branch_has_no_best_that_is_another_runs(tmp_path):
+    """Else no command would find a checkpoint in its folder."""
+    run, branch = tmp_path / "run", tmp_path / "branch"
+    asked = {"epochs": 4, "eval_interval": 2, "lr": 1e-9}  # nothing gets better
+    pretrain(run, **asked)
+    assert json.loads((run / "best.json").read_text())["checkpoint"] == "step_10"
+    pretrain(branch, **asked | {"resume": run / "state_20", "epochs": 6})
+    pretrain(branch, **asked | {"resume": "true", "epochs": 8})
+    assert sorted(path.name for path in branch.glob("step_*")) == ["step_30", "step_40"]
+    assert not (branch / "best.json").exists()
+
+
+def test_a_branch_of_what_is_over_is_refused(tmp_path, uninterrupted, capsys):
+    """It would say that it is finished, and have nothing."""
+    line = refusal(capsys, tmp_path / "branch", **CHANGES | {"resume": uninterrupted})
+    assert line.endswith(
+        "/state_60 is of a run that is over, with nothing left to do; raise epochs, or change early_stop"
+    )
+    assert not (tmp_path / "branch").exists()
+
+
+def test_what_was_best_on_other_puzzles_does_not_count(tmp_path, caplog):
+    run, asked = tmp_path / "run", {"epochs": 4, "eval_interval": 2, "lr": 1e-9, "resume": "true"}
+    pretrain(run, **asked | {"eval_max_examples": 1})
+    best = json.loads((run / "best.json").read_text())
+    assert best["step"] == 10
+    pretrain(run, **asked | {"eval_max_examples": 2, "epochs": 6})
+    said = (
+        "evaluated was the split test, 1 examples of each set, from here on the split test, 2 examples of each set is"
+    )
+    assert f"{said}: the best so far no longer counts" in caplog.messages
+    assert json.loads((run / "best.json").read_text())["step"] == 30
+    caplog.clear()
+    pretrain(run, **asked | {"eval_max_examples": 2, "epochs": 8})
+    assert json.loads((run / "best.json").read_text())["step"] == 30
+    assert not [message for message in caplog.messages if "no longer counts" in message]
+
+
+def test_what_was_made_with_a_checkpoint_that_is_replaced_is_set_aside(tmp_path):
+    """Else it would be taken for the work of the new one; that of an equal one stays."""
+    run, asked = tmp_path / "run", {"epochs": 4, "eval_interval": 2, "checkpoint_every_eval": "true", "keep_last": 9}
+    pretrain(run, **asked)
+    for name in ("step_10_preds", "step_20_search", "step_20_all_preds.0", "step_20_ema_preds"):
+        (run / name).mkdir()
+    shutil.rmtree(run / "state_20")
+    pretrain(run, **asked | {"resume": "true"})
+    assert not list(run.glob("*.aside"))
+    shutil.rmtree(run / "state_20")
+    pretrain(run, **asked | {"resume": "true", "lr": 3e-4})
+    assert sorted(path.name for path in run.glob("*.aside")) == ["step_20_all_preds.0.aside", "step_20_search.aside"]
+    assert (run / "step_10_preds").exists() and (run / "step_20_ema_preds").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "model.safetensors"])
+def test_a_published_checkpoint_keeps_its_config(tmp_path, capsys, name):
+    run = tmp_path / "published"
+    run.mkdir()
+    for file in (name, "all_config.yaml"):
+        (run / file).write_text("theirs")
+    for resume in ("true", "false"):
+        line = refusal(capsys, run, **CHANGES | {"resume": resume})
+        assert f"checkpoint_path={run} holds {name}, a checkpoint that was published; choose another, and start" in line
+    assert (run / "all_config.yaml").read_text() == "theirs"
+
+
+def test_a_full_disk_under_stdout_does_not_end_a_run(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    words = reference_overrides(tmp_path / "run", epochs=4, eval_interval=2)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "pretrain.py", *words]
+        subprocess.run(command, cwd=ROOT, env=command_environment(), stdout=full, stderr=subprocess.DEVNULL, check=True)
+    assert (tmp_path / "run/step_20").exists()
 
 
 def test_a_branch_that_left_no_state_branches_off_again(stopped, capsys):

@@ -122,13 +122,18 @@ class CheckpointRecord(BaseModel):
     data: str | None = None
 
 
-def save_weights(path: Path, weights: Weights, data: str | None) -> None:
-    """Write a checkpoint and its entry in checkpoints.json; `data` is the identity of what it was trained on."""
+def save_weights(path: Path, weights: Weights, data: str | None) -> bool:
+    """Write a checkpoint and its entry in checkpoints.json; `data` is the identity of what it was trained on.
+
+    -> whether it differs from the one that was there, or there was none.
+    """
+    before = file_digest(path) if path.is_file() else None
     written = write_atomically(path, lambda file: torch.save(weights, file))
     record = CheckpointRecord(bytes=written.size, sha256=written.sha256, data=data)
     records = read_records(path.parent) | {path.name: record}
     text = json.dumps({name: record.model_dump() for name, record in records.items()}, indent=1)
     write_atomically(path.parent / RECORDS, lambda file: file.write(text.encode()))
+    return written != before
 
 
 def read_records(folder: Path) -> dict[str, CheckpointRecord]:

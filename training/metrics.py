@@ -257,6 +257,18 @@ def progress_bar(
     )
 
 
+def show(line: str) -> None:
+    """Print a line above the progress bars. A full disk under stdout is not worth a run; a reader of it that has gone
+    away raises BrokenPipeError."""
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
 def start_logging(is_main: bool, as_json: bool = False) -> None:
     """Rank 0 logs everything; the other ranks log errors only.
 

@@ -59,7 +59,8 @@ class Seen:
 def look_at(prefix: Path, data_path: Path) -> Seen:
     """Read the predictions at `<run>/step_<n>`. Raises `UserError` if they or their dataset cannot be read."""
     manifest = read_manifest(prefix)
-    parts = read_predictions(prefix, data_path, manifest.split, rows=1024, extras=("steps", "answers_by_step"))
+    extras = ("steps", "answers_by_step")
+    parts = read_predictions(prefix, data_path, manifest.split, rows=1024, extras=extras, compact_alone=True)
     names = read_identifiers(data_path) if (data_path / "identifiers.json").exists() else []
     kind = PuzzleDataset.alone(data_path, manifest.split).kind
     seen = Seen(manifest, kind, "answers_by_step" in manifest.fields)

@@ -251,16 +251,17 @@ def read_predictions(
     rows: int = 4096,
     other_data: bool = False,
     extras: Collection[str] = (),
+    compact_alone: bool = False,
 ) -> Iterator[PredictionRows]:
     """The predictions at `<run>/step_<n>` in either format (the newer, if there are both), at most `rows` at a time.
 
     They come rank after rank, and within a rank in the order of examples. For the original's format the dataset may
     lack the split. Raises `UserError`, already at the call, if there are none, or if they are incomplete or belong to
     another dataset; `other_data` accepts one with the same shape and another content. `extras`, `steps` and
-    `answers_by_step`, are read as well where a compact folder has them.
+    `answers_by_step`, are read as well where a compact folder has them. `compact_alone` passes over the other format.
     """
     prefix = Path(prefix)
-    manifest, parts = compact_folder(prefix) / "manifest.json", torch_paths(prefix)
+    manifest, parts = compact_folder(prefix) / "manifest.json", {} if compact_alone else torch_paths(prefix)
     if manifest.is_file() and parts:
         compact = manifest.stat().st_mtime >= max(path.stat().st_mtime for path in parts.values())
         log.info("%s has predictions in both formats; reading %s, the newer", prefix, "compact" if compact else "torch")
@@ -338,12 +339,14 @@ def _read_compact(
 def _check_dataset(
     folder: Path, manifest: Manifest, split_folder: Path, metadata: PuzzleDatasetMetadata, other_data: bool
 ) -> None:
-    same = manifest.split == split_folder.name and manifest.dataset_digest == description_digest(split_folder)
+    described = manifest.dataset_digest == description_digest(split_folder)
+    same = manifest.split == split_folder.name and described
     if not same or (manifest.seq_len, manifest.vocab_size) != (metadata.seq_len, metadata.vocab_size):
-        raise UserError(
-            f"{folder} holds predictions for {manifest.dataset}/{manifest.split}, not for {split_folder}; "
-            f"name the dataset and split that were evaluated"
-        )
+        theirs = Path(manifest.dataset, manifest.split)
+        anew = "as it was before it was built anew; evaluate again"
+        other = f"not for {split_folder}; name the dataset and split that were evaluated"
+        is_there = theirs.exists() and split_folder.samefile(theirs)
+        raise UserError(f"{folder} holds predictions for {theirs}, {anew if is_there and not described else other}")
     if manifest.data is None or other_data:
         return
     content = content_digest(split_folder)

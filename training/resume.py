@@ -43,8 +43,9 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes its place
-# See training/run_folder.py
-CHECKPOINT_OR_ITS_WORK = re.compile(r"step_(\d+)(_ema)?(_preds|_all_preds\.\d+|_search)?")
+# Of what evaluations and searches leave, see training/run_folder.py
+MADE_WITH_IT = r"(_preds|_all_preds\.\d+|_search)"
+CHECKPOINT_OR_ITS_WORK = re.compile(rf"step_(\d+)(_ema)?{MADE_WITH_IT}?")
 
 # If one of these changes, the position in the data or the weights mean nothing any more.
 FIXED_KEYS = (
@@ -97,6 +98,7 @@ class Progress(_Checked):
     evaluated: int | None = Field(default=None, ge=0)
     best: Best | None = None
     wandb_id: str | None = None
+    evaluated_on: str | None = None
     ended_early: bool = False
     since_best: int = Field(default=0, ge=0)
     recent: list[Pair] = Field(default=[], max_length=WINDOW)
@@ -189,7 +191,7 @@ def save_state(state: TrainState, config: PretrainConfig, ranks: Ranks, metrics:
                 # A state of the same step, saved before its evaluation, is moved aside: at every moment there is one.
                 put_in_place(folder, place, aside=place.with_name(f"{place.name}.old"))
                 for old in saved_states(run)[config.keep_last :]:
-                    shutil.rmtree(old)
+                    old.unlink() if old.is_symlink() else shutil.rmtree(old)
         ranks.barrier()
     except (OSError, RuntimeError) as error:
         # Of a rank that failed, others find the connection closed, or the folder removed by rank 0.
@@ -331,6 +333,12 @@ def later_checkpoints(run: Path, step: int) -> list[Path]:
     with them: it would be taken for the work of the checkpoints that will come in their place."""
     matches = ((CHECKPOINT_OR_ITS_WORK.fullmatch(path.name), path) for path in sorted(run.glob("step_*")))
     return [path for match, path in matches if match and int(match[1]) > step]
+
+
+def made_with(run: Path, checkpoint: str) -> list[Path]:
+    """The predictions of a checkpoint and searches with it."""
+    work = re.compile(re.escape(checkpoint) + MADE_WITH_IT)
+    return [path for path in sorted(run.glob("step_*")) if work.fullmatch(path.name)]
 
 
 def set_aside(paths: list[Path]) -> None:

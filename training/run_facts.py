@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from dataset.format import PuzzleDatasetMetadata, load_metadata, set_file
+from dataset.format import PuzzleDatasetMetadata, content_digest, load_metadata, same_content, set_file
 from errors import UserError
 from files import read_json, read_yaml
 from puzzles.kind import kind_of
+from training.checkpoints import read_records
 from training.curves import Run
 from training.wording import counted, duration, operations
 
@@ -142,7 +143,8 @@ def said(facts: Facts) -> Iterator[tuple[str, str]]:
     if arch := _mapping(config.get("arch")):
         yield "Model", architecture_in_words(arch, facts.recorded("parameters"))
     if config.get("data_path"):
-        yield "Data", dataset_in_words(Path(str(config["data_path"])))
+        path = Path(str(config["data_path"]))
+        yield "Data", dataset_in_words(path) + (", built anew since" if was_built_anew(path, facts.folder) else "")
     if config:
         yield "Training", training_in_words(config, facts.curves)
     total = facts.recorded("total_steps")
@@ -183,6 +185,14 @@ def dataset_in_words(path: Path) -> str:
                     found.append(kind_of(metadata.model_dump(), samples, str(path)).title)
             found.append(f"{split}: {counted(examples, 'example')}{puzzles}")
     return f"{path}: {'; '.join(found)}" if found else f"{path}, which is not here"
+
+
+def was_built_anew(path: Path, run: Path) -> bool:
+    """Whether the training split is no longer what the run's checkpoints were trained on, as far as is known."""
+    with suppress(UserError, OSError, ValueError):
+        theirs = {record.data for record in read_records(run).values() if record.data is not None}
+        return bool(theirs) and not any(same_content(data, content_digest(path / "train")) for data in theirs)
+    return False
 
 
 def _examples(folder: Path, metadata: PuzzleDatasetMetadata) -> tuple[int, list[np.ndarray]]:

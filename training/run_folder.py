@@ -35,7 +35,7 @@ import yaml
 from errors import UserError
 from extension import import_below
 from files import locked, read_json, remove_abandoned, write_atomically
-from training.checkpoints import RECORDS, read_records
+from training.checkpoints import ORIGINAL_CHECKPOINT, RECORDS, SHARED, read_records
 from training.config import HEADS, ArchConfig, PretrainConfig, load_config
 from training.distributed import Ranks, device_name
 from training.metrics import METRICS_FILE
@@ -72,6 +72,11 @@ def check_free(config: PretrainConfig, resumed_from: Path | None) -> None:
     if any(folder.glob("step_*")) or (config.resume is not True and (folder / METRICS_FILE).exists()):
         remedy = "it has no training state to go on from" if config.resume is True else "go on with it (resume=true)"
         raise UserError(f"checkpoint_path={folder} already holds a run; {remedy}, choose another, or remove it")
+    if published := [name for name in (SHARED, ORIGINAL_CHECKPOINT) if (folder / name).exists()]:
+        raise UserError(
+            f"checkpoint_path={folder} holds {published[0]}, a checkpoint that was published; choose another, and "
+            f"start from its weights with load_checkpoint={folder / published[0]}"
+        )
     theirs = [name for name in (*WRITTEN, *model_sources(config.arch)) if os.path.lexists(folder / name)]
     if theirs and not (folder / CONFIG_FILE).is_file():
         raise UserError(
@@ -240,8 +245,11 @@ def _git_commit() -> str | None:
 
 
 def write_best(folder: Path, best: dict | None) -> None:
-    """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`; with None there is no such file."""
-    if best is None:
+    """Point `best.json` to the checkpoint with the highest `eval/exact_accuracy`.
+
+    There is no such file with None, and where the checkpoint is in the folder of a run that this one branched off.
+    """
+    if best is None or not (folder / best["checkpoint"]).exists():
         (folder / "best.json").unlink(missing_ok=True)
     else:
         write_atomically(folder / "best.json", lambda file: file.write(json.dumps(best).encode()))

@@ -48,8 +48,9 @@ class TrainState:
     evaluated: int | None = None  # the step of the last evaluation
     best: dict | None = None  # * metric, value, step and checkpoint of the best evaluation
     wandb_id: str | None = None  # *
+    evaluated_on: str | None = None  # which puzzles the last evaluation was of, in words
 
-    PLAIN = ("step", "passes", "batches", "evaluated", "best", "wandb_id")
+    PLAIN = ("step", "passes", "batches", "evaluated", "best", "wandb_id", "evaluated_on")
 
     def progress(self) -> dict:
         return {name: getattr(self, name) for name in self.PLAIN} | self.early.progress()
@@ -58,6 +59,11 @@ class TrainState:
         for name in self.PLAIN:
             setattr(self, name, saved.get(name, getattr(self, name)))  # an earlier version may not have known it
         self.early.load_progress(saved)
+
+    def forget_best(self) -> None:
+        """The next evaluation is the best so far."""
+        self.best = None
+        self.early.note_evaluation(improved=True)
 
     def averaged(self):
         """A context in which the model computes with the average of its weights, if there is one."""
