@@ -74,6 +74,7 @@ class Run:
 
 
 def is_over(state: TrainState, passes: int) -> bool:
+    """Whether a run of so many passes has nothing left to do."""
     return state.passes == passes or (state.evaluated == state.step and state.early.holds())
 
 
@@ -216,6 +217,7 @@ def forget_best_of_other_puzzles(state: TrainState, config: PretrainConfig) -> b
 
 
 def evaluated_on(config: PretrainConfig) -> str:
+    """Which puzzles evaluations are of, in words that `TrainState.evaluated_on` keeps."""
     part = "" if config.eval_max_examples is None else f", {config.eval_max_examples} examples of each set"
     return f"the split {config.eval_split}{part}"
 
