@@ -153,6 +153,7 @@ def start(
     if found is not None:
         resume.load_state(saved, found.manifest, state, Path(config.checkpoint_path), ranks, device)
         log.info("resuming %s", saved)
+    forgotten = ranks.from_main(lambda: forget_best_of_other_puzzles(state, config))  # before asking `early_stop`
     passes = config.epochs // config.epochs_per_pass
     work = ranks.from_main(
         lambda: outlook.work_left(state, config, ranks, device, passes, eval_data, test_data),
@@ -164,7 +165,7 @@ def start(
             f"{saved} is of a run that is over, with nothing left to do; raise epochs, or change early_stop"
         )
     # Only now: a mistake leaves nothing behind.
-    folder = ranks.from_main(lambda: prepare_folder(config, found, state, ranks, device, work.step))
+    folder = ranks.from_main(lambda: prepare_folder(config, found, state, ranks, device, work.step, forgotten))
     metrics_log = MetricsLog(
         ranks, folder, config, count_parameters(state.head), keep_bytes=keep_bytes, wandb_id=state.wandb_id
     )
@@ -187,8 +188,10 @@ def prepare_folder(
     ranks: Ranks,
     device: torch.device,
     flops_per_step: float | None,
+    forgotten: bool,
 ) -> Path:
-    """Make the run folder, or leave in it what belongs to the state `found`, which `state` was loaded from.
+    """Make the run folder, or leave in it what belongs to the state `found`, which `state` was loaded from and whose
+    best was `forgotten` or not.
 
     Called on rank 0. Raises `UserError` if it cannot be written.
     """
@@ -196,7 +199,6 @@ def prepare_folder(
     folder = run_folder.create(config, saved, keep_bytes)
     about = {"parameters": count_parameters(state.head), "first_step": state.step, "total_steps": state.total_steps}
     run_folder.record_environment(folder, ranks, device, about | {"flops_per_step": flops_per_step}, saved)
-    forgotten = forget_best_of_other_puzzles(state, config)
     if found is not None and saved.parent.resolve() == folder.resolve():
         resume.set_aside(found.passed_over)
         later = [] if config.resume is True else resume.later_checkpoints(folder, state.step)

@@ -573,6 +573,15 @@ def test_what_was_best_on_other_puzzles_does_not_count(tmp_path, caplog):
     assert not [message for message in caplog.messages if "no longer counts" in message]
 
 
+def test_a_run_that_ended_early_on_other_puzzles_has_a_branch(tmp_path):
+    """That nothing got better there says nothing of these."""
+    asked = {"epochs": 8, "eval_interval": 2, "lr": 1e-9, "early_stop.patience": 1}
+    assert pretrain(tmp_path / "run", **asked | {"eval_max_examples": 1})[-1]["step"] == 20
+    branch = tmp_path / "branch"
+    assert pretrain(branch, **asked | {"eval_max_examples": 2, "resume": tmp_path / "run"})[-1]["step"] == 40
+    assert json.loads((branch / "best.json").read_text())["step"] == 30
+
+
 def test_what_was_made_with_a_checkpoint_that_is_replaced_is_set_aside(tmp_path):
     """Else it would be taken for the work of the new one; that of an equal one stays."""
     run, asked = tmp_path / "run", {"epochs": 4, "eval_interval": 2, "checkpoint_every_eval": "true", "keep_last": 9}
