@@ -1,9 +1,14 @@
 """Fixtures that several files of tests share."""
 
+import base64
 import copy
+import io
 import os
 import signal
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 import pytest
@@ -43,20 +48,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def operations_are_counted_once():
-    """A run counts the operations of its steps before it starts, which takes a third of the time of a tiny one."""
-    from training import outlook  # imports Triton, which reads the environment that is set above
-    from training.flops import flops_per_step
+    """A run counts the operations of its steps before it starts, which takes a third of the time of a tiny one; a
+    search and a report do, too."""
+    from evaluators import search  # imports Triton, which reads the environment that is set above
+    from training import flops, outlook
 
+    flops_per_step = flops.flops_per_step
     known: dict[tuple, float] = {}
 
-    def count(head: torch.nn.Module, batch: int, training: bool = True) -> float:
+    def counted(head: torch.nn.Module, batch: int, training: bool = True) -> float:
         model, trained = head.model, tuple(p.requires_grad for p in head.parameters())
         key = (type(model), repr(model.config), repr(model.data), head.loss_fn, trained, batch, training)
         if key not in known:
             known[key] = flops_per_step(head, batch, training)
         return known[key]
 
-    with mock.patch.object(outlook, "flops_per_step", count):
+    with ExitStack() as patches:
+        for module in (flops, outlook, search):
+            patches.enter_context(mock.patch.object(module, "flops_per_step", counted))
         yield
 
 
@@ -81,6 +90,31 @@ def configs_are_composed_once():
 
     with mock.patch.object(command_line, "compose", composed):
         yield
+
+
+DRAWN = {  # the least that is a picture, by the name of its format
+    "png": base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+    ),
+    "svg": b"<?xml version='1.0'?><svg width='1' height='1' xmlns='http://www.w3.org/2000/svg'></svg>",
+    "pdf": b"%PDF-1.4",
+}
+
+
+@pytest.fixture
+def undrawn(request, monkeypatch):
+    """Charts are saved without being drawn, which takes half a second, but in tests marked `drawn`."""
+    if request.node.get_closest_marker("drawn"):
+        return
+    from matplotlib.figure import Figure
+
+    numbers = count()
+
+    def save(figure: Figure, file: IO, *, format: str, **_: object) -> None:
+        content = b"%b<!-- %d -->" % (DRAWN[format], next(numbers))  # one in the place of another would be seen
+        file.write(content.decode() if isinstance(file, io.TextIOBase) else content)
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ def test_it_is_searched(run, tmp_path):
     assert report["flops_per_puzzle"] > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_figure_of_states_says_which_there_are(run, tmp_path):
     experiment, folder = run
     words = [f"checkpoint={folder / 'step_20'}", f"out={tmp_path}", "examples=2", "device=cpu"]

@@ -401,6 +401,7 @@ READ_A_RUN = [
 ]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("page", "command"), READ_A_RUN)
 def test_the_command_does_its_work_on_a_run(page, command, toy, tmp_path, monkeypatch):
     run, other = tmp_path / "run", tmp_path / "other"

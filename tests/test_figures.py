@@ -156,6 +156,7 @@ def test_halting_curves_by_hand():
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_puzzles_without_an_answer_are_not_scored(checkpoint, monkeypatch):
     """As in evaluate.py. A figure of the steps draws them, and calls none of them solved."""
     path = checkpoint.parents[1] / "data/test/all__labels.npy"
@@ -347,6 +348,7 @@ def test_steps_with_the_same_answer_share_a_board():
     assert axes[2].get_xlabel() == "16/16 cells · 20–40% sure"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_figure_says_what_it_shows(checkpoint, monkeypatch, name):
     seen = []
@@ -408,6 +410,7 @@ def test_a_figure_replaces_nothing_but_a_figure(tmp_path, out, taken):
     assert content is None or (tmp_path / name).read_bytes() == content
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_figure_of_before_is_replaced(checkpoint, monkeypatch):
     """Another one too, where the user names the file."""
     out = checkpoint.with_name("mine.png")

@@ -209,6 +209,7 @@ def test_help_loads_no_pytorch():
     assert done.stdout == "\n"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_lines_that_changed_since_a_state_was_saved_are_named(folder, capsys):
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_bytes()
@@ -224,6 +225,7 @@ def test_lines_that_changed_since_a_state_was_saved_are_named(folder, capsys):
     assert capsys.readouterr().err.startswith(f"warning: {metrics} is not what the run had written at step 300: lines")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_last_line_that_is_not_whole_is_left_out(folder, capsys):
     """As while a run writes it, or after it was killed."""
     whole = (folder / "metrics.jsonl").read_bytes() + b"\n"
@@ -233,6 +235,7 @@ def test_a_last_line_that_is_not_whole_is_left_out(folder, capsys):
     assert "step 400; the last line of metrics.jsonl is not whole" in (folder / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_that_never_change_are_said_and_not_drawn(tmp_path, folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -317,6 +320,7 @@ def test_it_says_which_steps_are_left_out(changes, words):
     assert left_out(answers) == words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_predictions_show_is_what_they_hold(run):
     """Counted anew, one puzzle at a time, from the arrays on disk."""
     evaluated(run, "save_steps=true")
@@ -338,6 +342,7 @@ def test_what_predictions_show_is_what_they_hold(run):
     assert seen.bins[0].sum() == 21 and seen.bins[1].sum().item() == pytest.approx(sure.sum())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_halting_is_counted_by_steps(run):
     evaluated(run, "halt=q")
     steps = np.load(run / "step_20_preds/steps.0.npy")
@@ -346,6 +351,7 @@ def test_halting_is_counted_by_steps(run):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_are_compared_and_keep_what_is_their_own(run, trained, tmp_path):
     other = Path(shutil.copytree(trained, tmp_path / "other" / run.name))  # the same name
     config = (other / "all_config.yaml").read_text()
@@ -404,6 +410,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_damaged_or_old_is_one_line_less(run, name):
     file, content, expected = DAMAGE[name]
@@ -412,6 +419,7 @@ def test_what_is_damaged_or_old_is_one_line_less(run, name):
     assert expected in text_of(report([run]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_and_gone_on_with_tells_its_time(run):
     starts = json.loads((run / "environment.json").read_text())
     assert starts[0]["last_step"] == 20 and starts[0]["ended"] >= starts[0]["started"]
@@ -422,6 +430,7 @@ def test_a_run_that_was_stopped_and_gone_on_with_tells_its_time(run):
     assert "evaluations included" not in text_of(report([run]))  # the first was killed: nobody knows when
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_searches_votes_and_figures_in_the_folder_are_shown(run):
     (run / "step_20_search").mkdir()
     search = {"puzzles": 20, "right": {"q": 10, "majority": 11}, "oracle_right": 13, "mean_steps": 3.5, "choose": "q"}
@@ -438,6 +447,7 @@ def test_searches_votes_and_figures_in_the_folder_are_shown(run):
         assert part in text, part
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_arc_run_shows_its_tasks(run, tmp_path):
     """Grids of different sizes, whose tasks have names; predictions made up."""
     dataset = build_arc(tmp_path, num_aug=2)
@@ -486,6 +496,7 @@ def test_the_page_fits_a_telephone_and_a_screen(run, browser):
     assert not browser.get_log("browser")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_newer_dictionaries_are_not_taken_for_the_compact_predictions(run, tmp_path):
     """Which alone say what they are of, and how many segments each took."""
     copy = shutil.copytree(run, tmp_path / "run")
@@ -496,6 +507,7 @@ def test_newer_dictionaries_are_not_taken_for_the_compact_predictions(run, tmp_p
     assert text_of(report([copy])) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dataset_that_was_built_anew_is_not_what_was_trained_on(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     assert "built anew since" not in text_of(report([copy]))

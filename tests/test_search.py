@@ -35,6 +35,7 @@ from training.reasoning import reasoning_steps
 
 ONE, CPU = Ranks(0, 1, 0), torch.device("cpu")
 NAN = float("nan")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
@@ -488,6 +489,7 @@ def test_a_model_that_draws_is_seeded(one_thread):
 # The command
 
 
+@pytest.mark.drawn
 def test_the_command(checkpoint, tmp_path):
     words = [f"checkpoint={checkpoint}", "views=3", "breadth=2", "start=noise", "sigma=0.2", f"output_dir={tmp_path}/o"]
     report = json.loads(here(search.main, *words, "json=true"))

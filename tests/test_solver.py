@@ -112,6 +112,7 @@ def test_a_packed_folder(run, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_takes_a_folder_and_safetensors(run, tmp_path):
     packed = hub.pack(run, tmp_path / "packed", checkpoint="step_60").parent
     (run / "best.json").write_text(json.dumps({"checkpoint": "step_60"}))

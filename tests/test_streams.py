@@ -18,6 +18,8 @@ from tests.flattering import flattering_run
 from training import report
 from training.metrics import start_logging
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
