@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from dataset.format import PuzzleDatasetMetadata
 from models.losses import ACTLossHead
 from puzzle_dataset import Batch
 from tests.launch import ROOT
+from training.command_line import compose_run
 from training.config import PretrainConfig, from_hydra
 
 SEQ_LEN, VOCAB, PUZZLES = 81, 11, 50
@@ -33,8 +33,7 @@ METADATA = PuzzleDatasetMetadata(
 
 def composed(*overrides: str, experiment: str = "sudoku_extreme_1k") -> PretrainConfig:
     """The config of an experiment, as pretrain.py would have it with these `key=value`."""
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        return from_hydra(compose("cfg_pretrain", overrides=[f"+experiment={experiment}", *overrides]))
+    return from_hydra(compose_run(str(ROOT / "config"), [f"+experiment={experiment}", *overrides]))
 
 
 def build_head(config: PretrainConfig, device: str = "cpu", **changes: int) -> ACTLossHead:

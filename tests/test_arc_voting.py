@@ -19,8 +19,8 @@ from evaluators.arc_voting import Candidate, VotedInput, attempts, count_votes, 
 from puzzle_dataset import PuzzleDataset
 from tests.arc_oracle import oracle_encode, write_tasks
 from tests.arc_predictions import TASKS, Ballots, build_dataset, oracle_ranking, predict, raw_tasks, save_torch
-from tests.launch import run
 from tests.sample_datasets import as_other_tools_write_it
+from tests.warm import run
 from training.distributed import Ranks
 from training.prediction_rows import PredictionRows
 from training.predictions import PredictionWriter

@@ -674,7 +674,7 @@ def test_names_that_are_none(folder, tmp_path):
 @pytest.mark.slow
 def test_no_network_through_the_command_line(folder, tmp_path):
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": None}
-    line = error_line("-m", "training.hub", "push", folder, REPO, **environment)
+    line = error_line("-m", "training.hub", "push", folder, REPO, run=warm.run, **environment)
     assert "OfflineModeIsEnabled" in line
     line = error_line("-m", "training.hub", "pull", REPO, tmp_path / "pulled", run=warm.run, **environment)
     assert "LocalEntryNotFoundError" in line

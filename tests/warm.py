@@ -19,7 +19,8 @@ from tests.launch import ROOT, check_exit, command_environment
 from tests.waiting import Patience
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pretrain", "evaluate", "torch._dynamo"])  # the optimizers import the last one
+# Commands, and what takes long in them: the optimizers import torch._dynamo, figures matplotlib.
+SERVER.set_forkserver_preload(["pretrain", "evaluate", "torch._dynamo", "evaluators.figure_plots"])
 TIMEOUT = 280
 STACKS = signal.SIGUSR2  # on which a process writes where each of its threads is
 
