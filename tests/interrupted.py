@@ -16,7 +16,7 @@ import torch
 
 import pretrain
 from tests.launch import ROOT, command_environment
-from tests.runs import PIPELINE, load, reference_overrides
+from tests.runs import LIGHT, PIPELINE, load, reference_overrides
 from tests.waiting import wait_for
 from tests.warm import Started
 
@@ -35,7 +35,7 @@ def eager_weights() -> Path:
 
 FOLDER = tempfile.TemporaryDirectory()
 # States between and at evaluations.
-CHANGES = {
+CHANGES = LIGHT | {
     "load_checkpoint": eager_weights(), "arch.halt_exploration_prob": 0.5, "arch.halt_extra_steps": 2,
     "checkpoint_interval": 7, "resume": "true",
 }  # fmt: skip

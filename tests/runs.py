@@ -23,6 +23,8 @@ FAMILY_SETTINGS = {
     "weight_decay": 0.1, "device": "cpu", "seed": 3, "checkpoint_every_eval": "true", "ema_decay": 0.9,
     "arch.halt_exploration_prob": 0.5, "arch.halt_extra_steps": 2, "checkpoint_interval": 7, "resume": "true",
 }  # fmt: skip
+# Half of the work of the reference run's model, for runs whose numbers are compared with those of others like them.
+LIGHT = {"arch.H_cycles": 1}
 
 
 def reference_overrides(checkpoint_path: Path, **changes) -> list[str]:

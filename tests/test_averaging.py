@@ -7,10 +7,10 @@ import torch
 
 from tests import warm
 from tests.interrupted import signal_in_evaluation
-from tests.runs import PIPELINE, load, pretrain, printed_metrics, read_metrics
+from tests.runs import LIGHT, PIPELINE, load, pretrain, printed_metrics, read_metrics
 from training.checkpoints import PUZZLE_TABLE
 
-CHANGES = {"ema_decay": 0.75, "epochs": 4, "checkpoint_interval": 1, "keep_last": 100}
+CHANGES = LIGHT | {"ema_decay": 0.75, "epochs": 4, "checkpoint_interval": 1, "keep_last": 100}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_average_is_saved_and_evaluated_and_changes_nothing_else(tmp_path, w
         torch.testing.assert_close(saved[key], value, rtol=0, atol=1e-6)
     assert not torch.allclose(saved["model.inner.lm_head.weight"], weights["model.inner.lm_head.weight"], atol=1e-4)
 
-    plain = pretrain(tmp_path / "plain", epochs=4)
+    plain = pretrain(tmp_path / "plain", epochs=4, **LIGHT)
     assert lines[:-1] == plain[:-1]  # training
     final = load(tmp_path / "plain/step_20")
     assert all(torch.equal(value, final[key]) for key, value in load(folder / "step_20").items())

@@ -14,6 +14,7 @@ import torch
 from errors import UserError
 from tests import warm
 from tests.runs import (
+    LIGHT,
     PIPELINE,
     TRAJECTORY,
     lines_with,
@@ -66,23 +67,23 @@ def test_best_is_chosen_on_val_and_the_test_split_is_evaluated_once(tmp_path, wi
 
 def test_training_alone(tmp_path, capsys, caplog):
     """Without a test split nothing is evaluated and nothing is best; it goes on after a stop all the same."""
-    data, folder = tmp_path / "data", tmp_path / "run"
+    data, folder, asked = tmp_path / "data", tmp_path / "run", LIGHT | {"checkpoint_every_eval": "false"}
     shutil.copytree(PIPELINE / "dataset", data)
     shutil.rmtree(data / "test")
-    lines = pretrain(folder, data_path=data, checkpoint_every_eval="false")
+    lines = pretrain(folder, data_path=data, **asked)
     assert f"{data} has no test split: nothing is evaluated" in caplog.messages
-    whole = pretrain(tmp_path / "whole", checkpoint_every_eval="false")
+    whole = pretrain(tmp_path / "whole", **asked)
     assert lines_with(lines, "train/") == lines_with(whole, "train/")
     assert not lines_with(lines, "eval/") and not lines_with(lines, "test/")
     assert sorted(path.name for path in folder.glob("step_*")) == ["step_60"]
     assert not (folder / "best.json").exists()
-    assert pretrain(folder, data_path=data, checkpoint_every_eval="false", resume="true") == lines
+    assert pretrain(folder, data_path=data, resume="true", **asked) == lines
     line = refusal(capsys, tmp_path / "other", **{"data_path": data, "early_stop.patience": 2})
     assert "early_stop.patience counts evaluations, but there is nothing to evaluate on" in line
 
 
 def test_a_subset_during_training_is_the_same_each_time(tmp_path):
-    lines = pretrain(tmp_path / "run", eval_max_examples=5, lr=0, puzzle_emb_lr=0)
+    lines = pretrain(tmp_path / "run", eval_max_examples=5, lr=0, puzzle_emb_lr=0, **LIGHT)
     values = [line["eval/lm_loss"] for line in lines_with(lines, "eval/")]
     assert len(set(values)) == 1  # nothing was learned, so only another subset could change it
     (final,) = lines_with(lines, "test/")
@@ -92,11 +93,11 @@ def test_a_subset_during_training_is_the_same_each_time(tmp_path):
 @pytest.mark.parametrize("log_interval", [1, 3])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, capsys, log_interval):
     folder = tmp_path / "run"
-    pretrain(folder, epochs=4)
+    pretrain(folder, epochs=4, **LIGHT)
     poisoned = load(folder / "state_20/model.pt")
     poisoned["model.inner.lm_head.weight"][0, 0] = float("nan")
     save_in_state(folder / "state_20", "model.pt", poisoned)
-    changes = {"epochs": 8, "resume": "true", "checkpoint_interval": 4, "log_interval": log_interval}
+    changes = LIGHT | {"epochs": 8, "resume": "true", "checkpoint_interval": 4, "log_interval": log_interval}
     kept = f"the last good state is {folder / 'state_20'}; lower lr"
     assert refusal(capsys, folder, **changes) == (
         f"error: train/lm_loss is nan at step 21: the run has diverged; {kept}"
@@ -298,7 +299,7 @@ def test_frozen_weights_leave_the_puzzle_embeddings_to_learn(tmp_path, capsys):
 def test_the_environment_is_recorded_at_every_start(tmp_path):
     folder = tmp_path / "run"
     for _ in range(2):
-        pretrain(folder, epochs=4, resume="true")
+        pretrain(folder, epochs=4, resume="true", **LIGHT)
     first, second = json.loads((folder / "environment.json").read_text())
     assert first["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert any(argument.endswith("pretrain.py") for argument in second["command"])

@@ -8,7 +8,16 @@ import torch
 from models.adam_atan2 import AdamATan2, load_optimizer, portable_state
 from tests import warm
 from tests.in_memory import METADATA, TINY, composed, random_batches
-from tests.runs import assert_lines_close, edit_manifest, load, pretrain, read_metrics, reference_overrides, refusal
+from tests.runs import (
+    LIGHT,
+    assert_lines_close,
+    edit_manifest,
+    load,
+    pretrain,
+    read_metrics,
+    reference_overrides,
+    refusal,
+)
 from training.config import PretrainConfig
 from training.distributed import Ranks
 from training.optimizers import OPTIMIZERS
@@ -72,7 +81,7 @@ def test_muon_makes_orthogonal_updates_of_the_size_of_adamw():
 
 @pytest.mark.parametrize("name", marked(OTHERS))
 def test_a_run_goes_on_byte_for_byte(tmp_path, name):
-    changes = {"optimizer": name, "epochs": 12, "eval_interval": 4, "ema_decay": 0.9}
+    changes = LIGHT | {"optimizer": name, "epochs": 8, "eval_interval": 4, "ema_decay": 0.9}
     whole = pretrain(tmp_path / "whole", **changes)
     for _ in range(2):
         pretrain(tmp_path / "run", resume="true", max_minutes=1e-5, **changes)
@@ -113,7 +122,7 @@ def test_two_ranks_are_one_process(tmp_path, name):
 
 def test_a_run_does_not_change_its_optimizer(tmp_path, capsys):
     """One of an earlier version, which does not say, has AdamATan2."""
-    changes = {"epochs": 8, "eval_interval": 4, "resume": "true"}
+    changes = LIGHT | {"epochs": 8, "eval_interval": 4, "resume": "true"}
     whole = pretrain(tmp_path / "whole", **changes)
     pretrain(tmp_path / "run", max_minutes=1e-5, **changes)
     (state,) = (tmp_path / "run").glob("state_*")

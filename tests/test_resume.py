@@ -20,7 +20,7 @@ from tests import warm
 from tests.in_memory import composed
 from tests.interrupted import CHANGES, assert_same_run, kill_three_times, start, wait_for_step
 from tests.launch import ROOT, command_environment
-from tests.runs import PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
+from tests.runs import LIGHT, PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
 from training.config import RETIRED_ARCH_KEYS, load_config
 from training.resume import (
     Schedule,
@@ -350,7 +350,7 @@ def test_a_run_can_be_made_shorter(stopped, uninterrupted):
 def test_the_best_of_a_future_that_was_left_is_no_longer_the_best(tmp_path):
     """Else evaluate.py would look for a checkpoint that is not there."""
     run = tmp_path / "run"
-    asked = {"epochs": 4, "eval_interval": 2, "checkpoint_interval": 5, "keep_last": 9}
+    asked = LIGHT | {"epochs": 4, "eval_interval": 2, "checkpoint_interval": 5, "keep_last": 9}
     pretrain(run, **asked)
     assert json.loads((run / "best.json").read_text())["step"] in (10, 20)
     pretrain(run, **asked | {"resume": run / "state_15", "max_minutes": 1e-5})
@@ -454,7 +454,7 @@ def without_passes_of_its_own(manifest: dict) -> None:
 @pytest.mark.parametrize("version", ["earlier", "this"])
 def test_a_pass_that_is_as_long_as_the_run_cannot_become_longer(tmp_path, capsys, version):
     """It would have other batches, and a finished one would count as the whole of a run that has more epochs."""
-    run, once = tmp_path / "run", {"epochs": 4, "eval_interval": "null", "resume": "true"}
+    run, once = tmp_path / "run", LIGHT | {"epochs": 4, "eval_interval": "null", "resume": "true"}
     pretrain(run, **once | {"max_minutes": 1e-5})
     if version == "earlier":
         edit_manifest(run / "state_1", without_passes_of_its_own)
@@ -538,7 +538,7 @@ def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
 def test_a_branch_has_no_best_that_is_another_runs(tmp_path):
     """Else no command would find a checkpoint in its folder."""
     run, branch = tmp_path / "run", tmp_path / "branch"
-    asked = {"epochs": 4, "eval_interval": 2, "lr": 1e-9}  # nothing gets better
+    asked = LIGHT | {"epochs": 4, "eval_interval": 2, "lr": 1e-9}  # nothing gets better
     pretrain(run, **asked)
     assert json.loads((run / "best.json").read_text())["checkpoint"] == "step_10"
     pretrain(branch, **asked | {"resume": run / "state_20", "epochs": 6})
@@ -557,7 +557,7 @@ def test_a_branch_of_what_is_over_is_refused(tmp_path, uninterrupted, capsys):
 
 
 def test_what_was_best_on_other_puzzles_does_not_count(tmp_path, caplog):
-    run, asked = tmp_path / "run", {"epochs": 4, "eval_interval": 2, "lr": 1e-9, "resume": "true"}
+    run, asked = tmp_path / "run", LIGHT | {"epochs": 4, "eval_interval": 2, "lr": 1e-9, "resume": "true"}
     pretrain(run, **asked | {"eval_max_examples": 1})
     best = json.loads((run / "best.json").read_text())
     assert best["step"] == 10
@@ -584,7 +584,8 @@ def test_a_run_that_ended_early_on_other_puzzles_has_a_branch(tmp_path):
 
 def test_what_was_made_with_a_checkpoint_that_is_replaced_is_set_aside(tmp_path):
     """Else it would be taken for the work of the new one; that of an equal one stays."""
-    run, asked = tmp_path / "run", {"epochs": 4, "eval_interval": 2, "checkpoint_every_eval": "true", "keep_last": 9}
+    run, asked = tmp_path / "run", LIGHT | {"epochs": 4, "eval_interval": 2, "keep_last": 9}
+    asked["checkpoint_every_eval"] = "true"
     pretrain(run, **asked)
     for name in ("step_10_preds", "step_20_search", "step_20_all_preds.0", "step_20_ema_preds"):
         (run / name).mkdir()
@@ -612,11 +613,11 @@ def test_a_published_checkpoint_keeps_its_config(tmp_path, capsys, name):
 def test_a_full_disk_under_stdout_does_not_end_a_run(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
-    words = reference_overrides(tmp_path / "run", epochs=4, eval_interval=2)
+    words = reference_overrides(tmp_path / "run", epochs=2, eval_interval=1)
     with open("/dev/full", "w") as full:
         command = [sys.executable, "pretrain.py", *words]
         subprocess.run(command, cwd=ROOT, env=command_environment(), stdout=full, stderr=subprocess.DEVNULL, check=True)
-    assert (tmp_path / "run/step_20").exists()
+    assert (tmp_path / "run/step_10").exists()
 
 
 def test_a_branch_that_left_no_state_branches_off_again(stopped, capsys):

@@ -17,7 +17,7 @@ from dataset.format import SplitWriter, write_identifiers
 from evaluators import search
 from tests.interrupted import signal_in_evaluation
 from tests.launch import ROOT
-from tests.runs import here, lines_with, pretrain, read_metrics
+from tests.runs import LIGHT, here, lines_with, pretrain, read_metrics
 from training.config import EarlyStop
 from training.distributed import Ranks
 from training.stopping import SIGNALS, WINDOW, EarlyStopping, Stopped, StopRequest
@@ -97,7 +97,8 @@ def test_patience_counts_evaluations():
 
 
 def test_a_run_out_of_patience_ends_and_goes_on_when_given_more(tmp_path, capsys):
-    changes = {"eval_interval": 1, "resume": "true"}  # five steps; nothing is solved, so the first stays the best
+    changes = LIGHT | {"eval_interval": 1, "resume": "true"}
+    # Evaluations are five steps apart; nothing is solved, so that the first stays the best.
     expected = f"finished: {tmp_path / 'run/step_15'} (no better eval/exact_accuracy in 2 evaluations)"
     for _ in range(2):  # the second start finds that it has ended
         lines = pretrain(tmp_path / "run", **changes | {"early_stop.patience": 2})
@@ -127,7 +128,7 @@ def easy(tmp_path_factory):
 def learning(easy) -> dict:
     """The changes of a run that learns them in 150 steps, with one evaluation at its end."""
     changes = {"data_path": easy, "load_checkpoint": None, "lr": 1e-2, "lr_min_ratio": 1, "epochs": 30}
-    return changes | {"eval_interval": 30}
+    return changes | {"eval_interval": 30, "arch.H_cycles": 1, "arch.L_cycles": 1, "arch.q_target": "off"}
 
 
 @pytest.fixture(scope="module")
