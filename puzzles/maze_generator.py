@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from math import comb
 from typing import NamedTuple
 
@@ -142,8 +143,14 @@ def _cores() -> int:
 
 def _canonical(question: np.ndarray, size: int) -> bytes:
     """Bytes that are the same for all rotations and reflections of a maze."""
-    grid = question.reshape(size, size)
-    return min(np.ascontiguousarray(dihedral_transform(grid, tid)).tobytes() for tid in range(8))
+    return min(copy.tobytes() for copy in question[_cells_of_symmetries(size)])
+
+
+@cache
+def _cells_of_symmetries(size: int) -> np.ndarray:
+    """(8, size²): of each rotation and reflection of a maze, which cell of the maze comes where."""
+    cells = np.arange(size * size).reshape(size, size)
+    return np.stack([dihedral_transform(cells, tid).reshape(-1) for tid in range(8)])
 
 
 def _search_blocks(
