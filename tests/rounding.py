@@ -8,7 +8,7 @@ computed twice must be the same to the bit: nothing random passes for rounding.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +55,13 @@ def nudge(module: nn.Module, seed: int) -> None:
 
 
 def assert_equal_to_the_original(
-    compute: Callable[[Callable[[nn.Module], None]], Sequence[Numbers]], expected: Sequence[Numbers],
+    compute: Callable[[Callable[[nn.Module], None]], Iterable[Numbers]], expected: Sequence[Numbers],
     strictly: bool | None = None,
 ) -> None:  # fmt: skip
     """`compute` gives the numbers of one stage after the other, of the module that it builds and passes to what it is
     given; `expected` are the original's. `strictly`: as where the vectors were made; None: if that is so here.
     """
-    ours = compute(lambda module: None)
+    ours = [*compute(lambda module: None)]
     assert [stage.keys() for stage in ours] == [stage.keys() for stage in expected]
     try:
         for mine, its in zip(ours, expected, strict=True):
@@ -73,9 +73,9 @@ def assert_equal_to_the_original(
     for mine, again in zip(ours, compute(lambda module: None), strict=True):
         for key in mine:
             np.testing.assert_array_equal(again[key], mine[key], err_msg=f"{key} is not the same when computed again")
-    nudged = [compute(lambda module, seed=seed: nudge(module, seed)) for seed in range(NUDGES)]
-    for number, (mine, its) in enumerate(zip(ours, expected, strict=True)):
-        others = [stages[number] for stages in nudged]
+    # Stage by stage: those after the end of the comparison need not be computed.
+    nudged = zip(*(compute(lambda module, seed=seed: nudge(module, seed)) for seed in range(NUDGES)), strict=True)
+    for number, (mine, its, others) in enumerate(zip(ours, expected, nudged, strict=True)):
         moved = {key: max(np.abs(_wide(other[key]) - _wide(mine[key])).max() for other in others) for key in mine}
         if number and _is_another_run(mine, moved):
             return

@@ -70,8 +70,9 @@ def test_what_the_first_position_saves_and_an_evaluation_costs():
 
 
 def test_operations_grow_with_the_batch_exactly():
+    heads = [full_size("sudoku", built) for built in (1, 4, 12)]
     for training in (True, False):
-        counts = [flops_per_step(full_size("sudoku", built), 12, training) for built in (1, 4, 12)]
+        counts = [flops_per_step(head, 12, training) for head in heads]
         assert counts == counts[:1] * 3
 
 

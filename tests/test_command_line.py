@@ -262,7 +262,7 @@ def test_the_keys_are_those_of_the_architecture_that_is_named(tmp_path, monkeypa
             b"a0: &a0 [1,1]\n" + b"".join(b"a%d: &a%d [*a%d,*a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 64)),
             "stands for",
         ),
-        (b"[" * 1500, "nested too deeply"),
+        (b"[\n" * 1500, "nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_yaml_is_one_line(tmp_path, content, message):

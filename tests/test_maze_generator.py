@@ -4,6 +4,7 @@ python -m pytest tests/test_maze_generator.py
 """
 
 from collections import deque
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,16 +13,22 @@ from errors import UserError
 from puzzles.maze_generator import Hit, generate_mazes
 
 
+@cache
+def neighbours(cell: int, size: int) -> list[int]:
+    row, column = divmod(cell, size)
+    around = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
+    return [r * size + c for r, c in around if 0 <= r < size and 0 <= c < size]
+
+
 def distances(question: str, size: int, start: int) -> dict[int, int]:
     """Steps from `start` to every cell that can be reached, by a plain breadth-first search."""
     steps, queue = {start: 0}, deque([start])
     while queue:
         cell = queue.popleft()
-        row, column = divmod(cell, size)
-        for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            if 0 <= r < size and 0 <= c < size and question[r * size + c] != "#" and r * size + c not in steps:
-                steps[r * size + c] = steps[cell] + 1
-                queue.append(r * size + c)
+        for other in neighbours(cell, size):
+            if question[other] != "#" and other not in steps:
+                steps[other] = steps[cell] + 1
+                queue.append(other)
     return steps
 
 

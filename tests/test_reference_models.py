@@ -1,6 +1,6 @@
 """Every model variant against the original's numbers: python -m pytest tests/test_reference_models.py"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -15,24 +15,23 @@ def arrays_of(prefix: str, tensors: dict) -> Numbers:
     return {f"{prefix}{key}": tensor.detach().cpu().numpy().copy() for key, tensor in tensors.items()}
 
 
-def training(variant: Variant, change: Callable[[nn.Module], None]) -> list[Numbers]:
+def training(variant: Variant, change: Callable[[nn.Module], None]) -> Iterator[Numbers]:
     """Of each training step, and at last the weights."""
     head = variant.head()
     assert sum(p.numel() for p in head.parameters()) == variant.spec["num_params"]
     change(head)
     average = WeightAverage(head, variant.spec.get("ema_rate", 0))
-    stages = []
-    for _, out in variant.train(head, average):
+    for step, out in variant.train(head, average):
         assert sorted(out.metrics) == sorted(variant.spec["metric_keys_train"])
-        gradients = {} if stages else {key: p.grad for key, p in head.named_parameters()}
-        stages.append(
+        gradients = {} if step else {key: p.grad for key, p in head.named_parameters()}
+        yield (
             {"loss": out.loss.detach().cpu().numpy()}
             | arrays_of("metrics/", out.metrics)
             | arrays_of("exactly/", {"halted": out.carry.halted, "steps": out.carry.steps})
             | arrays_of("grad0/", gradients)
         )
     averaged = average.state_dict() if "ema_rate" in variant.spec else {}
-    return [*stages, arrays_of("weights/final/", head.state_dict()) | arrays_of("weights/ema/", averaged)]
+    yield arrays_of("weights/final/", head.state_dict()) | arrays_of("weights/ema/", averaged)
 
 
 def original_training(variant: Variant) -> list[Numbers]:
