@@ -30,10 +30,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shel
 # end would run alone.
 LONGEST = (
     "test_gpu_script", "test_architectures", "test_ranks", "test_compilation", "test_demo", "test_cuda_graph",
-    "test_optimizers", "test_slurm", "test_resume", "test_search", "test_live_page", "test_visualizer", "test_stopping",
-    "test_metrics_log", "test_pretrain", "test_docs", "test_benchmarks", "test_own_puzzle_docs", "test_figures",
-    "test_report", "test_visualizer_arc", "test_evaluate", "test_new_architecture", "test_ladder",
-    "test_visualizer_files", "test_checkpoints", "test_measure", "test_arc_notebook", "test_arc_chain",
+    "test_resume", "test_slurm", "test_report", "test_benchmarks", "test_search", "test_live_page", "test_visualizer",
+    "test_stopping", "test_reference_models", "test_metrics_log", "test_pretrain", "test_new_architecture",
+    "test_checkpoints", "test_docs", "test_optimizers", "test_own_puzzle_docs", "test_solve", "test_figures",
+    "test_mixing", "test_solver", "test_build_arc_dataset", "test_visualizer_arc", "test_evaluate", "test_ladder",
+    "test_visualizer_files", "test_measure", "test_arc_notebook", "test_arc_chain",
 )  # fmt: skip
 
 
