@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,9 @@ class Rows:
     def __enter__(self) -> "Rows":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        with suppress(OSError) if kind else nullcontext():  # what could not be written is not worth a second error
+            self._file.close()
 
     def has(self, examples: np.ndarray) -> bool:
         """Whether the next chunk is there; if not, whatever lies in its place is cut off."""
@@ -112,19 +113,24 @@ class Rows:
 
     def append(self, rows: np.ndarray) -> None:
         """After `has` said no."""
-        try:
+        with self._named():
             self._file.write(rows.tobytes())
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error.strerror}; make room and go on with resume=true"
-            ) from None
         self._done += len(rows)
 
     def finish(self) -> None:
         """After the last chunk: nothing follows, and all is on disk."""
-        self._file.truncate(self._done * self._dtype.itemsize)
-        os.fsync(self._file.fileno())
+        with self._named():
+            self._file.truncate(self._done * self._dtype.itemsize)
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"cannot write {self._path}: {error.strerror}"
+            raise UserError(f"{reason}; make room and go on with resume=true") from None
 
 
 def read_rows(folder: Path, dtype: np.dtype) -> Iterator[np.ndarray]:

@@ -153,7 +153,16 @@ class Solver:
         """A puzzle as people write it, made ready for `answer`; `source` is what a message calls it."""
         if self._trained is None:
             return self.trained_on(found := read_for_pretrained(puzzle, source, self._models)).prepare(found)
-        return self._trained.prepare(read_typed(puzzle, source, self._trained.kind))
+        trained = self._trained
+        try:
+            return trained.prepare(read_typed(puzzle, source, trained.kind))
+        except UserError as error:
+            if trained.metadata is not None:
+                raise
+            raise UserError(
+                f"{error} (no dataset at {trained.data_path}, which says what puzzles {trained.checkpoint} was trained "
+                f"on: set data_path if it has moved)"
+            ) from None
 
     def read_task(self, task: str, query: int = 1) -> Puzzle:
         """The same of a test input of an ARC task, whose embedding is found by its place in the dataset."""

@@ -117,6 +117,12 @@ class InnerNetwork(nn.Module, ABC):
     def empty_carry(self, batch_size: int, device: torch.device | None = None) -> Any:
         """A state of the right shape, whose values the first reset overwrites."""
         like = self.initial_state(batch_size)
+        for part, tensor in named_tensors(like):
+            if tensor.shape[:1] != (batch_size,):
+                raise ValueError(
+                    f"{type(self).__name__}.initial_state({batch_size}) gives a state whose {part} has the shape "
+                    f"{tuple(tensor.shape)}; its first axis must be the batch"
+                )
         return map_tensors(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device), like)
 
     def reset_carry(self, halted: Tensor, state: Any) -> Any:
@@ -330,14 +336,14 @@ def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(tree, Tensor):
         yield name, tree
     elif tree is not None:
-        for part, value in _parts(tree).items():
+        for part, value in _parts(tree, name).items():
             yield from named_tensors(value, f"{name}.{part}" if name else part)
 
 
-def _parts(tree: Any) -> dict[str, Any]:
+def _parts(tree: Any, name: str = "") -> dict[str, Any]:
     if isinstance(tree, dict):
         return tree
-    assert is_dataclass(tree), f"a state is a dataclass of tensors, not {type(tree).__name__}"
+    assert is_dataclass(tree), f"a state is a dataclass of tensors, but {name or 'it'} is of type {type(tree).__name__}"
     return {field.name: getattr(tree, field.name) for field in fields(tree)}
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from models.act import ACTConfig, ACTModel, InnerNetwork
+from models.act import ACTConfig, ACTModel, DataShape, InnerNetwork
 from tests.in_memory import PUZZLES, SEQ_LEN, VOCAB, random_batches
 from tests.latin_squares import EXAMPLES
 from tests.launch import ROOT, error_line
@@ -278,6 +278,25 @@ def test_what_a_step_gives_is_compared_with_the_contract(gives, message):
     batch = {"inputs": torch.ones(2, 4, dtype=torch.int32), "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         built(built.initial_carry(batch), batch)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (
+            lambda rows: Vector(torch.zeros(1)),
+            r"initial_state\(2\) gives a state whose v has the shape \(1,\); ",
+        ),
+        (lambda rows: Vector(torch.zeros(())), r"whose v has the shape \(\); its first axis must be the batch"),
+        (lambda rows: Vector(torch.zeros(3, rows)), r"whose v has the shape \(3, 2\)"),
+    ],
+)
+def test_a_state_has_the_batch_first(start, message):
+    own = type("Own", (Least,), {"initial_state": lambda self, rows: start(rows)})
+    config = ACTConfig(halt_max_steps=2, halt_exploration_prob=0, q_target="off")
+    inner = own(config, DataShape(batch_size=2, seq_len=4, vocab_size=5, num_puzzle_identifiers=1))
+    with pytest.raises(ValueError, match=f"Own.*{message}"):
+        inner.empty_carry(2)
 
 
 def test_a_target_of_a_q_that_is_not_there_is_refused(tmp_path):

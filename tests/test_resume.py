@@ -1,6 +1,8 @@
 """Stopping and going on, byte for byte: python -m pytest tests/test_resume.py"""
 
 import json
+import os
+import pty
 import random
 import re
 import shutil
@@ -64,6 +66,24 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, uninterrupted):
     assert (folder / f"state_{stopped}").is_dir()
     pretrain(folder, **CHANGES)
     assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.apart
+def test_a_run_whose_terminal_is_closed_saves(tmp_path):
+    """With a display that can no longer be written."""
+    words = reference_overrides(tmp_path / "run", **CHANGES | {"epochs": 4000, "eval_interval": 2000})
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "pretrain.py", *words], command_environment())
+    shown = b""
+    while shown.count(b"step/s") < 5:
+        shown += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    last = read_metrics(tmp_path / "run")[-1]["step"]
+    assert last < 4000 and read_state(tmp_path / f"run/state_{last}").progress.step == last
 
 
 @pytest.fixture

@@ -639,13 +639,13 @@ def test_a_folder_with_other_things_is_refused(checkpoint, tmp_path):
 
 def test_a_full_disk_says_how_to_go_on(tmp_path):
     dtype = row_type(("q",), 1)
-    with Rows(tmp_path / "rows.0.bin", dtype) as rows:
+    rows = Rows(tmp_path / "rows.0.bin", dtype)
+    rows.append(np.zeros(2, dtype))
+    rows._file.close()
+    rows._file = open("/dev/full", "ab")
+    # Closing it tries to write once more what did not fit.
+    with pytest.raises(UserError, match="No space left on device; make room and go on with resume=true"), rows:
         rows.append(np.zeros(2, dtype))
-        rows._file.close()
-        rows._file = open("/dev/full", "ab")
-        with pytest.raises(UserError, match="No space left on device; make room and go on with resume=true"):
-            rows.append(np.zeros(2, dtype))
-        rows._file = open(tmp_path / "rows.0.bin", "ab")
 
 
 @pytest.mark.apart

@@ -139,6 +139,19 @@ def test_every_command_takes_a_folder_and_safetensors(run, tmp_path):
     assert (packed / "model_preds").is_dir() and (packed / "model_search").is_dir()
 
 
+def test_what_a_model_was_trained_on_is_missing(tmp_path, capsys):
+    """Then no reader of puzzles is the right one, and which of them failed is no help alone."""
+    gone = tmp_path / "gone"
+    grids = untrained(tmp_path / "grid", gone, vocab_size=3, identifiers=1, seq_len=4)
+    packed = hub.pack(grids.parent, tmp_path / "packed").parent
+    assert f"warning: no dataset at {gone}: dataset.json, which says what" in capsys.readouterr().err
+    assert "dataset.json" not in (packed / "README.md").read_text()
+    for checkpoint in (grids, packed):
+        for puzzle in ('["#.", ".."]', "#.\n..", np.array([[1, 0], [0, 0]])):
+            with pytest.raises(UserError, match=rf"\(no dataset at {gone}, which says what puzzles .*: set data_path"):
+                Solver.load(checkpoint).solve(puzzle)
+
+
 def test_a_run_starts_from_a_packed_folder(run, tmp_path):
     packed = hub.pack(run, tmp_path / "packed")
     lines = {

@@ -63,6 +63,13 @@ def test_a_signal_is_a_reason_to_stop_until_the_run_is_over_and_then_nothing(han
     assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
 
 
+def test_a_run_under_nohup_outlives_its_terminal(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request = StopRequest(None, ONE)
+    signal.raise_signal(signal.SIGHUP)
+    request.check()
+
+
 def test_a_run_stops_after_so_many_minutes(handlers, monkeypatch):
     now = 500.0
     monkeypatch.setattr("training.stopping.time.monotonic", lambda: now)

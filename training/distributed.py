@@ -26,7 +26,7 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
-    if not available[name]:
+    if not available.get(name, False):
         usable = ", ".join(device for device, there in available.items() if there)
         raise UserError(f"device={name} is not available to this PyTorch ({torch.__version__}); usable here: {usable}")
     if name == "cuda" and local_rank >= torch.cuda.device_count():

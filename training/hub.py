@@ -49,7 +49,7 @@ from huggingface_hub.utils.logging import set_verbosity_error
 from pydantic import Field
 from safetensors import SafetensorError
 
-from errors import UserError, first_line, one_line_errors
+from errors import UserError, first_line, one_line_errors, warn
 from files import read_json, temporary_folder, write_atomically
 from training.checkpoints import (
     ORIGINAL_CHECKPOINT,
@@ -161,9 +161,9 @@ def pack(run: Path, folder: Path, checkpoint: str | None = None, dtype: str | No
         with temporary_folder(folder) as made:
             write_safetensors(weights, made / SHARED, name, data)
             shutil.copyfile(run / "all_config.yaml", made / "all_config.yaml")
-            copy_description(run, made, config)
+            described = copy_description(run, made, config)
             (made / "metrics.jsonl").write_text("".join(evaluations(run)), encoding="utf-8")
-            card = packed_card(folder, name, config, metrics_at(run, step_of(name)), first_command(run))
+            card = packed_card(folder, name, config, metrics_at(run, step_of(name)), first_command(run), described)
             (made / "README.md").write_text(card, encoding="utf-8")
             shutil.copymode(made / "README.md", made / SHARED)  # safetensors lets nobody else read its file
             made.rename(folder)
@@ -270,12 +270,16 @@ def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
         (target / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
 
 
-def copy_description(source: Path, target: Path, config: PretrainConfig) -> None:
-    """Copy what the run's training split says of itself, from the run if it has that already, else from the dataset."""
+def copy_description(source: Path, target: Path, config: PretrainConfig) -> bool:
+    """Copy what the run's training split says of itself, from the run if it has that already, else from the dataset;
+    -> whether it is there. Without it no command knows grids of one's own, which are then warned of."""
     places = (source / DATASET, Path(config.data_path) / "train" / DATASET)
     place = next((place for place in places if place.is_file()), None)
-    if place is not None:
-        shutil.copyfile(place, target / DATASET)
+    if place is None:
+        warn(f"no dataset at {config.data_path}: {DATASET}, which says what the model was trained on, is left out")
+        return False
+    shutil.copyfile(place, target / DATASET)
+    return True
 
 
 def source_names(config: PretrainConfig) -> list[str]:
@@ -336,14 +340,20 @@ python evaluate.py checkpoint={shlex.quote(f"{run}/{checkpoint}")} data_path={sh
 
 
 def packed_card(
-    folder: Path, checkpoint: str, config: PretrainConfig, metrics: dict[str, float], command: str | None
+    folder: Path,
+    checkpoint: str,
+    config: PretrainConfig,
+    metrics: dict[str, float],
+    command: str | None,
+    described: bool,
 ) -> str:
+    of_dataset = ", `dataset.json` what it\nwas trained on" if described else ""
     trained = f"\nIt was trained with\n\n```bash\n{command}\n```\n" if command else ""
     return f"""# {folder.name}
 
 {about_model(checkpoint, config, metrics)}
-`model.safetensors` holds the weights, `all_config.yaml` the architecture and how it was trained, `dataset.json` what it
-was trained on, `metrics.jsonl` what was measured.
+`model.safetensors` holds the weights, `all_config.yaml` the architecture and how it was trained{of_dataset},
+`metrics.jsonl` what was measured.
 {trained}
 To use it:
 

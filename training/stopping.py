@@ -13,7 +13,7 @@ from training import launcher
 from training.config import EarlyStop
 from training.distributed import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # SIGHUP: the terminal, or the connection to it, is gone
 WINDOW = 100  # steps; in a single one only a few sequences halt
 VOTE_EVERY = 10  # steps in which several ranks ask each other whether to stop, however rarely they look at metrics
 
@@ -31,7 +31,8 @@ class StopRequest:
         self._next_step = 0.0  # seconds that it will take: a step is never left half done
         self._signal: str | None = None
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup means to last
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
