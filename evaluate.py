@@ -23,7 +23,7 @@ from errors import one_line_errors
 from files import check_writable
 from models.losses import ACTLossHead
 from puzzle_dataset import PuzzleDataset
-from training.checkpoints import beside, load_model, open_run
+from training.checkpoints import beside, find_checkpoint, load_model, open_run
 from training.compilation import EVALUATION, compile_blocks
 from training.config import SAVABLE_OUTPUTS, PretrainConfig
 from training.data import open_split
@@ -88,7 +88,9 @@ class EvalConfig(StrictModel):
 
 def evaluate_checkpoint(config: EvalConfig, ranks: Ranks, device: torch.device) -> dict[str, float]:
     """-> `eval/…` metrics, on rank 0."""
-    checkpoint, run = open_run(config.checkpoint, config.data_path)
+    # Once, since a run that goes on may soon mean another.
+    name = ranks.from_main(lambda: find_checkpoint(config.checkpoint))
+    checkpoint, run = open_run(name, config.data_path)
     config = config.model_copy(update={"checkpoint": str(checkpoint)})
     run.arch.halt_max_steps = config.max_steps or run.arch.halt_max_steps
     dataset = open_split(

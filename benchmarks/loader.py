@@ -151,7 +151,7 @@ def options(doc: str = __doc__) -> argparse.ArgumentParser:
 def main() -> None:
     args = options().parse_args()
     with one_line_errors():
-        publish(run(args), CPU, args.json)
+        publish(run(args), select_device(args.device), args.json)
 
 
 if __name__ == "__main__":

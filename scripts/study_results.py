@@ -4,7 +4,6 @@
 segments at inference. Accuracies are medians over the seeds, with the smallest and the largest.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from errors import UserError
 from evaluators.figure_plots import BLUE, DPI, GREEN, ORANGE, PURPLE, VERMILLION
-from files import write_atomically
+from files import read_json, write_atomically
 from scripts.study import ARCHITECTURES, MOST_SEGMENTS, TASKS, VARIANT_TASKS, VARIANTS, budgets, run_folder
 from training.curves import plain, read_lines
 
@@ -146,7 +145,7 @@ def read_at_inference(config: "StudyConfig", runs: Sequence["StudyRun"]) -> dict
     for run in runs:
         path = run_folder(config, run) / "segments.json"
         if path.exists():
-            reports.setdefault((run.task, run.model), []).append(json.loads(path.read_text()))
+            reports.setdefault((run.task, run.model), []).append(read_json(path, "remove it to measure anew"))
     return reports
 
 

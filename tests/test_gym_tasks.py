@@ -53,6 +53,12 @@ def test_every_task_that_fits_is_built_and_its_splits_share_nothing(package, tas
     assert json.loads((dataset / "source.json").read_text())["task"] == task
 
 
+def test_a_dataset_is_built_anew_in_its_folder(package, tmp_path):
+    for count in (2, 3):
+        dataset = built(tmp_path, next(iter(READERS)), train=count, test=2)
+        assert len(boards(dataset, "train")) == count
+
+
 def right_rotation(puzzle, answer):
     (arrow,) = set(puzzle[0])
     return np.array_equal(np.rot90(np.array(puzzle[1:]), -"↑→↓←".index(arrow)), answer)

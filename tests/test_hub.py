@@ -455,6 +455,11 @@ def test_a_private_push_is_private(fake, folder):
         (lambda run: None, "metrics.jsonl", "no checkpoint metrics.jsonl"),
         (lambda run: None, "best", "no checkpoint best"),
         (lambda run: (run / "best.json").write_text("{"), "best", "best.json is damaged"),
+        (
+            lambda run: (run / "best.json").write_text('{"checkpoint": "step_9", "value": 0}'),
+            "best",
+            "no puzzle was right",
+        ),
         (lambda run: (run / "step_60").write_bytes(b"?"), None, "step_60 is not a readable checkpoint"),
         (lambda run: torch.save([1], run / "step_60"), None, "step_60 is not a checkpoint"),
         (lambda run: torch.save({"w": 1}, run / "step_60"), None, "step_60 is not a checkpoint"),

@@ -30,6 +30,7 @@ from training.prediction_examples import look_at
 from training.predictions import PredictionWriter
 from training.report import how_to_predict, report
 from training.report_page import left_out
+from training.run_facts import Facts, cost_in_words
 
 
 @pytest.fixture
@@ -408,6 +409,27 @@ DAMAGE = {
     "a search": ("step_20_search/report.json", b'{"puzzles": 0, "right": {"q": 1}, "oracle_right": 1}', "Result"),
     "votes": ("votes.json", b'{"scores": {"task": []}}', "Result"),
 }
+
+
+def test_steps_that_were_made_again_count_in_the_pace(folder):
+    """It went back from step 300 to 100, and on to 400."""
+    starts = [
+        {
+            "started": "2026-11-01T10:00:00+00:00",
+            "ended": "2026-11-01T10:01:00+00:00",
+            "first_step": 0,
+            "last_step": 300,
+        },
+        {
+            "started": "2026-11-01T11:00:00+00:00",
+            "ended": "2026-11-01T11:01:00+00:00",
+            "first_step": 100,
+            "last_step": 400,
+        },
+    ]
+    assert "2.0 min, evaluations included: 5 steps a second" in cost_in_words(
+        Facts("", folder, read_run(folder), starts=starts)
+    )
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -17,6 +17,7 @@ import pytest
 
 import pretrain as pretrain_module
 from errors import UserError
+from evaluators.figures import FIGURES
 from files import locked, put_in_place
 from tests import warm
 from tests.in_memory import composed
@@ -25,6 +26,7 @@ from tests.launch import ROOT, command_environment
 from tests.runs import LIGHT, PIPELINE, edit_manifest, pretrain, read_metrics, reference_overrides, refusal
 from training.config import RETIRED_ARCH_KEYS, load_config
 from training.resume import (
+    CHECKPOINT_OR_ITS_WORK,
     Schedule,
     check_metrics,
     check_same_run,
@@ -555,6 +557,19 @@ def test_a_run_that_left_no_state_starts_again(tmp_path, uninterrupted):
     assert read_metrics(folder) == read_metrics(uninterrupted)[:1]
 
 
+def test_a_state_that_is_a_link_to_nowhere_is_passed_over(tmp_path):
+    """The disk that it was moved to is gone."""
+    run = tmp_path / "run"
+    pretrain(run, epochs=4)
+    (run / "state_99").symlink_to(tmp_path / "gone")
+    lines = pretrain(run, epochs=8, resume="true")
+    assert lines[-1]["step"] == 40 and (run / "state_99.aside").is_symlink()
+
+
+def test_figures_are_known_by_their_names():
+    assert all(CHECKPOINT_OR_ITS_WORK.fullmatch(f"step_7_ema_{name}.json") for name in FIGURES)
+
+
 def test_a_branch_has_no_best_that_is_another_runs(tmp_path):
     """Else no command would find a checkpoint in its folder."""
     run, branch = tmp_path / "run", tmp_path / "branch"
@@ -607,14 +622,16 @@ def test_what_was_made_with_a_checkpoint_that_is_replaced_is_set_aside(tmp_path)
     run, asked = tmp_path / "run", LIGHT | {"epochs": 4, "eval_interval": 2, "keep_last": 9}
     asked["checkpoint_every_eval"] = "true"
     pretrain(run, **asked)
-    for name in ("step_10_preds", "step_20_search", "step_20_all_preds.0", "step_20_ema_preds"):
+    for name in ("step_10_preds", "step_20_search", "step_20_all_preds.0", "step_20_ema_preds", "step_20_scaling.png"):
         (run / name).mkdir()
     shutil.rmtree(run / "state_20")
     pretrain(run, **asked | {"resume": "true"})
     assert not list(run.glob("*.aside"))
     shutil.rmtree(run / "state_20")
     pretrain(run, **asked | {"resume": "true", "lr": 3e-4})
-    assert sorted(path.name for path in run.glob("*.aside")) == ["step_20_all_preds.0.aside", "step_20_search.aside"]
+    assert sorted(path.name for path in run.glob("*.aside")) == [
+        "step_20_all_preds.0.aside", "step_20_scaling.png.aside", "step_20_search.aside"
+    ]  # fmt: skip
     assert (run / "step_10_preds").exists() and (run / "step_20_ema_preds").exists()
 
 

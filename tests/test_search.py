@@ -26,7 +26,7 @@ from tests.in_memory import FAMILY, build_head, composed
 from tests.launch import run as launch
 from tests.runs import PIPELINE, TRAJECTORY, here, load
 from tests.test_own_puzzles import kind_at
-from training.checkpoints import save_weights
+from training.checkpoints import load_model, save_weights
 from training.config import arch_config
 from training.distributed import Ranks
 from training.flops import flops_per_step
@@ -635,6 +635,21 @@ def test_a_folder_with_other_things_is_refused(checkpoint, tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "report.json", "risk_coverage.png", "rows.0.bin", "settings.json",
     ]  # fmt: skip
+
+
+def test_a_run_that_finds_a_better_checkpoint_meanwhile(checkpoint, monkeypatch):
+    """All of a search is of the checkpoint with which it began."""
+    best = checkpoint.parent / "best.json"
+    best.write_text(json.dumps({"checkpoint": checkpoint.name}))
+
+    def load(*arguments, **options):
+        shutil.copy(checkpoint, checkpoint.with_name("step_99"))
+        best.write_text(json.dumps({"checkpoint": "step_99"}))
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr(search, "load_model", load)
+    here(search.main, f"checkpoint={checkpoint.parent}", "depth=1", "device=cpu")
+    assert [path.name for path in checkpoint.parent.glob("*_search")] == [f"{checkpoint.name}_search"]
 
 
 def test_a_full_disk_says_how_to_go_on(tmp_path):

@@ -152,6 +152,11 @@ def test_what_a_model_was_trained_on_is_missing(tmp_path, capsys):
                 Solver.load(checkpoint).solve(puzzle)
 
 
+def test_an_unknown_device_is_refused(run):
+    with pytest.raises(UserError, match="device='cuda:0' is unknown; it is one of auto, cuda, mps, cpu"):
+        Solver.load(run, device="cuda:0")
+
+
 def test_a_run_starts_from_a_packed_folder(run, tmp_path):
     packed = hub.pack(run, tmp_path / "packed")
     lines = {

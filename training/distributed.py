@@ -26,7 +26,9 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
-    if not available.get(name, False):
+    if name not in DEVICES:
+        raise UserError(f"device={name!a:.50} is unknown; it is one of {', '.join(DEVICES)}")
+    if not available[name]:
         usable = ", ".join(device for device, there in available.items() if there)
         raise UserError(f"device={name} is not available to this PyTorch ({torch.__version__}); usable here: {usable}")
     if name == "cuda" and local_rank >= torch.cuda.device_count():

@@ -56,6 +56,7 @@ from training.checkpoints import (
     SAFETENSORS,
     SHARED,
     Weights,
+    best_checkpoint,
     checkpoints_in,
     find_checkpoint,
     read_safetensors,
@@ -237,8 +238,12 @@ def download(repo: str, revision: str | None = None, subfolder: str | None = Non
 
 def choose_checkpoint(folder: Path, name: str | None) -> Path:
     """The checkpoint with this file name, the one in best.json for `best`, or by default what the folder stands for."""
-    if name is None or (name == "best" and (folder / "best.json").exists()):
+    if name is None:
         return find_checkpoint(folder)
+    if name == "best" and (folder / "best.json").exists():
+        if (best := best_checkpoint(folder)) is None:
+            raise UserError(f"no checkpoint of {folder} is best: no puzzle was right at any evaluation; name one")
+        return best
     if is_checkpoint(name) and (folder / name).is_file():
         return folder / name
     there = ", ".join(path.name for path in checkpoints_in(folder))

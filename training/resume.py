@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE_NAME = re.compile(r"state_(\d+)(\.old)?")  # `.old` while another takes its place
-# Of what evaluations and searches leave, see training/run_folder.py
-MADE_WITH_IT = r"(_preds|_all_preds\.\d+|_search)"
+# Of what evaluations, searches and figures leave, see training/run_folder.py
+MADE_WITH_IT = r"(_preds|_all_preds\.\d+|_search|_(steps|participation|scaling|reliability)\.(png|json))"
 CHECKPOINT_OR_ITS_WORK = re.compile(rf"step_(\d+)(_ema)?{MADE_WITH_IT}?")
 
 # If one of these changes, the position in the data or the weights mean nothing any more.
@@ -314,12 +314,9 @@ def find_state(config: PretrainConfig) -> Found | None:
             problem = problem or error  # that of the newest
             passed_over.append(path)
             continue
-        others = [state for state in saved_states(run) if not state.samefile(path)]
-        wrong = [
-            state
-            for state in others
-            if _number(state) > manifest.progress.step or any(state.samefile(passed) for passed in passed_over)
-        ]
+        not_whole = {passed.resolve() for passed in passed_over}  # links that lead nowhere among them
+        others = [state for state in saved_states(run) if state.resolve() != path.resolve()]
+        wrong = [state for state in others if _number(state) > manifest.progress.step or state.resolve() in not_whole]
         return Found(path, manifest, wrong if in_place else [])
     if config.resume is True and not candidates:
         return None
@@ -336,7 +333,7 @@ def later_checkpoints(run: Path, step: int) -> list[Path]:
 
 
 def made_with(run: Path, checkpoint: str) -> list[Path]:
-    """The predictions of a checkpoint and searches with it."""
+    """The predictions of a checkpoint, searches with it and figures of it."""
     work = re.compile(re.escape(checkpoint) + MADE_WITH_IT)
     return [path for path in sorted(run.glob("step_*")) if work.fullmatch(path.name)]
 

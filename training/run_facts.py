@@ -57,6 +57,13 @@ class Facts:
         return next((start[key] for start in reversed(self.starts) if start.get(key) is not None), None)
 
     @property
+    def steps(self) -> float:
+        """How many it has made, those too that were made again after it went back to an earlier state."""
+        firsts = [_number(start.get("first_step")) for start in self.starts] or [0]
+        lasts = [start.get("last_step") for start in self.starts[:-1]] + [self.curves.last_step]
+        return sum(_number(last) - first for first, last in zip(firsts, lasts, strict=True))
+
+    @property
     def seconds(self) -> float | None:
         """How long it has trained, evaluations included; a start that was killed counts up to its last metrics."""
         metrics = _modified(self.folder / "metrics.jsonl")
@@ -230,7 +237,7 @@ def _results(facts: Facts) -> Iterator[tuple[str, str]]:
     elif facts.curves.last_step:
         yield "Result", "no evaluation yet"
     best = facts.best
-    if isinstance(best.get("value"), int | float) and best.get("step") != facts.last.get("step"):
+    if _number(best.get("value")) and best.get("step") != facts.last.get("step"):
         yield "Best", f"{best['value']:.2%} after all steps, {best.get('checkpoint')}: the best of several evaluations"
     if facts.curves.test:
         yield "Test split", f"{accuracies(facts.curves.test)}, evaluated once at the end"
@@ -246,9 +253,9 @@ def accuracies(line: Mapping[str, float]) -> str:
 
 
 def cost_in_words(facts: Facts) -> str:
-    words, steps = [], facts.curves.last_step - _number(facts.starts[0].get("first_step") if facts.starts else 0)
+    words = []
     if seconds := facts.seconds:
-        words.append(f"{duration(seconds)}, evaluations included: {steps / seconds:.3g} steps a second")
+        words.append(f"{duration(seconds)}, evaluations included: {facts.steps / seconds:.3g} steps a second")
     if facts.flops:
         each = facts.recorded("flops_per_step")
         words.append(f"{operations(each)} a training step as counted, {operations(facts.flops)} in all steps")
