@@ -221,7 +221,7 @@ def test_a_rank_that_waits_for_others_ends_when_its_launcher_is_gone():
 
 
 @pytest.mark.parametrize(("command", "work"), [(search, "run_search"), (evaluate, "evaluate_checkpoint")])
-def test_a_rank_at_work_ends_when_its_launcher_is_gone(command, work, monkeypatch):
+def test_a_rank_at_work_ends_when_its_launcher_is_gone(command, work, tmp_path, monkeypatch):
     """Else it would hold the folder of a search that is to go on."""
     seen, watching = [], []
 
@@ -233,7 +233,8 @@ def test_a_rank_at_work_ends_when_its_launcher_is_gone(command, work, monkeypatc
 
     monkeypatch.setattr("training.launcher.watched", watched)
     monkeypatch.setattr(command, work, lambda *_: seen.append(list(watching)))
-    here(command.main, "checkpoint=x", "device=cpu")
+    (tmp_path / "step_1").touch()
+    here(command.main, f"checkpoint={tmp_path / 'step_1'}", "device=cpu")
     assert (seen, watching) == ([[True]], [])
 
 
