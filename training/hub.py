@@ -277,7 +277,7 @@ def copy_records(source: Path, target: Path, config: PretrainConfig) -> None:
 
 def copy_description(source: Path, target: Path, config: PretrainConfig) -> bool:
     """Copy what the run's training split says of itself, from the run if it has that already, else from the dataset;
-    -> whether it is there. Without it no command knows grids of one's own, which are then warned of."""
+    -> whether it is there. Without it, which a warning says, no command can read grids of one's own."""
     places = (source / DATASET, Path(config.data_path) / "train" / DATASET)
     place = next((place for place in places if place.is_file()), None)
     if place is None:
